@@ -1,0 +1,122 @@
+"""Names, paths and environment variables that cross a process border. Each stands here once.
+
+Used by every package; the C library repeats the container paths in `libvgpu/core/share.h`, and a test compares the two.
+"""
+
+from typing import Final, NewType
+
+ClaimUID = NewType("ClaimUID", str)
+DeviceName = NewType("DeviceName", str)
+NodeName = NewType("NodeName", str)
+
+# --- Kubernetes: driver, API group, classes ----------------------------------------------------------------------
+
+DRIVER_NAME: Final = "vgpu.dra-driver.io"
+"""Default driver name; settable with --driver-name. At most 63 characters (KEP-4381)."""
+
+API_GROUP: Final = "vgpu.dra-driver.io"
+API_VERSION: Final = "v1alpha1"
+GROUP_VERSION: Final = f"{API_GROUP}/{API_VERSION}"
+
+VGPU_CONFIG_KIND: Final = "VGPUConfig"
+NODE_INVENTORY_KIND: Final = "NodeInventory"
+NODE_INVENTORY_PLURAL: Final = "nodeinventories"
+
+RESOURCE_GROUP: Final = "resource.k8s.io"
+RESOURCE_VERSIONS: Final = ("v1", "v1beta2", "v1beta1")
+"""Versions of resource.k8s.io that the driver speaks, best first."""
+
+DEVICE_CLASS_ANY: Final = "vgpu"
+
+
+def device_class(vendor: str) -> str:
+    """Return the name of a vendor's DeviceClass, such as `vgpu-nvidia`."""
+    return f"{DEVICE_CLASS_ANY}-{vendor}"
+
+
+# --- Devices: capacities and attributes ----------------------------------------------------------------------------
+# Published and requested without a domain: the prefixed form did not match before Kubernetes 1.38.
+
+CAPACITY_MEMORY: Final = "memory"
+"""Device memory in bytes, in steps of MEMORY_STEP_BYTES."""
+CAPACITY_CORES: Final = "cores"
+"""Guaranteed compute in percent of one device, 0 to 100. 0 means: only idle time."""
+CAPACITY_SHARES: Final = "shares"
+"""Tenants on one device; every share takes exactly one."""
+
+MEMORY_STEP_BYTES: Final = 1 << 20
+CORES_PER_DEVICE: Final = 100
+SHARES_PER_DEVICE: Final = 64
+
+ATTRIBUTE_VENDOR: Final = "vendor"
+ATTRIBUTE_UUID: Final = "uuid"
+ATTRIBUTE_PRODUCT_NAME: Final = "productName"
+ATTRIBUTE_ARCHITECTURE: Final = "architecture"
+ATTRIBUTE_COMPUTE_CAPABILITY: Final = "computeCapability"
+ATTRIBUTE_DRIVER_VERSION: Final = "driverVersion"
+ATTRIBUTE_RUNTIME_VERSION: Final = "runtimeVersion"
+ATTRIBUTE_TYPE: Final = "type"
+ATTRIBUTE_PCIE_ROOT: Final = "resource.kubernetes.io/pcieRoot"
+ATTRIBUTE_PCI_BUS_ID: Final = "resource.kubernetes.io/pciBusID"
+ATTRIBUTE_NUMA_NODE: Final = "resource.kubernetes.io/numaNode"
+
+DEVICE_TYPE_GPU: Final = "gpu"
+
+
+def device_name(uuid: str) -> DeviceName:
+    """Return the device's name in a ResourceSlice: its UUID in lower case.
+
+    Never derived from an index: a name must survive another GPU that drops off the bus.
+    """
+    return DeviceName(uuid.lower())
+
+
+# --- CDI -----------------------------------------------------------------------------------------------------------
+
+CDI_VENDOR: Final = DRIVER_NAME
+CDI_CLASS_GPU: Final = "gpu"
+"""One static spec per node with a device per GPU: device nodes and driver libraries."""
+CDI_CLASS_CLAIM: Final = "claim"
+"""One spec per claim with a device per share: limits, books and the library."""
+
+
+def share_name(claim_uid: str, index: int) -> str:
+    """Return the share of the index-th result of a claim's allocation; the order of results never changes."""
+    return f"{claim_uid}-{index}"
+
+
+# --- Files on the node ---------------------------------------------------------------------------------------------
+
+STATE_DIR: Final = "/var/lib/dra-driver-vgpu"
+KUBELET_DIR: Final = "/var/lib/kubelet"
+CDI_DIR: Final = "/var/run/cdi"
+
+SHARES_SUBDIR: Final = "shares"
+LIBRARY_SUBDIR: Final = "lib"
+LIMITS_FILE: Final = "limits"
+BOOKS_FILE: Final = "books"
+
+# --- Files in the container ----------------------------------------------------------------------------------------
+
+CONTAINER_SHARES_DIR: Final = "/run/vgpu/shares"
+CONTAINER_LIBRARY_DIR: Final = "/usr/lib/vgpu"
+CONTAINER_PRELOAD_FILE: Final = "/etc/ld.so.preload"
+
+# --- Environment ---------------------------------------------------------------------------------------------------
+
+ENV_SHARES_DIR: Final = "VGPU_SHARES_DIR"
+"""Where libvgpu looks for shares when CONTAINER_SHARES_DIR does not exist: set by `dra-driver run`."""
+ENV_STUB_DEVICE_DIR: Final = "VGPU_STUB_DEV_DIR"
+"""Where the stub driver looks for its cards; /dev if unset. The real driver does not know it."""
+
+# --- Events --------------------------------------------------------------------------------------------------------
+
+EVENT_UNSATISFIABLE: Final = "VGPUUnsatisfiable"
+"""Reason of the event on a claim (and its pod) that no device can serve now."""
+
+REASON_INSUFFICIENT_MEMORY: Final = "CardInsufficientMemory"
+REASON_INSUFFICIENT_CORES: Final = "CardInsufficientCore"
+REASON_INSUFFICIENT_SHARES: Final = "CardSharesExhausted"
+REASON_UNHEALTHY: Final = "CardUnhealthy"
+REASON_NOT_SELECTED: Final = "CardNotSelected"
+REASON_EXCLUSIVE: Final = "CardInUse"

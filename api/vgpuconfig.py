@@ -1,0 +1,97 @@
+"""VGPUConfig: the opaque parameters of a claim, and what they make of its allocation.
+
+A user writes them under `spec.devices.config[].opaque.parameters` of a ResourceClaim or in a DeviceClass; the node agent reads
+them when it prepares the claim, the controller when it explains or admits it. Strict: what is not known is refused, since a
+limit that is silently ignored is no limit.
+"""
+
+import enum
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from api import names
+from api.errors import ConfigError
+from api.quantities import parse_bytes
+
+
+class Policy(enum.Enum):
+    """What a share may do with compute time that nobody else wants."""
+
+    FIXED = "Fixed"
+    """Never above its cores, on an idle device neither."""
+    BURST = "Burst"
+    """Takes idle time, and falls back to its cores as soon as a neighbour is active."""
+
+
+def _policy(value: object) -> Policy:
+    # Strict mode takes no strings for an enum in Python data; the names are the API here.
+    for policy in Policy:
+        if value == policy.value:
+            return policy
+    raise ValueError('expected "Fixed" or "Burst"')
+
+
+class VGPUConfig(BaseModel):
+    """Limits of a share, beside the capacity that its claim requests."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    api_version: Literal["vgpu.dra-driver.io/v1alpha1"] = Field(alias="apiVersion")
+    kind: Literal["VGPUConfig"]
+    memory: int | None = None
+    """Bytes; None: what the claim was allocated."""
+    cores: Annotated[int, Field(ge=0, le=names.CORES_PER_DEVICE)] | None = None
+    """Percent of a device; None: what the claim was allocated."""
+    policy: Annotated[Policy, BeforeValidator(_policy)] | None = None
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _memory(cls, value: object) -> int | None:
+        if value is None:
+            return None
+        try:
+            return parse_bytes(value, "memory")
+        except ConfigError as error:
+            raise ValueError(str(error).removeprefix("memory: ")) from error
+
+
+_EXPECTED = {
+    "memory": 'a quantity of memory above 0 such as "8Gi"',
+    "cores": f"a whole number from 0 to {names.CORES_PER_DEVICE} (percent of one device)",
+    "policy": '"Fixed" or "Burst"',
+    "apiVersion": f'"{names.GROUP_VERSION}"',
+    "kind": f'"{names.VGPU_CONFIG_KIND}"',
+}
+
+
+def parse_config(parameters: object, where: str) -> VGPUConfig:
+    """Return the parameters as a VGPUConfig.
+
+    Args:
+        parameters: the content of `opaque.parameters`.
+        where: names the object that holds them, such as `ResourceClaim team-a/train`.
+
+    Raises:
+        ConfigError: one line for each problem: object, field, what was found, what was expected.
+    """
+    if not isinstance(parameters, Mapping):
+        raise ConfigError(f"{where}: parameters: found {parameters!r}, expected an object of kind {names.VGPU_CONFIG_KIND}")
+    try:
+        return VGPUConfig.model_validate(dict(parameters))
+    except ValidationError as error:
+        lines = (_describe(dict(problem), where) for problem in error.errors())
+        raise ConfigError("\n".join(lines)) from error
+
+
+def _describe(problem: dict[str, Any], where: str) -> str:
+    field = str(problem["loc"][0])
+    if problem["type"] == "extra_forbidden":
+        return f"{where}: {field}: unknown field, expected one of {', '.join(_EXPECTED)}"
+    if problem["type"] == "missing":
+        return f"{where}: {field}: missing, expected {_EXPECTED[field]}"
+    reason = str(problem.get("ctx", {}).get("error", ""))
+    if field == "memory" and reason:
+        return f"{where}: memory: {reason}"
+    return f"{where}: {field}: found {problem['input']!r}, expected {_EXPECTED[field]}"

@@ -1,0 +1,28 @@
+"""Build hook: compiles the interception library and puts it into the wheel.
+
+Called by hatchling. The wheel carries `libvgpu/_native/libvgpu.so`; an editable install uses `build/libvgpu.so` of the checkout.
+"""
+
+import os
+import subprocess
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+
+class NativeBuildHook(BuildHookInterface[Any]):
+    """Runs `make -C libvgpu` and marks the wheel as one of this platform, for any Python 3."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Add the built library to a wheel; an editable install needs nothing."""
+        if version == "editable":
+            return
+        root = Path(self.root)
+        output = root / "build" / "wheel"
+        subprocess.run(["make", "-C", str(root / "libvgpu"), f"BUILD={output}", "all"], check=True, env=os.environ)
+        build_data["force_include"][str(output / "libvgpu.so")] = "libvgpu/_native/libvgpu.so"
+        build_data["pure_python"] = False
+        platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        build_data["tag"] = f"py3-none-{platform}"
