@@ -42,8 +42,9 @@ class VGPUConfig(BaseModel):
     kind: Literal["VGPUConfig"]
     memory: int | None = None
     """Bytes; None: what the claim was allocated."""
-    cores: Annotated[int, Field(ge=0, le=names.CORES_PER_DEVICE)] | None = None
-    """Percent of a device; None: what the claim was allocated."""
+    cores: Annotated[int, Field(ge=1, le=names.CORES_PER_DEVICE)] | None = None
+    """Percent of a device; None: what the claim was allocated. 0 is refused: as a limit it would forbid all work, and in
+    other systems it means no limit; a share without guaranteed time just leaves it out."""
     policy: Annotated[Policy, BeforeValidator(_policy)] | None = None
 
     @field_validator("memory", mode="before")
@@ -59,7 +60,7 @@ class VGPUConfig(BaseModel):
 
 _EXPECTED = {
     "memory": 'a quantity of memory above 0 such as "8Gi"',
-    "cores": f"a whole number from 0 to {names.CORES_PER_DEVICE} (percent of one device)",
+    "cores": f"a whole number from 1 to {names.CORES_PER_DEVICE} (percent of one device)",
     "policy": '"Fixed" or "Burst"',
     "apiVersion": f'"{names.GROUP_VERSION}"',
     "kind": f'"{names.VGPU_CONFIG_KIND}"',

@@ -1,0 +1,220 @@
+"""ResourceClaims as the driver sees them, whichever version of resource.k8s.io they were read in.
+
+v1 and v1beta2 wrap a request in `exactly`, v1beta1 has it inline; the rest of what the driver reads is the same. Used by the node
+agent (what was allocated), by the controller (what was asked, and why it cannot be met) and by `dra-driver explain`.
+Source: k8s.io/api/resource/{v1,v1beta1,v1beta2}/types.go.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from api import names
+from api.errors import ClaimError, ConfigError
+from api.names import ClaimUID
+from api.quantities import parse_count
+from api.vgpuconfig import VGPUConfig, parse_config
+
+Object = Mapping[str, Any]
+"""A Kubernetes object as JSON gave it."""
+
+
+@dataclass(frozen=True)
+class DeviceRequest:
+    """One device request of a claim, or one alternative of it (`parent/name` in a firstAvailable list)."""
+
+    name: str
+    device_class: str
+    capacity: Mapping[str, int]
+    """Requested amounts by unprefixed capacity name: bytes of memory, percent of cores."""
+    selectors: tuple[str, ...]
+    """CEL expressions; a device must pass them all."""
+    count: int
+    """Devices wanted; 0 stands for all that match (allocationMode All)."""
+    admin_access: bool
+
+
+@dataclass(frozen=True)
+class AllocationResult:
+    """One device that the scheduler gave to a claim."""
+
+    index: int
+    """Place in `status.allocation.devices.results`; it never changes while the allocation lasts."""
+    request: str
+    driver: str
+    pool: str
+    device: str
+    share_id: str | None
+    consumed: Mapping[str, int]
+    """Consumed capacity by unprefixed name; empty where the device was allocated whole."""
+    admin_access: bool
+
+
+@dataclass(frozen=True)
+class OpaqueConfig:
+    """Opaque parameters that apply to an allocation, in the order of their precedence: the last wins."""
+
+    driver: str
+    requests: tuple[str, ...]
+    """Requests that it applies to; empty: all."""
+    parameters: object
+    from_class: bool
+
+    def applies_to(self, request: str) -> bool:
+        """Say whether this is meant for a request, or for the parent of a firstAvailable alternative."""
+        return not self.requests or request in self.requests or request.split("/")[0] in self.requests
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """An entry of `status.reservedFor`."""
+
+    resource: str
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What the scheduler decided for a claim."""
+
+    results: tuple[AllocationResult, ...]
+    configs: tuple[OpaqueConfig, ...]
+
+
+@dataclass(frozen=True)
+class ClaimView:
+    """A ResourceClaim, read from any served API version."""
+
+    namespace: str
+    name: str
+    uid: ClaimUID
+    requests: tuple[DeviceRequest, ...]
+    configs: tuple[OpaqueConfig, ...]
+    """The parameters that the claim itself carries."""
+    allocation: Allocation | None
+    reserved_for: tuple[Consumer, ...]
+    pod_uid: str | None
+    """UID of the pod that the claim was made for from a template, if any."""
+    deleting: bool
+
+    def __str__(self) -> str:
+        return f"ResourceClaim {self.namespace}/{self.name}"
+
+    @classmethod
+    def from_object(cls, claim: Object) -> "ClaimView":
+        """Read a claim as the API server sent it.
+
+        Raises:
+            ClaimError: names the claim, the field, what was found and what was expected.
+        """
+        metadata = claim.get("metadata", {})
+        where = f"ResourceClaim {metadata.get('namespace', '')}/{metadata.get('name', '')}"
+        try:
+            return _read_claim(claim, where)
+        except (KeyError, TypeError, AttributeError, ConfigError) as error:
+            if isinstance(error, ConfigError):
+                raise ClaimError(str(error)) from error
+            raise ClaimError(f"{where}: expected the fields of {names.RESOURCE_GROUP}, found {error!r}") from error
+
+
+def vgpu_config(configs: tuple[OpaqueConfig, ...], request: str, driver: str, where: str) -> VGPUConfig:
+    """Return the parameters that hold for a request: field by field, the last config that sets it wins.
+
+    Args:
+        configs: of an allocation (classes first, then the claim), or of a claim's spec.
+        request: name of the request, `parent/name` for an alternative.
+        driver: our driver name; parameters of others are not ours to read.
+        where: names the claim, for messages.
+
+    Raises:
+        ConfigError: one of them is not a valid VGPUConfig.
+    """
+    found = VGPUConfig(apiVersion=names.GROUP_VERSION, kind=names.VGPU_CONFIG_KIND)
+    for config in configs:
+        if config.driver == driver and config.applies_to(request):
+            given = parse_config(config.parameters, where)
+            found = found.model_copy(update=given.model_dump(exclude_none=True))
+    return found
+
+
+def amounts(quantities: Mapping[str, object], where: str) -> dict[str, int]:
+    """Return amounts by unprefixed capacity name; both forms occur, see kubernetes/kubernetes KEP-5075."""
+    return {name.rpartition("/")[2]: parse_count(value, f"{where}: {name}") for name, value in quantities.items()}
+
+
+def _read_claim(claim: Object, where: str) -> ClaimView:
+    metadata = claim["metadata"]
+    spec = claim.get("spec") or {}
+    devices = spec.get("devices") or {}
+    status = claim.get("status") or {}
+    owners = metadata.get("ownerReferences") or []
+    return ClaimView(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=ClaimUID(metadata["uid"]),
+        requests=tuple(r for request in devices.get("requests") or [] for r in _read_request(request, where)),
+        configs=tuple(_read_configs(devices.get("config") or [])),
+        allocation=_read_allocation(status["allocation"], where) if status.get("allocation") else None,
+        reserved_for=tuple(
+            Consumer(entry["resource"], entry["name"], entry["uid"]) for entry in status.get("reservedFor") or []
+        ),
+        pod_uid=next((o["uid"] for o in owners if o.get("kind") == "Pod" and o.get("controller")), None),
+        deleting="deletionTimestamp" in metadata,
+    )
+
+
+def _read_request(request: Object, where: str) -> Iterator[DeviceRequest]:
+    name = request["name"]
+    if request.get("firstAvailable"):
+        for alternative in request["firstAvailable"]:
+            yield _read_exact(f"{name}/{alternative['name']}", alternative, where)
+    else:
+        # v1beta1 has the fields of `exactly` in the request itself.
+        yield _read_exact(name, request.get("exactly") or request, where)
+
+
+def _read_exact(name: str, exact: Object, where: str) -> DeviceRequest:
+    everything = exact.get("allocationMode") == "All"
+    requested = (exact.get("capacity") or {}).get("requests") or {}
+    return DeviceRequest(
+        name=name,
+        device_class=exact["deviceClassName"],
+        capacity=amounts(requested, f"{where}: request {name}: capacity"),
+        selectors=tuple(s["cel"]["expression"] for s in exact.get("selectors") or [] if s.get("cel")),
+        count=0 if everything else exact.get("count", 1),
+        admin_access=bool(exact.get("adminAccess")),
+    )
+
+
+def _read_allocation(allocation: Object, where: str) -> Allocation:
+    devices = allocation.get("devices") or {}
+    return Allocation(
+        results=tuple(
+            AllocationResult(
+                index=index,
+                request=result["request"],
+                driver=result["driver"],
+                pool=result["pool"],
+                device=result["device"],
+                share_id=result.get("shareID"),
+                consumed=amounts(result.get("consumedCapacity") or {}, f"{where}: consumedCapacity"),
+                admin_access=bool(result.get("adminAccess")),
+            )
+            for index, result in enumerate(devices.get("results") or [])
+        ),
+        configs=tuple(_read_configs(devices.get("config") or [])),
+    )
+
+
+def _read_configs(configs: list[Object]) -> Iterator[OpaqueConfig]:
+    # The API server keeps classes before the claim, but does not promise it; a claim must win over its class.
+    for config in sorted(configs, key=lambda c: c.get("source") != "FromClass"):
+        opaque = config.get("opaque")
+        if opaque:
+            yield OpaqueConfig(
+                driver=opaque["driver"],
+                requests=tuple(config.get("requests") or ()),
+                parameters=opaque.get("parameters"),
+                from_class=config.get("source") == "FromClass",
+            )

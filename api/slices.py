@@ -1,0 +1,124 @@
+"""ResourceSlices as the driver writes and reads them, whichever version of resource.k8s.io is served.
+
+v1beta1 wraps a device's fields in `basic`; v1beta2 and v1 have them inline. Used by the controller.
+Source: k8s.io/api/resource/{v1,v1beta1,v1beta2}/types.go; limits on values in kubernetes-dra KEP-4381 and KEP-5075.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from api.claims import Object
+from api.errors import StateError
+
+MAX_DEVICES = 128
+"""Devices in one slice (ResourceSliceMaxDevices)."""
+MAX_DEVICES_WITH_TAINTS = 64
+"""Devices in one slice if any has taints or draws on counters."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """An attribute's value that is a semantic version."""
+
+    text: str
+
+
+AttributeValue = str | int | bool | Version
+_ATTRIBUTE_KEYS: Mapping[type, str] = {str: "string", int: "int", bool: "bool", Version: "version"}
+
+
+@dataclass(frozen=True)
+class Range:
+    """Amounts that a claim may ask for: minimum, maximum and the step between them."""
+
+    minimum: str
+    maximum: str
+    step: str
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """A capacity of a device; amounts are quantities such as "10Gi"."""
+
+    value: str
+    default: str | None = None
+    """What a claim gets that does not ask; None: all of it."""
+    valid_range: Range | None = None
+    valid_values: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device as it is offered."""
+
+    name: str
+    attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
+    capacity: Mapping[str, Capacity] = field(default_factory=dict)
+    allow_multiple: bool = False
+
+
+def render_device(device: Device, version: str) -> dict[str, Any]:
+    """Return the device as JSON of the given version of resource.k8s.io."""
+    fields: dict[str, Any] = {
+        "attributes": {name: _render_attribute(value) for name, value in device.attributes.items()},
+        "capacity": {name: _render_capacity(capacity) for name, capacity in device.capacity.items()},
+    }
+    if device.allow_multiple:
+        fields["allowMultipleAllocations"] = True
+    if version == "v1beta1":
+        return {"name": device.name, "basic": fields}
+    return {"name": device.name, **fields}
+
+
+def read_device(device: Object) -> Device:
+    """Return a device read from a slice of any version.
+
+    Raises:
+        StateError: not the fields of a device.
+    """
+    try:
+        fields: Object = device.get("basic") or device
+        return Device(
+            name=device["name"],
+            attributes={name: _read_attribute(value) for name, value in (fields.get("attributes") or {}).items()},
+            capacity={name: _read_capacity(value) for name, value in (fields.get("capacity") or {}).items()},
+            allow_multiple=bool(fields.get("allowMultipleAllocations")),
+        )
+    except (KeyError, TypeError, AttributeError, StopIteration) as error:
+        raise StateError(f"device {device!r}: expected the fields of a ResourceSlice's device, found {error!r}") from error
+
+
+def _render_attribute(value: AttributeValue) -> dict[str, Any]:
+    return {_ATTRIBUTE_KEYS[type(value)]: value.text if isinstance(value, Version) else value}
+
+
+def _read_attribute(value: Object) -> AttributeValue:
+    key, content = next(iter(value.items()))
+    return Version(content) if key == "version" else content  # type: ignore[no-any-return]
+
+
+def _render_capacity(capacity: Capacity) -> dict[str, Any]:
+    rendered: dict[str, Any] = {"value": capacity.value}
+    policy: dict[str, Any] = {}
+    if capacity.default is not None:
+        policy["default"] = capacity.default
+    if capacity.valid_range is not None:
+        limits = capacity.valid_range
+        policy["validRange"] = {"min": limits.minimum, "max": limits.maximum, "step": limits.step}
+    if capacity.valid_values:
+        policy["validValues"] = list(capacity.valid_values)
+    if policy:
+        rendered["requestPolicy"] = policy
+    return rendered
+
+
+def _read_capacity(capacity: Object) -> Capacity:
+    policy = capacity.get("requestPolicy") or {}
+    limits = policy.get("validRange")
+    return Capacity(
+        value=str(capacity["value"]),
+        default=policy.get("default"),
+        valid_range=Range(limits["min"], limits.get("max", ""), limits.get("step", "")) if limits else None,
+        valid_values=tuple(policy.get("validValues") or ()),
+    )
