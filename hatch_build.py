@@ -1,6 +1,7 @@
 """Build hook: compiles the interception library and puts it into the wheel.
 
-Called by hatchling. The wheel carries `libvgpu/_native/libvgpu.so`; an editable install uses `build/libvgpu.so` of the checkout.
+Called by hatchling. The wheel carries `libvgpu/_native/libvgpu.so`; an editable install uses `build/libvgpu.so` of
+the checkout.
 """
 
 import os

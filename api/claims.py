@@ -1,8 +1,8 @@
 """ResourceClaims as the driver sees them, whichever version of resource.k8s.io they were read in.
 
-v1 and v1beta2 wrap a request in `exactly`, v1beta1 has it inline; the rest of what the driver reads is the same. Used by the node
-agent (what was allocated), by the controller (what was asked, and why it cannot be met) and by `dra-driver explain`.
-Source: k8s.io/api/resource/{v1,v1beta1,v1beta2}/types.go.
+v1 and v1beta2 wrap a request in `exactly`, v1beta1 has it inline; the rest of what the driver reads is the same. Used
+by the node agent (what was allocated), by the controller (what was asked, and why it cannot be met) and by `dra-
+driver explain`. Source: k8s.io/api/resource/{v1,v1beta1,v1beta2}/types.go.
 """
 
 from collections.abc import Iterator, Mapping
@@ -62,7 +62,7 @@ class OpaqueConfig:
 
     def applies_to(self, request: str) -> bool:
         """Say whether this is meant for a request, or for the parent of a firstAvailable alternative."""
-        return not self.requests or request in self.requests or request.split("/")[0] in self.requests
+        return not self.requests or request in self.requests or request.partition("/")[0] in self.requests
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def vgpu_config(configs: tuple[OpaqueConfig, ...], request: str, driver: str, wh
     Raises:
         ConfigError: one of them is not a valid VGPUConfig.
     """
-    found = VGPUConfig(apiVersion=names.GROUP_VERSION, kind=names.VGPU_CONFIG_KIND)
+    found = VGPUConfig(apiVersion="vgpu.dra-driver.io/v1alpha1", kind="VGPUConfig")
     for config in configs:
         if config.driver == driver and config.applies_to(request):
             given = parse_config(config.parameters, where)

@@ -12,7 +12,8 @@
             ├── ConflictError     409: changed meanwhile, or exists already
             └── GoneError         410: the watch is too old, list again
 
-A message names the object, what was found and what was expected. Errors of libraries are translated at the edge that met them.
+A message names the object, what was found and what was expected. Errors of libraries are translated at the edge that
+met them.
 """
 
 

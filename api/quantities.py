@@ -1,6 +1,7 @@
 """Kubernetes quantities of memory: "8Gi", "500M", "1048576".
 
-Parsing is left to the kubernetes package; here are the rules that hold for device memory: whole bytes, above zero, not absurd.
+Parsing is left to the kubernetes package; here are the rules that hold for device memory: whole bytes, above zero,
+not absurd.
 """
 
 from decimal import Decimal
@@ -29,7 +30,7 @@ def parse_bytes(quantity: object, where: str) -> int:
     if isinstance(quantity, bool) or not isinstance(quantity, str | int):
         raise ConfigError(f"{where}: found {quantity!r}, {expected}")
     try:
-        value: Decimal = parse_quantity(quantity)
+        value: Decimal = parse_quantity(quantity)  # type: ignore[no-untyped-call]
     except ValueError as error:
         raise ConfigError(f"{where}: found {quantity!r}, {expected}") from error
     if not value.is_finite() or value <= 0:
@@ -51,7 +52,7 @@ def parse_count(quantity: object, where: str) -> int:
     if isinstance(quantity, bool) or not isinstance(quantity, str | int):
         raise ConfigError(f"{where}: found {quantity!r}, {expected}")
     try:
-        value: Decimal = parse_quantity(quantity)
+        value: Decimal = parse_quantity(quantity)  # type: ignore[no-untyped-call]
     except ValueError as error:
         raise ConfigError(f"{where}: found {quantity!r}, {expected}") from error
     if not value.is_finite() or value < 0 or value > MAX_BYTES or value != value.to_integral_value():

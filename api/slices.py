@@ -86,7 +86,9 @@ def read_device(device: Object) -> Device:
             allow_multiple=bool(fields.get("allowMultipleAllocations")),
         )
     except (KeyError, TypeError, AttributeError, StopIteration) as error:
-        raise StateError(f"device {device!r}: expected the fields of a ResourceSlice's device, found {error!r}") from error
+        raise StateError(
+            f"device {device!r}: expected the fields of a ResourceSlice's device, found {error!r}"
+        ) from error
 
 
 def _render_attribute(value: AttributeValue) -> dict[str, Any]:
@@ -95,7 +97,7 @@ def _render_attribute(value: AttributeValue) -> dict[str, Any]:
 
 def _read_attribute(value: Object) -> AttributeValue:
     key, content = next(iter(value.items()))
-    return Version(content) if key == "version" else content  # type: ignore[no-any-return]
+    return Version(content) if key == "version" else content
 
 
 def _render_capacity(capacity: Capacity) -> dict[str, Any]:

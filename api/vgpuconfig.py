@@ -1,8 +1,8 @@
 """VGPUConfig: the opaque parameters of a claim, and what they make of its allocation.
 
-A user writes them under `spec.devices.config[].opaque.parameters` of a ResourceClaim or in a DeviceClass; the node agent reads
-them when it prepares the claim, the controller when it explains or admits it. Strict: what is not known is refused, since a
-limit that is silently ignored is no limit.
+A user writes them under `spec.devices.config[].opaque.parameters` of a ResourceClaim or in a DeviceClass; the node
+agent reads them when it prepares the claim, the controller when it explains or admits it. Strict: what is not known
+is refused, since a limit that is silently ignored is no limit.
 """
 
 import enum
@@ -43,8 +43,11 @@ class VGPUConfig(BaseModel):
     memory: int | None = None
     """Bytes; None: what the claim was allocated."""
     cores: Annotated[int, Field(ge=1, le=names.CORES_PER_DEVICE)] | None = None
-    """Percent of a device; None: what the claim was allocated. 0 is refused: as a limit it would forbid all work, and in
-    other systems it means no limit; a share without guaranteed time just leaves it out."""
+    """Percent of a device; None: what the claim was allocated.
+
+    0 is refused: as a limit it would forbid all work, and elsewhere it means no limit. A share that wants no guaranteed
+    time leaves it out.
+    """
     policy: Annotated[Policy, BeforeValidator(_policy)] | None = None
 
     @field_validator("memory", mode="before")
@@ -78,7 +81,9 @@ def parse_config(parameters: object, where: str) -> VGPUConfig:
         ConfigError: one line for each problem: object, field, what was found, what was expected.
     """
     if not isinstance(parameters, Mapping):
-        raise ConfigError(f"{where}: parameters: found {parameters!r}, expected an object of kind {names.VGPU_CONFIG_KIND}")
+        raise ConfigError(
+            f"{where}: parameters: found {parameters!r}, expected an object of kind {names.VGPU_CONFIG_KIND}"
+        )
     try:
         return VGPUConfig.model_validate(dict(parameters))
     except ValidationError as error:

@@ -1,0 +1,178 @@
+"""NodeInventory: plain facts about the devices of a node, stated by its node agent and read by the controller.
+
+Cluster-scoped and named after the node. The agent writes `status` only; it decides nothing. The CRD is generated from
+the models here, so that the schema that the API server checks and the one that Python checks are one.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+from api import names
+from api.errors import StateError
+
+
+class _Model(BaseModel):
+    # Unknown fields are kept out, not refused: an older controller reads what a newer agent wrote.
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True, extra="ignore")
+
+
+class DeviceFacts(_Model):
+    """One device, as its driver describes it."""
+
+    name: Annotated[str, Field(description="Name in ResourceSlices, made from the UUID.")]
+    uuid: Annotated[str, Field(description="UUID as the driver gives it, such as GPU-5c1f....")]
+    vendor: Annotated[str, Field(description="Vendor in lower case, such as nvidia.")]
+    product_name: Annotated[str, Field(description="Model as the driver names it.")]
+    memory_bytes: Annotated[
+        int, Field(ge=0, description="Memory of the whole device in bytes.", json_schema_extra={"format": "int64"})
+    ]
+    index: Annotated[int, Field(ge=0, description="Index in the driver's own order; it may change at a reboot.")]
+    type: Annotated[str, Field(description="gpu for a whole GPU.")] = names.DEVICE_TYPE_GPU
+    architecture: Annotated[str, Field(description="Architecture, such as Hopper.")] = ""
+    compute_capability: Annotated[str, Field(description="CUDA compute capability, such as 9.0.")] = ""
+    driver_version: Annotated[str, Field(description="Version of the kernel driver.")] = ""
+    runtime_version: Annotated[
+        str, Field(description="Highest CUDA version that the driver supports, such as 13.0.")
+    ] = ""
+    pci_bus_id: Annotated[str, Field(description="PCI address, such as 0000:65:00.0.")] = ""
+    pcie_root: Annotated[str, Field(description="PCIe root complex, such as pci0000:64.")] = ""
+    numa_node: Annotated[int | None, Field(description="NUMA node; absent where the platform has none.")] = None
+    healthy: Annotated[bool, Field(description="False: keep new claims away; health says why.")] = True
+    shareable: Annotated[bool, Field(description="False: not offered in fractions; health says why.")] = True
+    health: Annotated[str, Field(description="Why the device is not healthy, or not shareable.")] = ""
+
+
+class InventoryStatus(_Model):
+    """What the agent saw last."""
+
+    node_uid: Annotated[str, Field(description="UID of the Node object; slices are owned by it.", alias="nodeUID")]
+    driver_name: Annotated[str, Field(description="Driver name that the agent registered with the kubelet.")]
+    agent_version: Annotated[str, Field(description="Version of the node agent.")] = ""
+    heartbeat_time: Annotated[datetime, Field(description="When the agent was last alive; renewed while it runs.")]
+    devices: Annotated[list[DeviceFacts], Field(description="Devices in the driver's order.")] = Field(
+        default_factory=list
+    )
+    message: Annotated[
+        str, Field(description="What keeps the agent from seeing all devices; empty if nothing does.")
+    ] = ""
+
+
+class NodeInventory(_Model):
+    """The object as a whole; `status` is None until the agent has looked for the first time."""
+
+    node_name: str
+    resource_version: str
+    status: InventoryStatus | None
+
+    @classmethod
+    def from_object(cls, inventory: Mapping[str, Any]) -> "NodeInventory":
+        """Read a NodeInventory as the API server sent it.
+
+        Raises:
+            StateError: names the object, each field, what was found and what is wrong with it.
+        """
+        metadata = inventory.get("metadata", {})
+        name = metadata.get("name", "")
+        try:
+            status = inventory.get("status")
+            return cls(
+                node_name=name,
+                resource_version=metadata.get("resourceVersion", ""),
+                status=InventoryStatus.model_validate(status) if status else None,
+            )
+        except ValidationError as error:
+            lines = (
+                f"NodeInventory {name}: status.{'.'.join(str(part) for part in problem['loc'])}: "
+                f"found {problem['input']!r}, expected: {problem['msg']}"
+                for problem in error.errors()
+            )
+            raise StateError("\n".join(lines)) from error
+
+
+def to_object(node_name: str, status: InventoryStatus | None = None) -> dict[str, Any]:
+    """Return the JSON object of a node's inventory."""
+    inventory: dict[str, Any] = {
+        "apiVersion": names.GROUP_VERSION,
+        "kind": names.NODE_INVENTORY_KIND,
+        "metadata": {"name": node_name},
+        "spec": {},
+    }
+    if status is not None:
+        inventory["status"] = status.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return inventory
+
+
+def crd() -> dict[str, Any]:
+    """Return the CustomResourceDefinition of NodeInventory (apiextensions.k8s.io/v1)."""
+    columns = [
+        ("Model", "string", ".status.devices[0].productName", "Model of the first device"),
+        ("Driver", "string", ".status.devices[0].driverVersion", "Version of the kernel driver"),
+        ("Heartbeat", "date", ".status.heartbeatTime", "When the agent was last alive"),
+        ("Message", "string", ".status.message", "What keeps the agent from seeing all devices"),
+        ("Age", "date", ".metadata.creationTimestamp", "Age of the object"),
+    ]
+    schema = {
+        "type": "object",
+        "description": "Facts about the devices of a node, stated by the node agent.",
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": {"type": "object"},
+            "spec": {"type": "object", "description": "Wishes of an operator; none are defined yet."},
+            "status": _structural(InventoryStatus.model_json_schema(by_alias=True)),
+        },
+    }
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{names.NODE_INVENTORY_PLURAL}.{names.API_GROUP}"},
+        "spec": {
+            "group": names.API_GROUP,
+            "scope": "Cluster",
+            "names": {
+                "kind": names.NODE_INVENTORY_KIND,
+                "listKind": f"{names.NODE_INVENTORY_KIND}List",
+                "plural": names.NODE_INVENTORY_PLURAL,
+                "singular": "nodeinventory",
+                "shortNames": ["vgpuinv"],
+                "categories": ["vgpu"],
+            },
+            "versions": [
+                {
+                    "name": names.API_VERSION,
+                    "served": True,
+                    "storage": True,
+                    "subresources": {"status": {}},
+                    "additionalPrinterColumns": [
+                        {"name": name, "type": kind, "jsonPath": path, "description": text}
+                        for name, kind, path, text in columns
+                    ],
+                    "schema": {"openAPIV3Schema": schema},
+                }
+            ],
+        },
+    }
+
+
+def _structural(schema: dict[str, Any]) -> dict[str, Any]:
+    """Turn a JSON schema of pydantic into a structural one: no references, no titles, nullable by absence."""
+    definitions = schema.get("$defs", {})
+
+    def convert(node: dict[str, Any]) -> dict[str, Any]:
+        if "$ref" in node:
+            return convert(definitions[node["$ref"].rpartition("/")[2]])
+        if "anyOf" in node:
+            (kind,) = [option for option in node["anyOf"] if option.get("type") != "null"]
+            return convert({**{key: value for key, value in node.items() if key not in {"anyOf", "default"}}, **kind})
+        kept = {key: value for key, value in node.items() if key not in {"$defs", "title", "default"}}
+        if "properties" in kept:
+            kept["properties"] = {name: convert(child) for name, child in kept["properties"].items()}
+        if "items" in kept:
+            kept["items"] = convert(kept["items"])
+        return kept
+
+    return convert(schema)
