@@ -1,0 +1,97 @@
+# Targets are called by people, by .ci/run and by the README; `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+CC ?= cc
+BUILD := build
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON_SOURCES := api controller dra_driver kubeletplugin libvgpu deploy tests hatch_build.py
+C_SOURCES = $(shell git ls-files --cached --others --exclude-standard '*.c' '*.h')
+K8S ?= 1.36.3
+
+# What the locked tools were installed from; installing again only when it changes.
+STAMP := $(VENV)/.installed
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: $(STAMP) native ## Install the tools into .venv, and build the library, the stub driver and the program
+
+$(STAMP): requirements/dev.txt pyproject.toml hatch_build.py
+	@echo "==> Installing the locked Python packages into $(VENV)"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index --editable .
+	touch $@
+
+.PHONY: native
+native:
+	@$(MAKE) --no-print-directory -C libvgpu CC="$(CC)" BUILD="$(CURDIR)/$(BUILD)" all
+	@$(MAKE) --no-print-directory -C libvgpu/stub CC="$(CC)" BUILD="$(CURDIR)/$(BUILD)" all
+
+.PHONY: demo
+demo: build ## Two tenants share a GPU on a real Kubernetes: one is refused, one waits with its reason
+	$(BIN)/python -m deploy.demo
+
+.PHONY: demo-down
+demo-down: ## Remove everything that the demo left running
+	$(BIN)/python -m deploy.demo --down
+
+.PHONY: test
+test: build ## All tests: unit, integration with a real API server, end to end on a real node
+	$(BIN)/pytest tests
+
+.PHONY: unit
+unit: build ## The unit tests only
+	$(BIN)/pytest tests/unit
+
+.PHONY: e2e
+e2e: build ## The end-to-end tests on a real node (K8S=1.36.3 chooses the version)
+	VGPU_K8S_VERSION=$(K8S) $(BIN)/pytest tests/e2e
+
+.PHONY: bench
+bench: build ## Measure: figures as ratios against native in the same run
+	$(BIN)/python -m tests.bench
+
+.PHONY: lint
+lint: build ## ruff, mypy strict, import-linter, clang-format, generated files, compiler warnings as errors
+	$(BIN)/ruff check $(PYTHON_SOURCES)
+	$(BIN)/ruff format --check $(PYTHON_SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES)
+	$(BIN)/python -m kubeletplugin.proto.generate --check
+	$(MAKE) --no-print-directory -C libvgpu CC="$(CC)" BUILD="$(CURDIR)/$(BUILD)/lint" CFLAGS_EXTRA=-Werror clean all
+	$(MAKE) --no-print-directory -C libvgpu/stub CC="$(CC)" BUILD="$(CURDIR)/$(BUILD)/lint" CFLAGS_EXTRA=-Werror clean all
+
+.PHONY: fmt
+fmt: build ## Format Python and C, and mend what ruff can mend
+	$(BIN)/ruff check --fix --quiet $(PYTHON_SOURCES) || true
+	$(BIN)/ruff format $(PYTHON_SOURCES)
+	$(BIN)/clang-format -i $(C_SOURCES)
+
+.PHONY: generate
+generate: build ## Write generated files anew: gRPC modules, the CRD of the chart
+	$(BIN)/python -m kubeletplugin.proto.generate
+	$(BIN)/dra-driver crds > deploy/helm/dra-driver-vgpu/crds/nodeinventories.yaml
+
+.PHONY: lock
+lock: ## Resolve the dependencies of pyproject.toml anew into requirements/
+	$(PYTHON) -m venv $(BUILD)/lock
+	$(BUILD)/lock/bin/pip install --quiet --disable-pip-version-check uv
+	for set in "runtime pyproject.toml" "dev pyproject.toml --group dev" "cluster --group pyproject.toml:cluster"; do \
+	  read -r name sources <<<"$$set"; \
+	  $(BUILD)/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	    --no-emit-index-url $$sources -o requirements/$$name.txt; \
+	done
+
+.PHONY: clean
+clean: ## Remove what was built; caches of the local cluster stay
+	rm -rf $(BUILD) dist $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
