@@ -128,7 +128,7 @@ class KubeClient(ABC):
 
     @abstractmethod
     def delete(self, resource: Resource, obj: Mapping[str, Any]) -> None:
-        """Delete an object; NotFoundError if it is gone. The uid and resourceVersion that it carries are preconditions."""
+        """Delete an object; NotFoundError if it is gone. The uid and resourceVersion it carries are preconditions."""
 
     @abstractmethod
     def served_versions(self, group: str) -> tuple[str, ...]:
