@@ -1,0 +1,67 @@
+"""Reading and writing whole files of a share: sizes checked, written durably and all or nothing.
+
+Called by libvgpu.shares and its two halves, limitsfile and booksfile.
+"""
+
+import os
+import threading
+from pathlib import Path
+
+from api.errors import StateError
+
+
+def expect(path: Path, field: str, found: int, expected: int) -> None:
+    """Raise a StateError that names file and field unless both numbers are the same."""
+    if found != expected:
+        raise StateError(f"{path}: {field}: found {found:#x}, expected {expected:#x}")
+
+
+def read(path: Path, expected_bytes: int) -> bytes:
+    """Return the content of a file that must have exactly this length; StateError otherwise."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            raw = os.pread(file.fileno(), expected_bytes + 1, 0)
+    except OSError as error:
+        raise StateError(f"{path}: found {error.strerror}, expected a readable file") from error
+    if len(raw) != expected_bytes:
+        raise StateError(f"{path}: found {found_size(path)}, expected a file of {expected_bytes} bytes")
+    return raw
+
+
+def size_of(path: Path) -> int | None:
+    """Return the length of a file in bytes; None if there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def found_size(path: Path) -> str:
+    """Return the length of a file in words, for messages."""
+    size = size_of(path)
+    return "no file" if size is None else f"{size} bytes"
+
+
+def create(path: Path, head: bytes, length: int, mode: int) -> None:
+    """Write a file of `length` bytes that starts with `head`, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(head)
+            file.truncate(length)
+            os.fchmod(file.fileno(), mode)  # not subject to the umask: the container's user may be anybody
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def fsync_directory(path: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

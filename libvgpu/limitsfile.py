@@ -1,0 +1,132 @@
+"""The limits file of a share: what it says, its checks, and its two writers (whole, and in place).
+
+Called by libvgpu.shares.
+"""
+
+import mmap
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from api import names
+from api.errors import StateError
+from api.vgpuconfig import Policy
+from libvgpu.files import expect, read
+from libvgpu.layout import layout
+
+_POLICIES = {Policy.FIXED: 1, Policy.BURST: 2}
+# The stores of a seqlock must not pass each other on weakly ordered processors: taking and leaving a lock is Python's
+# fence.
+_FENCE = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a share may use of one device."""
+
+    share: str
+    device_uuid: str
+    memory_bytes: int
+    cores_percent: int
+    """Guaranteed GPU time in percent of the device, 0 to 100."""
+    ceiling_percent: int
+    """Most GPU time, on an idle device too, 1 to 100: the cores of a Fixed share, 100 of a Burst share."""
+    policy: Policy
+    priority: int = 0
+    suspended: bool = False
+    oversubscribe: bool = False
+    host_memory_bytes: int = 0
+    granted_percent: int = 0
+    """What a Burst share may use now; 0: up to the ceiling."""
+
+
+def read_limits(directory: Path) -> Limits:
+    """Return the limits of a share.
+
+    Raises:
+        StateError: the file is missing or not a valid limits file; names the file, what was found, what was expected.
+    """
+    path = directory / names.LIMITS_FILE
+    constants = layout().constants
+    raw = read(path, constants.VGPU_LIMITS_FILE_BYTES)
+    view = layout().limits(raw)
+    expect(path, "magic", view.magic, constants.VGPU_LIMITS_MAGIC)
+    expect(path, "version", view.version, constants.VGPU_VERSION)
+    if view.size < constants.VGPU_LIMITS_MIN_BYTES:
+        raise StateError(f"{path}: size: found {view.size}, expected at least {constants.VGPU_LIMITS_MIN_BYTES}")
+    if view.sequence % 2:
+        raise StateError(f"{path}: sequence: found {view.sequence}, expected an even number (a writer died)")
+    policy = {value: key for key, value in _POLICIES.items()}.get(view.policy)
+    if policy is None:
+        raise StateError(f"{path}: policy: found {view.policy}, expected 1 (Fixed) or 2 (Burst)")
+    limits = Limits(
+        share=layout().text(view.share) or "",
+        device_uuid=layout().text(view.device_uuid) or "",
+        memory_bytes=view.memory_bytes,
+        cores_percent=view.cores_percent,
+        ceiling_percent=view.ceiling_percent,
+        policy=policy,
+        priority=view.priority,
+        suspended=bool(view.flags & constants.VGPU_SUSPENDED),
+        oversubscribe=bool(view.flags & constants.VGPU_OVERSUBSCRIBE),
+        host_memory_bytes=view.host_memory_bytes,
+        granted_percent=view.granted_percent,
+    )
+    check(path, limits)
+    return limits
+
+
+def encode(directory: Path, limits: Limits) -> bytes:
+    """Return the limits file of these limits; StateError if one is out of its range."""
+    check(directory / names.LIMITS_FILE, limits)
+    constants = layout().constants
+    view = layout().limits()
+    view.magic = constants.VGPU_LIMITS_MAGIC
+    view.version = constants.VGPU_VERSION
+    view.size = constants.VGPU_LIMITS_MIN_BYTES
+    view.flags = limits.suspended * constants.VGPU_SUSPENDED + limits.oversubscribe * constants.VGPU_OVERSUBSCRIBE
+    view.memory_bytes = limits.memory_bytes
+    view.host_memory_bytes = limits.host_memory_bytes
+    view.cores_percent = limits.cores_percent
+    view.ceiling_percent = limits.ceiling_percent
+    view.granted_percent = limits.granted_percent
+    view.policy = _POLICIES[limits.policy]
+    view.priority = limits.priority
+    view.device_uuid = limits.device_uuid.encode()
+    view.share = limits.share.encode()
+    return layout().raw(view)
+
+
+def store(mapping: mmap.mmap, raw: bytes) -> None:
+    """Write new limits over a mapped file, field by field, with the sequence odd meanwhile."""
+    ffi = layout().ffi
+    view, new = layout().limits(mapping), layout().limits(raw)
+    try:
+        view.sequence |= 1
+        with _FENCE:
+            pass
+        for name, _ in ffi.typeof("struct vgpu_limits").fields or ():
+            if name != "sequence":
+                setattr(view, name, getattr(new, name))
+        with _FENCE:
+            pass
+        view.sequence = (view.sequence + 1) & 0xFFFFFFFF
+    finally:
+        ffi.release(view)
+
+
+def check(path: Path, limits: Limits) -> None:
+    """Raise a StateError that names the first limit out of its range."""
+    for field, found, low, high in (
+        ("memory_bytes", limits.memory_bytes, 1, 2**62),
+        ("host_memory_bytes", limits.host_memory_bytes, 0, 2**62),
+        ("cores_percent", limits.cores_percent, 0, 100),
+        ("ceiling_percent", limits.ceiling_percent, 1, 100),
+        ("granted_percent", limits.granted_percent, 0, 100),
+        ("priority", limits.priority, -(2**31), 2**31 - 1),
+    ):
+        if not low <= found <= high:
+            raise StateError(f"{path}: {field}: found {found}, expected {low} to {high}")
+    for field, text, longest in (("device_uuid", limits.device_uuid, 47), ("share", limits.share, 127)):
+        if not 0 < len(text.encode()) <= longest:
+            raise StateError(f"{path}: {field}: found {text!r}, expected text of 1 to {longest} bytes")

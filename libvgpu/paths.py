@@ -1,0 +1,25 @@
+"""Where the built C library lies: in an installed wheel, or in the build folder of a checkout.
+
+Called by `dra-driver run` and by the node agent when it installs the library on its node.
+"""
+
+from pathlib import Path
+
+from api.errors import StateError
+
+_PACKAGE = Path(__file__).parent
+_NAME = "libvgpu.so"
+
+
+def library_path() -> Path:
+    """Return the path of libvgpu.so.
+
+    Raises:
+        StateError: it was neither packaged nor built.
+    """
+    packaged = _PACKAGE / "_native" / _NAME
+    built = _PACKAGE.parent / "build" / _NAME
+    for path in (packaged, built):
+        if path.is_file():
+            return path
+    raise StateError(f"{_NAME}: found neither {packaged} nor {built}, expected one of them (make build)")

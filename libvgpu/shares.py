@@ -1,0 +1,55 @@
+"""Limits and books of a share: creating, reading and changing them. The one module that others import for it.
+
+The node agent and `dra-driver run` create shares and change limits; whoever reports reads the books.
+include/vgpu/layout.h has the layout, what each field means, and how liveness and crash safety work.
+"""
+
+import mmap
+from pathlib import Path
+
+from api import names
+from api.errors import StateError
+from api.vgpuconfig import Policy
+from libvgpu import booksfile, files, limitsfile
+from libvgpu.booksfile import Books, ProcessUsage, read_books
+from libvgpu.layout import layout
+from libvgpu.limitsfile import Limits, read_limits
+
+__all__ = ["Books", "Limits", "Policy", "ProcessUsage", "create_share", "read_books", "read_limits", "update_limits"]
+
+
+def create_share(directory: Path, limits: Limits) -> None:
+    """Create the limits and books of a share, durably; with the same arguments, any number of times.
+
+    Existing limits are updated in place (running processes see them); existing books are kept while they are sound or
+    in use.
+
+    Raises:
+        StateError: a limit is out of its range.
+    """
+    raw = limitsfile.encode(directory, limits)
+    directory.mkdir(parents=True, exist_ok=True, mode=0o755)
+    limits_file, books_file = directory / names.LIMITS_FILE, directory / names.BOOKS_FILE
+    if not booksfile.is_usable(books_file):
+        files.create(books_file, booksfile.header(), layout().constants.VGPU_BOOKS_FILE_BYTES, 0o666)
+    if files.size_of(limits_file) == len(raw):
+        update_limits(directory, limits)
+    else:
+        files.create(limits_file, raw, len(raw), 0o644)
+    for folder in (directory, directory.parent):
+        files.fsync_directory(folder)
+
+
+def update_limits(directory: Path, limits: Limits) -> None:
+    """Change the limits of a share in place: processes that run see them with their next call of the driver.
+
+    Raises:
+        StateError: a limit is out of its range, or there is no limits file of the right size.
+    """
+    path = directory / names.LIMITS_FILE
+    raw = limitsfile.encode(directory, limits)
+    if files.size_of(path) != len(raw):
+        raise StateError(f"{path}: found {files.found_size(path)}, expected a file of {len(raw)} bytes")
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), len(raw)) as mapping:
+        limitsfile.store(mapping, raw)
+        mapping.flush()

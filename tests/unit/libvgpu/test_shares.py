@@ -1,0 +1,193 @@
+"""Limits and books as the node agent and the CLI handle them, without the C library."""
+
+import fcntl
+import os
+import struct
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from api.errors import StateError
+from libvgpu.layout import layout
+from libvgpu.shares import Books, Limits, Policy, create_share, read_books, read_limits, update_limits
+
+LIMITS = Limits(
+    share="claim-uid-0",
+    device_uuid="GPU-00000000-0000-0000-0000-000000000001",
+    memory_bytes=2 << 30,
+    cores_percent=25,
+    ceiling_percent=25,
+    policy=Policy.FIXED,
+)
+EMPTY = Books(used_bytes=0, peak_bytes=0, processes=(), gpu_time_ns=0, throttled_ns=0, launches=0, out_of_memory=0)
+
+
+def test_limits_read_back_as_they_were_written(tmp_path: Path) -> None:
+    everything = Limits(
+        share="s" * 127,
+        device_uuid="GPU-1",
+        memory_bytes=1,
+        cores_percent=0,
+        ceiling_percent=100,
+        policy=Policy.BURST,
+        priority=-7,
+        suspended=True,
+        oversubscribe=True,
+        host_memory_bytes=3,
+        granted_percent=42,
+    )
+    create_share(tmp_path / "share", everything)
+    assert read_limits(tmp_path / "share") == everything
+
+
+def test_the_tenant_can_write_the_books_and_not_the_limits(tmp_path: Path) -> None:
+    create_share(tmp_path, LIMITS)
+    assert (tmp_path / "limits").stat().st_mode & 0o777 == 0o644
+    assert (tmp_path / "books").stat().st_mode & 0o777 == 0o666
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["books", "limits"]
+
+
+def test_an_update_keeps_the_file_and_moves_the_sequence_to_the_next_even_number(tmp_path: Path) -> None:
+    create_share(tmp_path, LIMITS)
+    inode = (tmp_path / "limits").stat().st_ino
+    update_limits(tmp_path, replace(LIMITS, memory_bytes=1 << 30, suspended=True))
+    assert (tmp_path / "limits").stat().st_ino == inode
+    assert read_limits(tmp_path) == replace(LIMITS, memory_bytes=1 << 30, suspended=True)
+    assert layout().limits((tmp_path / "limits").read_bytes()).sequence == 2
+
+
+def test_creating_a_share_again_updates_its_limits_in_place_and_keeps_its_books(tmp_path: Path) -> None:
+    create_share(tmp_path, LIMITS)
+    before = [(tmp_path / name).stat().st_ino for name in ("limits", "books")]
+    _write_slot(tmp_path / "books", pid=1, gpu_time_ns=7)
+    create_share(tmp_path, replace(LIMITS, cores_percent=50, ceiling_percent=50))
+    assert [(tmp_path / name).stat().st_ino for name in ("limits", "books")] == before
+    assert read_limits(tmp_path).ceiling_percent == 50
+    assert read_books(tmp_path).gpu_time_ns == 7
+
+
+def test_creating_a_share_again_mends_books_that_a_tenant_cut_and_nobody_uses(tmp_path: Path) -> None:
+    create_share(tmp_path, LIMITS)
+    os.truncate(tmp_path / "books", 100)
+    create_share(tmp_path, LIMITS)
+    assert read_books(tmp_path) == EMPTY
+
+
+def test_an_update_mends_a_sequence_that_a_dead_writer_left_odd(tmp_path: Path) -> None:
+    create_share(tmp_path, LIMITS)
+    _poke(tmp_path / "limits", 16, struct.pack("<I", 5))
+    with pytest.raises(StateError) as error:
+        read_limits(tmp_path)
+    assert str(error.value) == (f"{tmp_path}/limits: sequence: found 5, expected an even number (a writer died)")
+    update_limits(tmp_path, LIMITS)
+    assert read_limits(tmp_path) == LIMITS
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("memory_bytes", 0, "memory_bytes: found 0, expected 1 to 4611686018427387904"),
+        ("memory_bytes", -1, "memory_bytes: found -1, expected 1 to 4611686018427387904"),
+        ("cores_percent", 101, "cores_percent: found 101, expected 0 to 100"),
+        ("ceiling_percent", 0, "ceiling_percent: found 0, expected 1 to 100"),
+        ("granted_percent", 101, "granted_percent: found 101, expected 0 to 100"),
+        ("share", "", "share: found '', expected text of 1 to 127 bytes"),
+        ("device_uuid", "G" * 48, f"device_uuid: found '{'G' * 48}', expected text of 1 to 47 bytes"),
+    ],
+)
+def test_a_limit_out_of_range_is_refused_before_anything_is_written(
+    tmp_path: Path, field: str, value: object, message: str
+) -> None:
+    with pytest.raises(StateError) as error:
+        create_share(tmp_path / "share", replace(LIMITS, **{field: value}))  # type: ignore[arg-type]
+    assert str(error.value) == f"{tmp_path}/share/limits: {message}"
+    assert not (tmp_path / "share").exists()
+
+
+@pytest.mark.parametrize(
+    ("offset", "raw", "message"),
+    [
+        (0, b"\0" * 8, "magic: found 0x0, expected 0x314d494c55504756"),
+        (8, b"\2\0\0\0", "version: found 0x2, expected 0x1"),
+        (12, b"\1\0\0\0", "size: found 1, expected at least 240"),
+        (24, b"\0" * 8, "memory_bytes: found 0, expected 1 to 4611686018427387904"),
+        (52, b"\3\0\0\0", "policy: found 3, expected 1 (Fixed) or 2 (Burst)"),
+        (64, b"x" * 48, "device_uuid: found '', expected text of 1 to 47 bytes"),
+    ],
+)
+def test_a_damaged_limits_file_is_refused(tmp_path: Path, offset: int, raw: bytes, message: str) -> None:
+    create_share(tmp_path, LIMITS)
+    _poke(tmp_path / "limits", offset, raw)
+    with pytest.raises(StateError) as error:
+        read_limits(tmp_path)
+    assert str(error.value) == f"{tmp_path}/limits: {message}"
+
+
+def test_truncated_or_missing_files_are_refused_by_name(tmp_path: Path) -> None:
+    create_share(tmp_path, LIMITS)
+    os.truncate(tmp_path / "limits", 17)
+    os.truncate(tmp_path / "books", 18)
+    with pytest.raises(StateError) as error:
+        read_limits(tmp_path)
+    assert str(error.value) == f"{tmp_path}/limits: found 17 bytes, expected a file of 4096 bytes"
+    with pytest.raises(StateError) as error:
+        update_limits(tmp_path, LIMITS)
+    assert str(error.value) == f"{tmp_path}/limits: found 17 bytes, expected a file of 4096 bytes"
+    with pytest.raises(StateError) as error:
+        read_books(tmp_path)
+    assert str(error.value) == f"{tmp_path}/books: found 18 bytes, expected a file of 266240 bytes"
+    with pytest.raises(StateError) as error:
+        read_books(tmp_path / "nothing")
+    assert str(error.value) == (
+        f"{tmp_path}/nothing/books: found No such file or directory, expected a readable books file"
+    )
+
+
+def test_new_books_are_empty(tmp_path: Path) -> None:
+    create_share(tmp_path, LIMITS)
+    assert read_books(tmp_path) == EMPTY
+
+
+def test_only_a_process_that_holds_its_lock_counts_as_living(tmp_path: Path) -> None:
+    create_share(tmp_path, LIMITS)
+    _write_slot(tmp_path / "books", pid=4711, reserved_bytes=1000, gpu_time_ns=5)
+    dead = read_books(tmp_path)
+    assert (dead.used_bytes, dead.processes, dead.gpu_time_ns) == (0, (), 5)
+
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLD_SLOT_ZERO, str(tmp_path / "books")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"locked\n"
+        living = read_books(tmp_path)
+        holder.communicate(b"")
+    assert living.used_bytes == 1000
+    assert [process.pid for process in living.processes] == [4711]
+    assert read_books(tmp_path).used_bytes == 0
+
+
+_HOLD_SLOT_ZERO = """
+import fcntl, os, struct, sys
+descriptor = os.open(sys.argv[1], os.O_RDWR)
+fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, struct.pack("@hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 1 << 30, 1, 0))
+print("locked", flush=True)
+sys.stdin.read()
+"""
+assert hasattr(fcntl, "F_OFD_SETLK")
+
+
+def _poke(path: Path, offset: int, raw: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(raw)
+
+
+def _write_slot(path: Path, **fields: int) -> None:
+    """Write slot 0 as a process would."""
+    books = layout().books(bytearray(path.read_bytes()))
+    for name, value in fields.items():
+        setattr(books.slots[0], name, value)
+    path.write_bytes(layout().raw(books))
