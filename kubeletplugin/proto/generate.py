@@ -1,7 +1,8 @@
-"""Generates the Python modules of the .proto files beside this script; run by `make generate`, and with --check by `make lint`.
+"""Generates the Python modules of the .proto files beside this script; run by `make generate`, and with --check by
+`make lint`.
 
-Needs the development environment (grpcio-tools, mypy-protobuf). Imports between generated modules are made absolute, because
-protoc writes them for a flat folder.
+Needs the development environment (grpcio-tools, mypy-protobuf). Imports between generated modules are made
+absolute, because protoc writes them for a flat folder.
 """
 
 import argparse
@@ -24,8 +25,9 @@ def generate(output: Path) -> None:
         RuntimeError: protoc refused a file; its own message is on stderr.
     """
     sources = sorted(HERE.glob("*.proto"))
-    arguments = ["protoc", f"-I{HERE}", f"--python_out={output}", f"--mypy_out=quiet:{output}", f"--grpc_python_out={output}",
-                 f"--mypy_grpc_out=quiet:{output}", *map(str, sources)]  # fmt: skip
+    outputs = [f"--{kind}={output}" for kind in ("python_out", "grpc_python_out")]
+    stubs = [f"--{kind}=quiet:{output}" for kind in ("mypy_out", "mypy_grpc_out")]
+    arguments = ["protoc", f"-I{HERE}", *outputs, *stubs, *map(str, sources)]
     if protoc.main(arguments) != 0:
         raise RuntimeError(f"protoc failed on {', '.join(source.name for source in sources)}")
     for module in output.glob("*_pb2*.py*"):
@@ -41,7 +43,9 @@ def differences(generated: Path) -> list[str]:
 def main() -> int:
     """Generate, or with --check say what would change; the exit status is 1 then."""
     parser = argparse.ArgumentParser(description="Generate the Python modules of the kubelet's gRPC APIs.")
-    parser.add_argument("--check", action="store_true", help="fail if the committed modules are not what would be generated")
+    parser.add_argument(
+        "--check", action="store_true", help="fail if the committed modules are not what would be generated"
+    )
     if not parser.parse_args().check:
         generate(HERE)
         return 0

@@ -1,0 +1,98 @@
+"""Devices of a node as the agent knows them: facts, and the files that a container needs to use them.
+
+Made by the discovery backends; read by preparing (which device is meant), by the CDI specs (what to inject) and by
+the inventory (what to state).
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from api import names
+from api.errors import ClaimError
+from api.names import DeviceName
+
+
+@dataclass(frozen=True)
+class DeviceFile:
+    """A file of a device or of its driver that a container gets."""
+
+    host_path: Path
+    """As the container runtime sees it."""
+    container_path: Path
+    is_device: bool = False
+    """True: a character device, created in the container. False: a regular file, mounted (libraries; a simulated
+    card)."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device, as its driver describes it. What the driver does not say stays at its default."""
+
+    vendor: str
+    uuid: str
+    """As the driver gives it, "GPU-..."; limits are bound to it."""
+    index: int
+    product_name: str = ""
+    memory_bytes: int = 0
+    architecture: str = ""
+    compute_capability: str = ""
+    driver_version: str = ""
+    runtime_version: str = ""
+    pci_bus_id: str = ""
+    pcie_root: str = ""
+    numa_node: int | None = None
+    files: tuple[DeviceFile, ...] = ()
+    """Its device nodes; those of the driver as a whole are in `Driver`."""
+    healthy: bool = True
+    shareable: bool = True
+    """False: kept out of fractions; `reason` says why."""
+    reason: str = ""
+
+    @property
+    def name(self) -> DeviceName:
+        """Name in ResourceSlices and CDI."""
+        return names.device_name(self.uuid)
+
+
+@dataclass(frozen=True)
+class Driver:
+    """What every container with a device of this driver gets."""
+
+    files: tuple[DeviceFile, ...] = ()
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What a backend found at one moment."""
+
+    devices: tuple[Device, ...] = ()
+    driver: Driver = field(default_factory=Driver)
+    message: str = ""
+    """What keeps the agent from seeing all devices; empty if nothing does."""
+
+
+class DeviceTable:
+    """Devices by name. Immutable: who holds one sees one moment of the node."""
+
+    def __init__(self, devices: Iterable[Device]) -> None:
+        self._by_name: Mapping[str, Device] = {device.name: device for device in devices}
+
+    def find(self, name: str, where: str) -> Device:
+        """Return the device of an allocation result.
+
+        Args:
+            name: as published in the ResourceSlice.
+            where: names the claim, for the message.
+
+        Raises:
+            ClaimError: this node has no such device (any more).
+        """
+        try:
+            return self._by_name[name]
+        except KeyError:
+            there = ", ".join(sorted(self._by_name)) or "none"
+            raise ClaimError(f"{where}: allocated device {name} is not on this node, found {there}") from None
+
+    def __iter__(self) -> Iterator[Device]:
+        return iter(self._by_name.values())

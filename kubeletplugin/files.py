@@ -1,0 +1,140 @@
+"""Durable files of the agent: whole or not at all, on disk before they are relied on.
+
+Called by the checkpoint, the CDI specs and the library's installation. The order is always: temporary file, fsync,
+rename, fsync of the folder. A temporary file has one name per target, so that what a crash leaves is overwritten by
+the next try.
+"""
+
+import fcntl
+import os
+from pathlib import Path
+
+from api.errors import StateError
+
+_TEMPORARY_SUFFIX = ".tmp"
+
+
+def write_durably(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Replace a file's content; after a crash at any moment the file holds the old or the new content.
+
+    The caller sees to it that nobody else writes the same path at the same time.
+    """
+    temporary = temporary_path(path)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        _write_all(descriptor, content)
+        os.fchmod(descriptor, mode)  # the umask has no say: the container runtime reads some of these files
+        os.fsync(descriptor)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+    temporary.rename(path)
+    fsync_directory(path.parent)
+
+
+def remove_durably(path: Path) -> bool:
+    """Remove a file, and what a crash left of a try to write it; return whether there was anything."""
+    found = _unlink(temporary_path(path))
+    found = _unlink(path) or found
+    if found:
+        fsync_directory(path.parent)
+    return found
+
+
+def temporary_path(path: Path) -> Path:
+    """Return where the new content of `path` is written before it is renamed."""
+    return path.with_name(f".{path.name}{_TEMPORARY_SUFFIX}")
+
+
+def fsync_directory(path: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_tree(folder: Path) -> bool:
+    """Remove a folder of plain files and the files in it; return whether there was one.
+
+    Symbolic links are removed, never followed: a tenant can write to a part of what lies here.
+    """
+    try:
+        entries = list(os.scandir(folder))
+    except FileNotFoundError:
+        return False
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            remove_tree(Path(entry.path))
+        else:
+            _unlink(Path(entry.path))
+    folder.rmdir()
+    return True
+
+
+def read_if_there(path: Path) -> bytes | None:
+    """Return a file's content, None if there is no such file."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+class FileLock:
+    """An exclusive lock that lives as long as the process that holds it, however that ends."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Take the lock, without waiting.
+
+        Raises:
+            StateError: another process holds it; its process id is named.
+        """
+        while True:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+                os.close(descriptor)
+                raise StateError(f"{self._path}: held by process {holder}, expected no other instance") from error
+            if self._is_current(descriptor):
+                break
+            os.close(descriptor)  # its last holder removed the file meanwhile: a lock on that protects nothing
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        """Give the lock back and remove its file."""
+        if self._descriptor is None:
+            return
+        self._path.unlink(missing_ok=True)  # while it is held: nobody else can have taken this very file
+        os.close(self._descriptor)
+        self._descriptor = None
+
+    def _is_current(self, descriptor: int) -> bool:
+        try:
+            return self._path.stat().st_ino == os.fstat(descriptor).st_ino
+        except FileNotFoundError:
+            return False
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _unlink(path: Path) -> bool:
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
