@@ -4,6 +4,7 @@ Parsing is left to the kubernetes package; here are the rules that hold for devi
 not absurd.
 """
 
+import re
 from decimal import Decimal
 
 from kubernetes.utils.quantity import parse_quantity
@@ -16,6 +17,10 @@ MAX_BYTES = (1 << 63) - 1
 _BINARY_UNITS = (("Ti", 1 << 40), ("Gi", 1 << 30), ("Mi", 1 << 20), ("Ki", 1 << 10))
 
 
+# The form that the API server takes (k8s.io/apimachinery/pkg/api/resource); Decimal alone also takes blanks and underscores.
+_FORM = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+|[numkMGTPE]|[KMGTPE]i)?")
+
+
 def parse_bytes(quantity: object, where: str) -> int:
     """Return the bytes that a quantity such as "8Gi" stands for.
 
@@ -26,15 +31,11 @@ def parse_bytes(quantity: object, where: str) -> int:
     Raises:
         ConfigError: not a quantity, not above zero, not whole, or above 2^63-1.
     """
-    expected = 'expected a quantity of memory above 0 such as "8Gi" or "500Mi"'
-    if isinstance(quantity, bool) or not isinstance(quantity, str | int):
-        raise ConfigError(f"{where}: found {quantity!r}, {expected}")
-    try:
-        value: Decimal = parse_quantity(quantity)  # type: ignore[no-untyped-call]
-    except ValueError as error:
-        raise ConfigError(f"{where}: found {quantity!r}, {expected}") from error
-    if not value.is_finite() or value <= 0:
-        raise ConfigError(f"{where}: found {quantity!r}, {expected}")
+    value = _parse(quantity)
+    if value is None or value <= 0:
+        raise ConfigError(
+            f'{where}: found {quantity!r}, expected a quantity of memory above 0 such as "8Gi" or "500Mi"'
+        )
     if value != value.to_integral_value():
         raise ConfigError(f"{where}: found {quantity!r}, expected a whole number of bytes")
     if value > MAX_BYTES:
@@ -48,16 +49,19 @@ def parse_count(quantity: object, where: str) -> int:
     Raises:
         ConfigError: not a quantity, negative, not whole, or above 2^63-1.
     """
-    expected = "expected a whole number of 0 or above"
-    if isinstance(quantity, bool) or not isinstance(quantity, str | int):
-        raise ConfigError(f"{where}: found {quantity!r}, {expected}")
-    try:
-        value: Decimal = parse_quantity(quantity)  # type: ignore[no-untyped-call]
-    except ValueError as error:
-        raise ConfigError(f"{where}: found {quantity!r}, {expected}") from error
-    if not value.is_finite() or value < 0 or value > MAX_BYTES or value != value.to_integral_value():
-        raise ConfigError(f"{where}: found {quantity!r}, {expected}")
+    value = _parse(quantity)
+    if value is None or not 0 <= value <= MAX_BYTES or value != value.to_integral_value():
+        raise ConfigError(f"{where}: found {quantity!r}, expected a whole number of 0 or above")
     return int(value)
+
+
+def _parse(quantity: object) -> Decimal | None:
+    if isinstance(quantity, bool) or not isinstance(quantity, str | int):
+        return None
+    if isinstance(quantity, str) and not _FORM.fullmatch(quantity):
+        return None
+    value: Decimal = parse_quantity(quantity)  # type: ignore[no-untyped-call]
+    return value
 
 
 def format_bytes(value_bytes: int) -> str:

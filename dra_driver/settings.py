@@ -1,0 +1,116 @@
+"""Settings of the long-running commands: defaults < file < environment < flags.
+
+Each field can stand in the YAML file of `--config` under its own name, in the environment as `DRA_DRIVER_<NAME>`, and
+on the command line as `--<name>`. An unknown key is refused: a setting with a typing error must not be a setting that
+is ignored.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from api import names
+from api.errors import ConfigError
+
+_ENV_PREFIX = "DRA_DRIVER_"
+
+_Port = Annotated[str, Field(pattern=r"^[^:]*:\d{1,5}$", description="address:port to serve /metrics and probes on")]
+
+
+class CommonOptions(BaseModel):
+    """What every long-running command has."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kubeconfig: Annotated[str | None, Field(description="kubeconfig file; default: the pod's service account")] = None
+    driver_name: Annotated[str, Field(max_length=63, description="DRA driver name")] = names.DRIVER_NAME
+    log_format: Annotated[Literal["json", "text"], Field(description="form of the log")] = "text"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="least level")] = "info"
+
+
+class ControllerOptions(CommonOptions):
+    """Settings of `dra-driver controller`."""
+
+    listen: _Port = ":9400"
+    namespace: Annotated[str, Field(description="namespace of the leader's Lease")] = "default"
+    identity: Annotated[
+        str | None, Field(description="name among the replicas; default: host name and a random part")
+    ] = None
+
+
+class NodeAgentOptions(CommonOptions):
+    """Settings of `dra-driver node-agent`."""
+
+    listen: _Port = ":9401"
+    node_name: Annotated[str, Field(min_length=1, description="name of the Node object")]
+    kubelet_dir: Annotated[Path, Field(description="the kubelet's root directory")] = Path(names.KUBELET_DIR)
+    cdi_dir: Annotated[Path, Field(description="where CDI specs are written")] = Path(names.CDI_DIR)
+    state_dir: Annotated[Path, Field(description="the agent's own state")] = Path(names.STATE_DIR)
+    driver_root: Annotated[Path, Field(description="where the GPU driver is installed")] = Path("/")
+    pod_uid: Annotated[
+        str | None, Field(description="UID of the agent's pod: lets two run side by side in an update")
+    ] = None
+
+
+_Options = TypeVar("_Options", bound=CommonOptions)
+
+
+def load_settings(
+    kind: type[_Options], file: Path | None, flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ
+) -> _Options:
+    """Return the settings of a command.
+
+    Args:
+        kind: the settings class.
+        file: YAML file with settings; None: no file.
+        flags: what the command line gave; None values count as not given.
+        environment: the process environment.
+
+    Raises:
+        ConfigError: one line for each problem: where it was set, what was found, what was expected.
+    """
+    layers = {
+        f"file {file}": _read_file(file) if file else {},
+        "environment": _read_environment(kind, environment),
+        "command line": {key: value for key, value in flags.items() if value is not None},
+    }
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for origin, layer in layers.items():
+        merged |= layer
+        origins |= dict.fromkeys(layer, origin)
+    try:
+        return kind.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_describe(dict(problem), origins, kind) for problem in error.errors())) from error
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"file {file}: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"file {file}: found {type(content).__name__}, expected a mapping of settings")
+    return content
+
+
+def _read_environment(kind: type[CommonOptions], environment: Mapping[str, str]) -> dict[str, Any]:
+    variables = {f"{_ENV_PREFIX}{field.upper()}": field for field in kind.model_fields}
+    return {field: environment[variable] for variable, field in variables.items() if variable in environment}
+
+
+def _describe(problem: dict[str, Any], origins: Mapping[str, str], kind: type[CommonOptions]) -> str:
+    field = str(problem["loc"][0])
+    if problem["type"] == "missing":
+        return f"setting {field}: missing, give --{field.replace('_', '-')} or {_ENV_PREFIX}{field.upper()}"
+    where = f"setting {field} ({origins.get(field, 'default')})"
+    if problem["type"] == "extra_forbidden":
+        return f"{where}: unknown, expected one of {', '.join(sorted(kind.model_fields))}"
+    return f"{where}: found {problem['input']!r}: {problem['msg']}"

@@ -1,0 +1,92 @@
+"""Starts the long-running commands, serves their status, and ends them cleanly on SIGTERM or SIGINT.
+
+Called by the CLI.
+"""
+
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from api.kube import HTTPKubeClient
+from dra_driver import __version__
+from dra_driver.logs import setup_logging
+from dra_driver.serving import StatusServer
+from dra_driver.settings import CommonOptions, ControllerOptions, NodeAgentOptions, load_settings
+
+_log = logging.getLogger(__name__)
+
+
+class Service(Protocol):
+    """A long-running component."""
+
+    def start(self) -> None:
+        """Begin to work; errors of the start are raised."""
+
+    def alive(self) -> str:
+        """Return why a restart would help; an empty string: it is well."""
+
+    def ready(self) -> str:
+        """Return why it is not ready; an empty string: it is."""
+
+    def stop(self) -> None:
+        """End the work and wait for it."""
+
+
+def run_controller(config: Path | None, flags: Mapping[str, object]) -> int:
+    """Run `dra-driver controller` until a signal ends it."""
+    from controller.controller import Controller, ControllerSettings
+
+    options = load_settings(ControllerOptions, config, flags)
+    settings = ControllerSettings(
+        driver_name=options.driver_name,
+        namespace=options.namespace,
+        identity=options.identity or f"{socket.gethostname()}-{secrets.token_hex(4)}",
+    )
+    _begin(options)
+    return _serve(Controller(HTTPKubeClient(options.kubeconfig), settings), options.listen)
+
+
+def run_node_agent(config: Path | None, flags: Mapping[str, object]) -> int:
+    """Run `dra-driver node-agent` until a signal ends it."""
+    from kubeletplugin.agent import AgentSettings, NodeAgent
+
+    options = load_settings(NodeAgentOptions, config, flags)
+    settings = AgentSettings(
+        node_name=options.node_name,
+        kubelet_dir=options.kubelet_dir,
+        cdi_dir=options.cdi_dir,
+        state_dir=options.state_dir,
+        driver_root=options.driver_root,
+        driver_name=options.driver_name,
+        pod_uid=options.pod_uid,
+    )
+    _begin(options)
+    return _serve(NodeAgent(HTTPKubeClient(options.kubeconfig), settings), options.listen)
+
+
+def _begin(options: CommonOptions) -> None:
+    setup_logging(options.log_format, options.log_level)
+    _log.info("starting", extra={"version": __version__, "pid": os.getpid(), **options.model_dump(mode="json")})
+
+
+def _serve(service: Service, listen: str) -> int:
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: stopping.set())
+    status = StatusServer(listen, service.alive, service.ready)
+    status.start()
+    try:
+        service.start()
+        stopping.wait()
+        _log.info("stopping")
+        service.stop()
+    finally:
+        status.stop()
+    _log.info("stopped")
+    return 0

@@ -1,0 +1,76 @@
+"""NodeInventory: what an agent states is valid by its CRD, and old controllers read new agents."""
+
+from datetime import UTC, datetime
+
+import jsonschema
+import pytest
+
+from api.errors import StateError
+from api.nodeinventory import DeviceFacts, InventoryStatus, NodeInventory, crd, to_object
+
+_STATUS = InventoryStatus(
+    node_uid="n-1",
+    driver_name="vgpu.dra-driver.io",
+    heartbeat_time=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+    devices=[
+        DeviceFacts(
+            name="gpu-1",
+            uuid="GPU-1",
+            vendor="nvidia",
+            product_name="NVIDIA A10",
+            memory_bytes=10 << 30,
+            index=0,
+            numa_node=1,
+        )
+    ],
+)
+
+
+def _schema() -> dict[str, object]:
+    (version,) = crd()["spec"]["versions"]
+    schema: dict[str, object] = version["schema"]["openAPIV3Schema"]
+    return schema
+
+
+def test_an_inventory_is_read_back_as_it_was_written() -> None:
+    assert NodeInventory.from_object(to_object("node-1", _STATUS)).status == _STATUS
+
+
+def test_what_an_agent_writes_is_valid_by_the_schema_of_the_crd() -> None:
+    jsonschema.validate(to_object("node-1", _STATUS), _schema())
+
+
+def test_the_schema_refuses_a_device_without_memory() -> None:
+    inventory = to_object("node-1", _STATUS)
+    del inventory["status"]["devices"][0]["memoryBytes"]
+    with pytest.raises(jsonschema.ValidationError, match="'memoryBytes' is a required property"):
+        jsonschema.validate(inventory, _schema())
+
+
+def test_the_schema_is_structural() -> None:
+    def check(node: object) -> None:
+        if isinstance(node, dict):
+            assert not {"$ref", "anyOf", "$defs"} & node.keys()
+            for child in node.values():
+                check(child)
+
+    check(_schema())
+
+
+def test_an_inventory_before_the_first_look_has_no_status() -> None:
+    assert NodeInventory.from_object(to_object("node-1")).status is None
+
+
+def test_fields_of_a_newer_agent_are_passed_over() -> None:
+    inventory = to_object("node-1", _STATUS)
+    inventory["status"]["devices"][0]["fromTheFuture"] = True
+    assert NodeInventory.from_object(inventory).status == _STATUS
+
+
+def test_a_damaged_inventory_is_refused_by_name_and_field() -> None:
+    inventory = to_object("node-1", _STATUS)
+    inventory["status"]["devices"][0]["memoryBytes"] = "much"
+    with pytest.raises(
+        StateError, match=r"^NodeInventory node-1: status.devices.0.memoryBytes: found 'much', expected"
+    ):
+        NodeInventory.from_object(inventory)
