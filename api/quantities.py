@@ -17,7 +17,7 @@ MAX_BYTES = (1 << 63) - 1
 _BINARY_UNITS = (("Ti", 1 << 40), ("Gi", 1 << 30), ("Mi", 1 << 20), ("Ki", 1 << 10))
 
 
-# The form that the API server takes (k8s.io/apimachinery/pkg/api/resource); Decimal alone also takes blanks and underscores.
+# The form that the API server takes (k8s.io/apimachinery/pkg/api/resource); Decimal alone takes blanks and "_" too.
 _FORM = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+|[numkMGTPE]|[KMGTPE]i)?")
 
 

@@ -138,7 +138,8 @@ def _add_explain(commands: _Commands) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from dra_driver import running
-    from kubeletplugin.discovery import discover
+    from kubeletplugin.driverroots import DriverRoot
+    from kubeletplugin.nvidia import NvidiaDiscovery
 
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
@@ -149,10 +150,11 @@ def _run(options: argparse.Namespace) -> int:
         policy=Policy(options.policy) if options.policy else None,
     )
     root = options.driver_root.resolve()
-    device = running.choose_device(discover(root), options.device)
+    devices = NvidiaDiscovery(DriverRoot(root, on_host=root)).discover().devices
+    device = running.choose_device(devices, options.device)
     name = _share_name(options.share)
     with running.open_share(running.runtime_dir(), name, request, device) as share:
-        environment = running.share_environment(share.folder, device.facts.uuid, root, os.environ)
+        environment = running.share_environment(share.folder, device.uuid, root, os.environ)
         return running.run_command(command, environment, share.lock)
 
 

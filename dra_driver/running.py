@@ -21,7 +21,7 @@ from api import names
 from api.errors import ConfigError, StateError
 from api.quantities import format_bytes
 from api.vgpuconfig import Policy
-from kubeletplugin.discovery import DiscoveredDevice
+from kubeletplugin.devices import Device
 from libvgpu.paths import library_path
 from libvgpu.shares import Limits, create_share, read_limits
 
@@ -46,30 +46,30 @@ def runtime_dir(environment: Mapping[str, str] = os.environ) -> Path:
     return Path(base) / "dra-driver-vgpu" if base else Path(tempfile.gettempdir()) / f"dra-driver-vgpu-{os.geteuid()}"
 
 
-def choose_device(devices: Sequence[DiscoveredDevice], wanted: str) -> DiscoveredDevice:
+def choose_device(devices: Sequence[Device], wanted: str) -> Device:
     """Return the device with an index or UUID (upper or lower case).
 
     Raises:
         ConfigError: there is none; lists those that there are.
     """
     for device in devices:
-        if wanted == str(device.facts.index) or wanted.lower() == device.facts.uuid.lower():
+        if wanted == str(device.index) or wanted.lower() == device.uuid.lower():
             return device
-    there = ", ".join(f"{d.facts.index} = {d.facts.uuid} ({d.facts.product_name})" for d in devices) or "none"
+    there = ", ".join(f"{d.index} = {d.uuid} ({d.product_name})" for d in devices) or "none"
     raise ConfigError(f"--device: found {wanted!r}, expected the index or UUID of one of: {there}")
 
 
-def plan_limits(name: str, request: ShareRequest, device: DiscoveredDevice) -> Limits:
+def plan_limits(name: str, request: ShareRequest, device: Device) -> Limits:
     """Return the limits of a new share of a device.
 
     Raises:
         ConfigError: more memory than the device has, or a policy that the cores do not allow.
     """
-    total = device.facts.memory_bytes
+    total = device.memory_bytes
     memory = total if request.memory_bytes is None else request.memory_bytes
     if memory > total:
         raise ConfigError(
-            f"--memory: found {format_bytes(memory)}, expected at most {format_bytes(total)} of {device.facts.uuid}"
+            f"--memory: found {format_bytes(memory)}, expected at most {format_bytes(total)} of {device.uuid}"
         )
     if request.cores_percent is None and request.policy is Policy.FIXED:
         raise ConfigError("--policy: found Fixed without --cores, expected --cores with it: the cap that it fixes")
@@ -77,7 +77,7 @@ def plan_limits(name: str, request: ShareRequest, device: DiscoveredDevice) -> L
     policy = request.policy or (Policy.FIXED if cores else Policy.BURST)
     return Limits(
         share=name,
-        device_uuid=device.facts.uuid,
+        device_uuid=device.uuid,
         memory_bytes=memory,
         cores_percent=cores,
         ceiling_percent=cores if policy is Policy.FIXED else names.CORES_PER_DEVICE,
@@ -94,7 +94,7 @@ class OpenShare:
 
 
 @contextlib.contextmanager
-def open_share(base: Path, name: str, request: ShareRequest, device: DiscoveredDevice) -> Iterator[OpenShare]:
+def open_share(base: Path, name: str, request: ShareRequest, device: Device) -> Iterator[OpenShare]:
     """Create or join a share for as long as the context lasts. Whoever comes after its last process removes it.
 
     Raises:
@@ -167,22 +167,29 @@ def _joined(first: list[str], rest: str | None) -> str:
 
 
 def _check_joining(found: Limits, planned: Limits, request: ShareRequest) -> None:
-    asked = {
-        "--memory": (request.memory_bytes, found.memory_bytes, format_bytes),
-        "--cores": (request.cores_percent, found.cores_percent, str),
-        "--policy": (request.policy, found.policy, lambda policy: policy.value),
+    """Refuse flags that contradict the share that there is; flags that are not given join it as it is."""
+    given = {
+        "--memory": request.memory_bytes is not None,
+        "--cores": request.cores_percent is not None,
+        "--policy": request.policy is not None,
+        "--device": True,
     }
-    for flag, (wanted, has, show) in asked.items():
-        if wanted is not None and wanted != has:
+    before, wanted = _as_flags(found), _as_flags(planned)
+    for flag, is_given in given.items():
+        if is_given and wanted[flag] != before[flag]:
             raise ConfigError(
-                f"{flag}: found {show(wanted)}, but share {found.share} exists with {show(has)}: "
-                "expected the same, or none to join it, or another --share"
+                f"{flag}: found {wanted[flag]}, but share {found.share} exists with {before[flag]}: "
+                "expected the same, or another --share"
             )
-    if planned.device_uuid != found.device_uuid:
-        raise ConfigError(
-            f"--device: found {planned.device_uuid}, but share {found.share} exists on {found.device_uuid}: "
-            "expected the same device, or another --share"
-        )
+
+
+def _as_flags(limits: Limits) -> dict[str, str]:
+    return {
+        "--memory": format_bytes(limits.memory_bytes),
+        "--cores": str(limits.cores_percent),
+        "--policy": limits.policy.value,
+        "--device": limits.device_uuid,
+    }
 
 
 @contextlib.contextmanager

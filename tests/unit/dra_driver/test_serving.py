@@ -1,0 +1,62 @@
+"""The status server: probes that tell why, and metrics."""
+
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+from api.errors import ConfigError
+from dra_driver.serving import StatusServer
+
+
+class _Service:
+    def __init__(self) -> None:
+        self.problem = ""
+
+    def probe(self) -> str:
+        return self.problem
+
+
+@pytest.fixture
+def service() -> _Service:
+    return _Service()
+
+
+@pytest.fixture
+def server(service: _Service) -> Iterator[StatusServer]:
+    server = StatusServer("127.0.0.1:0", alive=lambda: "", ready=service.probe)
+    server.start()
+    yield server
+    server.stop()
+
+
+def _get(server: StatusServer, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=10) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_a_probe_answers_ok_or_the_reason(server: StatusServer, service: _Service) -> None:
+    assert _get(server, "/readyz") == (200, "ok\n")
+    service.problem = "not registered with the kubelet"
+    assert _get(server, "/readyz") == (503, "not registered with the kubelet\n")
+    assert _get(server, "/healthz") == (200, "ok\n")
+
+
+def test_metrics_are_served(server: StatusServer) -> None:
+    status, text = _get(server, "/metrics")
+    assert status == 200
+    assert "process_resident_memory_bytes" in text
+
+
+def test_another_page_is_not_there(server: StatusServer) -> None:
+    assert _get(server, "/") == (404, "no such page: /metrics, /healthz, /readyz\n")
+
+
+def test_a_port_in_use_is_an_error_of_the_start(server: StatusServer) -> None:
+    with pytest.raises(ConfigError, match=rf"^setting listen: found '127.0.0.1:{server.port}', expected an address"):
+        StatusServer(f"127.0.0.1:{server.port}", alive=lambda: "", ready=lambda: "")

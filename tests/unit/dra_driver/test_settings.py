@@ -1,0 +1,65 @@
+"""Settings: which source wins, and what is said about a wrong one."""
+
+from pathlib import Path
+
+import pytest
+
+from api.errors import ConfigError
+from dra_driver.settings import ControllerOptions, NodeAgentOptions, load_settings
+
+
+def _file(folder: Path, text: str) -> Path:
+    file = folder / "config.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_flags_go_before_environment_before_file_before_defaults(tmp_path: Path) -> None:
+    file = _file(tmp_path, "node_name: from-file\nlog_level: debug\nlog_format: json\n")
+    environment = {"DRA_DRIVER_NODE_NAME": "from-environment", "DRA_DRIVER_LOG_FORMAT": "text"}
+    options = load_settings(NodeAgentOptions, file, {"node_name": "from-flag", "log_format": None}, environment)
+    assert options.node_name == "from-flag"
+    assert options.log_format == "text"
+    assert options.log_level == "debug"
+    assert options.state_dir == Path("/var/lib/dra-driver-vgpu")
+
+
+def test_an_unknown_key_is_refused_with_its_file_and_the_known_ones(tmp_path: Path) -> None:
+    file = _file(tmp_path, "log_levl: debug\n")
+    with pytest.raises(ConfigError) as error:
+        load_settings(ControllerOptions, file, {}, {})
+    assert str(error.value) == (
+        f"setting log_levl (file {file}): unknown, expected one of "
+        "driver_name, identity, kubeconfig, listen, log_format, log_level, namespace"
+    )
+
+
+def test_a_wrong_value_names_where_it_was_set() -> None:
+    with pytest.raises(ConfigError) as error:
+        load_settings(ControllerOptions, None, {}, {"DRA_DRIVER_LOG_FORMAT": "xml"})
+    assert str(error.value) == "setting log_format (environment): found 'xml': Input should be 'json' or 'text'"
+
+
+def test_a_missing_setting_says_how_to_give_it() -> None:
+    with pytest.raises(ConfigError) as error:
+        load_settings(NodeAgentOptions, None, {}, {})
+    assert str(error.value) == "setting node_name: missing, give --node-name or DRA_DRIVER_NODE_NAME"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a\n", "found list, expected a mapping of settings"),
+        ("a: [\n", "while parsing a flow node"),
+        ("\x00", "special"),
+    ],
+)
+def test_a_file_that_holds_no_settings_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        load_settings(ControllerOptions, _file(tmp_path, text), {}, {})
+    assert str(error.value).startswith(f"file {tmp_path / 'config.yaml'}: ")
+
+
+def test_a_file_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere.yaml: .*No such file"):
+        load_settings(ControllerOptions, tmp_path / "nowhere.yaml", {}, {})
