@@ -1,0 +1,251 @@
+"""What the controller knows of the cluster: one watch per kind, and the indexes that save it walks over the caches.
+
+Used by `terms`. Each change updates the indexes, and says which pool or claim it makes worth a look.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from api import kube as kube_api
+from api import names
+from api.claims import ClaimView, Object
+from api.kube import KubeClient, Resource, Selection
+from api.nodeinventory import InventoryStatus
+from controller.counting import DeviceKey, Ledger, Usage
+from controller.keeping import HEARTBEAT_LIMIT_S, Pulse
+from controller.offering import Withheld
+from controller.reasoning import OfferedDevice
+from controller.records import (
+    ClaimRecord,
+    InventoryRecord,
+    PodRecord,
+    TemplateRecord,
+    claim_trimmer,
+    class_trimmer,
+    template_trimmer,
+    trim_inventory,
+    trim_node,
+    trim_pod,
+    trim_slice,
+)
+from controller.snapshots import DeviceIndex
+from controller.watching import Key, Kind, Watcher
+
+UNSCHEDULED = Selection(fields="spec.nodeName=")
+"""Pods that no scheduler has placed yet: the only ones that can wait for a claim."""
+
+
+@dataclass(frozen=True)
+class Listeners:
+    """Who is told that something is worth a look."""
+
+    pool: Callable[[str], None]
+    claim: Callable[[Key], None]
+    template: Callable[[Key], None]
+    outage_end: Callable[[], None]
+    """The API server answers again; it may be another version, with other feature gates."""
+
+
+class ClusterCache:
+    """The caches of one term of leadership. Its questions may be asked from several threads."""
+
+    def __init__(self, kube: KubeClient, driver: str, version: str, listeners: Listeners) -> None:
+        """Watch the version `version` of resource.k8s.io, and the objects of `driver` in it."""
+        self.driver = driver
+        self._listeners = listeners
+        self._lock = threading.Lock()
+        self._ledger = Ledger(driver)
+        self._index = DeviceIndex()
+        self._pools: dict[str, dict[str, Object]] = {}
+        self._waiting: dict[Key, set[Key]] = {}
+        self.pulse = Pulse()
+        self._kinds = _Kinds(self, kube, version)
+
+    def start(self) -> None:
+        """Start all watches."""
+        for watcher in self._kinds.all:
+            watcher.start()
+
+    def stop(self) -> None:
+        """End all watches; what they still receive is not reported."""
+        for watcher in self._kinds.all:
+            watcher.stop()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the ends of the watches; return whether they all ended."""
+        ended = [watcher.join(timeout_s) for watcher in self._kinds.all]
+        return all(ended)
+
+    def synced(self) -> bool:
+        """Say whether every kind has been listed."""
+        return all(watcher.synced.is_set() for watcher in self._kinds.all)
+
+    def wait_synced(self, timeout_s: float) -> bool:
+        """Wait until every kind has been listed, at most so long for each; return whether it is so."""
+        return all(watcher.synced.wait(timeout_s) for watcher in self._kinds.all)
+
+    # --- questions about pools ------------------------------------------------------------------------------------
+
+    def node_uid(self, node: str) -> str | None:
+        """Return a Node's uid, or None if there is no such Node."""
+        return self._kinds.nodes.get(("", node))
+
+    def inventory(self, node: str) -> tuple[bool, InventoryStatus | None]:
+        """Say whether a node has an inventory, and return what it states."""
+        record = self._kinds.inventories.get(("", node))
+        return record is not None, record.status if record else None
+
+    def slices(self, pool: str) -> list[Object]:
+        """Return the stored slices of a pool, by name."""
+        with self._lock:
+            found = dict(self._pools.get(pool, {}))
+        return [found[name] for name in sorted(found)]
+
+    def pools(self) -> set[str]:
+        """Return the names of all nodes with an inventory and of all pools with slices."""
+        with self._lock:
+            found = set(self._pools)
+        return found | {name for _, name in self._kinds.inventories.items()}
+
+    def slice_count(self) -> int:
+        """Return the number of stored slices."""
+        return len(self._kinds.slices)
+
+    def note_withheld(self, node: str, withheld: tuple[Withheld, ...]) -> None:
+        """Remember what a node has and does not offer."""
+        with self._lock:
+            self._index.note_withheld(node, withheld)
+
+    # --- questions about claims -----------------------------------------------------------------------------------
+
+    def claim(self, key: Key) -> ClaimRecord | None:
+        """Return a claim."""
+        return self._kinds.claims.get(key)
+
+    def template(self, key: Key) -> TemplateRecord | None:
+        """Return a template that is wrong."""
+        return self._kinds.templates.get(key)
+
+    def waiting_pods(self, claim: Key) -> list[PodRecord]:
+        """Return the pods that the scheduler could not place and that name a claim, by name."""
+        with self._lock:
+            keys = sorted(self._waiting.get(claim, ()))
+        pods = (self._kinds.pods.get(key) for key in keys)
+        return [pod for pod in pods if pod is not None and pod.unschedulable]
+
+    def is_ours(self, view: ClaimView) -> bool:
+        """Say whether a claim asks for devices that could be ours."""
+        return any(self._kinds.classes.get(("", request.device_class)) for request in view.requests)
+
+    def devices(self) -> list[OfferedDevice]:
+        """Return the devices of all nodes."""
+        with self._lock:
+            return self._index.devices()
+
+    def device_counts(self) -> tuple[int, int]:
+        """Return the number of devices offered and withheld."""
+        with self._lock:
+            return self._index.counts()
+
+    def usage(self) -> dict[DeviceKey, Usage]:
+        """Return what claims hold of each device."""
+        with self._lock:
+            return self._ledger.usage()
+
+    # --- changes ---------------------------------------------------------------------------------------------------
+
+    def on_node(self, key: Key, old: str | None, new: str | None) -> None:
+        """A Node came, went, or was replaced under the same name."""
+        if old != new:
+            self._listeners.pool(key[1])
+
+    def on_inventory(self, key: Key, old: InventoryRecord | None, new: InventoryRecord | None) -> None:
+        """An agent stated something. A mere heartbeat is no work, unless it is the first after a silence."""
+        node = key[1]
+        was_dead = self.pulse.age_s(node) > HEARTBEAT_LIMIT_S
+        status = new.status if new else None
+        if new is None or status is not None:
+            self.pulse.note(node, status.heartbeat_time if status else None)
+        if was_dead or _facts(old) != _facts(new):
+            self._listeners.pool(node)
+
+    def on_slice(self, key: Key, _old: Object | None, new: Object | None) -> None:
+        """A slice of our driver came, changed or went: by us or by somebody else."""
+        changed = new or _old
+        assert changed is not None
+        pool = changed["spec"]["pool"]["name"]
+        with self._lock:
+            stored = self._pools.setdefault(pool, {})
+            if new is None:
+                stored.pop(key[1], None)
+            else:
+                stored[key[1]] = new
+            if not stored:
+                del self._pools[pool]
+            self._index.note_slice(key[1], new)
+        self._listeners.pool(pool)
+
+    def on_claim(self, key: Key, old: ClaimRecord | None, new: ClaimRecord | None) -> None:
+        """A claim came, got its devices, gave them back, or went."""
+        with self._lock:
+            for record in (old, new):
+                if record is not None and record.view is not None:
+                    self._ledger.note(record.view.uid, record.view.allocation if record is new else None)
+        self._listeners.claim(key)
+
+    def on_pod(self, key: Key, old: PodRecord | None, new: PodRecord | None) -> None:
+        """A pod without a node came, was found unschedulable, or went (to its node, mostly)."""
+        before, after = set(old.claims if old else ()), set(new.claims if new else ())
+        with self._lock:
+            for claim in before - after:
+                waiting = self._waiting.get(claim, set())
+                waiting.discard(key)
+                if not waiting:
+                    self._waiting.pop(claim, None)
+            for claim in after - before:
+                self._waiting.setdefault(claim, set()).add(key)
+        if (old.unschedulable if old else False) != (new.unschedulable if new else False) or before != after:
+            for claim in before | after:
+                self._listeners.claim(claim)
+
+    def on_template(self, key: Key, _old: TemplateRecord | None, _new: TemplateRecord | None) -> None:
+        """A template with wrong parameters came, changed or went."""
+        self._listeners.template(key)
+
+    def on_class(self, _key: Key, _old: bool | None, _new: bool | None) -> None:
+        """A DeviceClass came or went: which claims are ours is asked when it matters."""
+
+    def on_outage_end(self) -> None:
+        """The API server answers again."""
+        self._listeners.outage_end()
+
+
+class _Kinds:
+    """The watchers, one per kind."""
+
+    def __init__(self, cache: ClusterCache, kube: KubeClient, version: str) -> None:
+        driver = cache.driver
+        templates = Resource(names.RESOURCE_GROUP, version, "resourceclaimtemplates", namespaced=True)
+        ours = Selection(fields=f"spec.driver={driver}")
+        self.nodes = Watcher(kube, Kind(kube_api.NODES, trim_node, cache.on_node))
+        self.inventories = Watcher(kube, Kind(kube_api.NODE_INVENTORIES, trim_inventory, cache.on_inventory))
+        self.slices = Watcher(
+            kube, Kind(kube_api.slices(version), trim_slice, cache.on_slice, ours), cache.on_outage_end
+        )
+        self.classes = Watcher(kube, Kind(kube_api.device_classes(version), class_trimmer(driver), cache.on_class))
+        self.claims = Watcher(kube, Kind(kube_api.claims(version), claim_trimmer(driver), cache.on_claim))
+        self.templates = Watcher(kube, Kind(templates, template_trimmer(driver), cache.on_template))
+        self.pods = Watcher(kube, Kind(kube_api.PODS, trim_pod, cache.on_pod, UNSCHEDULED))
+
+    @property
+    def all(self) -> list[Watcher[Any]]:
+        return [self.nodes, self.inventories, self.slices, self.classes, self.claims, self.templates, self.pods]
+
+
+def _facts(record: InventoryRecord | None) -> object:
+    """Return what an inventory states, without the heartbeat; a new spelling of an unreadable one counts too."""
+    if record is None or record.status is None:
+        return record
+    return record.status.model_copy(update={"heartbeat_time": None})

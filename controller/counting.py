@@ -1,0 +1,76 @@
+"""What is taken of each device, from the allocations in the claims: the scheduler's own accounting, read back.
+
+Used by `reasoning`. Kept up to date claim by claim, so that a change costs what changed and not a walk over all claims.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from api import names
+from api.claims import Allocation, AllocationResult
+from api.names import ClaimUID
+
+DeviceKey = tuple[str, str]
+"""Pool and device name."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What claims hold of one device."""
+
+    memory_bytes: int = 0
+    cores_percent: int = 0
+    shares: int = 0
+    claims: int = 0
+    """Allocations of the device."""
+    whole: int = 0
+    """Allocations without consumed capacity: they hold the device for themselves."""
+
+    def plus(self, result: AllocationResult, sign: int = 1) -> "Usage":
+        """Return the usage with an allocation more (or less, with sign -1)."""
+        return replace(
+            self,
+            memory_bytes=self.memory_bytes + sign * result.consumed.get(names.CAPACITY_MEMORY, 0),
+            cores_percent=self.cores_percent + sign * result.consumed.get(names.CAPACITY_CORES, 0),
+            shares=self.shares + sign * result.consumed.get(names.CAPACITY_SHARES, 0),
+            claims=self.claims + sign,
+            whole=self.whole + (0 if result.consumed else sign),
+        )
+
+
+UNUSED = Usage()
+
+
+@dataclass
+class Ledger:
+    """Usage of every device of a driver. Not thread-safe: its owner locks."""
+
+    driver: str
+    _results: dict[ClaimUID, tuple[AllocationResult, ...]] = field(default_factory=dict)
+    _usage: dict[DeviceKey, Usage] = field(default_factory=dict)
+
+    def note(self, uid: ClaimUID, allocation: Allocation | None) -> None:
+        """Take over what a claim holds now; None: nothing, or the claim is gone."""
+        for result in self._results.pop(uid, ()):
+            self._book(result, -1)
+        mine = tuple(self._mine(allocation.results)) if allocation else ()
+        for result in mine:
+            self._book(result, 1)
+        if mine:
+            self._results[uid] = mine
+
+    def usage(self) -> dict[DeviceKey, Usage]:
+        """Return a copy of the usage of all devices that anybody holds."""
+        return dict(self._usage)
+
+    def _mine(self, results: Iterable[AllocationResult]) -> Iterable[AllocationResult]:
+        # Administrators look at devices without taking anything of them (KEP-5018).
+        return (result for result in results if result.driver == self.driver and not result.admin_access)
+
+    def _book(self, result: AllocationResult, sign: int) -> None:
+        key = (result.pool, result.device)
+        usage = self._usage.get(key, UNUSED).plus(result, sign)
+        if usage.claims:
+            self._usage[key] = usage
+        else:
+            self._usage.pop(key, None)

@@ -1,0 +1,136 @@
+"""Why does a claim or a pod wait? Reads the cluster once and answers in text, for `dra-driver explain`.
+
+The reasons are those of `reasoning`, which the running controller writes as events; this works without a running
+controller too.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from api import kube as kube_api
+from api import names
+from api.claims import ClaimView
+from api.errors import NotFoundError
+from api.kube import KubeClient, Selection
+from api.nodeinventory import InventoryStatus
+from api.quantities import format_bytes
+from controller.consumable import ConsumableMode
+from controller.counting import Ledger
+from controller.reasoning import RequestExplanation, describe, explain
+from controller.records import ClaimRecord, claim_trimmer, class_trimmer, trim_inventory, trim_pod, trim_slice
+from controller.snapshots import DeviceIndex
+
+_NO_LIMIT = 1 << 20
+"""A terminal shows every device; only events are short."""
+
+
+def explain_claim(kube: KubeClient, namespace: str, name: str, driver: str = names.DRIVER_NAME) -> str:
+    """Return why a ResourceClaim waits, device by device, or what it holds.
+
+    Raises:
+        NotFoundError: there is no such claim.
+        KubeError: the API server refused or did not answer.
+    """
+    cluster = _Cluster(kube, driver)
+    return _report([cluster.claim(namespace, name)], cluster)
+
+
+def explain_pod(kube: KubeClient, namespace: str, name: str, driver: str = names.DRIVER_NAME) -> str:
+    """Return why the claims of a pod wait; they must all end up on one node.
+
+    Raises:
+        NotFoundError: there is no such pod.
+        KubeError: the API server refused or did not answer.
+    """
+    cluster = _Cluster(kube, driver)
+    pod = trim_pod(kube.get(kube_api.PODS, name, namespace))
+    if pod is None:
+        return f"Pod {namespace}/{name}: it has no ResourceClaims, or they have not been made yet"
+    claims = []
+    missing = []
+    for key in pod.claims:
+        try:
+            claims.append(cluster.claim(*key))
+        except NotFoundError:
+            missing.append(f"ResourceClaim {key[0]}/{key[1]}: there is none; the pod waits for it")
+    return "\n".join([*missing, _report(claims, cluster)]).strip()
+
+
+class _Cluster:
+    """The state of the cluster, as far as it decides about claims."""
+
+    def __init__(self, kube: KubeClient, driver: str) -> None:
+        self._kube = kube
+        self.driver = driver
+        version = kube.resource_api_version()
+        self._claims = kube_api.claims(version)
+        self._trim = claim_trimmer(driver)
+        index = DeviceIndex()
+        for obj in kube.list(kube_api.slices(version), Selection(fields=f"spec.driver={driver}"))["items"]:
+            index.note_slice(obj["metadata"]["name"], trim_slice(obj))
+        for obj in kube.list(kube_api.NODE_INVENTORIES)["items"]:
+            _note_withheld(index, obj["metadata"]["name"], trim_inventory(obj).status)
+        self.devices = index.devices()
+        trim_class = class_trimmer(driver)
+        self.classes = {
+            obj["metadata"]["name"] for obj in kube.list(kube_api.device_classes(version))["items"] if trim_class(obj)
+        }
+        ledger = Ledger(driver)
+        for record in map(self._trim, kube.list(self._claims)["items"]):
+            if record is not None and record.view is not None:
+                ledger.note(record.view.uid, record.view.allocation)
+        self.usage = ledger.usage()
+
+    def claim(self, namespace: str, name: str) -> ClaimRecord | str:
+        """Return a claim, or a sentence about why there is nothing to explain."""
+        record = self._trim(self._kube.get(self._claims, name, namespace))
+        where = f"ResourceClaim {namespace}/{name}"
+        if record is None:
+            return f"{where}: allocated, by another driver than {self.driver}"
+        view = record.view
+        if (
+            view is not None
+            and view.allocation is None
+            and not any(r.device_class in self.classes for r in view.requests)
+        ):
+            return f"{where}: none of its DeviceClasses selects devices of {self.driver}"
+        return record
+
+
+def _note_withheld(index: DeviceIndex, node: str, inventory: InventoryStatus | None) -> None:
+    if inventory is not None:
+        index.note_withheld(node, ConsumableMode().offer(inventory).withheld)
+
+
+def _report(found: Iterable[ClaimRecord | str], cluster: _Cluster) -> str:
+    lines: list[str] = []
+    views: list[ClaimView] = []
+    for record in found:
+        if isinstance(record, str):
+            lines.append(record)
+            continue
+        lines += record.problem.splitlines()
+        if record.view is not None:
+            lines += _held(record.view)
+            views.append(record.view)
+    for explanation in explain(views, cluster.devices, cluster.usage):
+        lines += _reasons(explanation)
+    return "\n".join(lines)
+
+
+def _held(view: ClaimView) -> Sequence[str]:
+    if view.allocation is None:
+        return ()
+    return [
+        f"{view}: request {result.request} holds {result.pool}/{result.device}"
+        + "".join(f", {name} {_amount(name, amount)}" for name, amount in sorted(result.consumed.items()))
+        for result in view.allocation.results
+    ]
+
+
+def _reasons(explanation: RequestExplanation) -> list[str]:
+    heading = describe([explanation], limit=_NO_LIMIT, findings=False)
+    return [heading, *(f"  {finding}" for finding in explanation.findings)]
+
+
+def _amount(name: str, amount: int) -> str:
+    return format_bytes(amount) if name == names.CAPACITY_MEMORY else str(amount)

@@ -1,0 +1,135 @@
+"""Tells users why their claims wait, and what is wrong with their parameters: events on claims, pods, templates.
+
+Used by `terms`, which hands it keys from a queue. Why a claim waits is `reasoning.explain`, what is wrong with
+parameters is `checking`; when an event is due is `eventing.due_in_s`. All three are pure.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from api import names
+from api.claims import ClaimView
+from api.kube import KubeClient
+from controller import eventing
+from controller.caching import ClusterCache
+from controller.eventing import EVENT_CONFIG_INVALID, Message, Said, Subject
+from controller.metrics import Metrics
+from controller.reasoning import describe, explain
+from controller.records import ClaimRecord, PodRecord
+from controller.watching import Key
+
+_MAX_PODS = 10
+"""Pods that get an event of their own for one claim; a claim that 1,000 pods share is no reason for 1,000 events."""
+
+
+@dataclass(frozen=True)
+class Topic:
+    """What events are about: an object and a reason."""
+
+    kind: str
+    key: Key
+
+
+class PendingKeeper:
+    """Looks at one claim or template after the other. One thread at a time may work on a topic."""
+
+    def __init__(
+        self,
+        kube: KubeClient,
+        cache: ClusterCache,
+        instance: str,
+        *,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Write events in the name of `instance`."""
+        self._kube = kube
+        self._cache = cache
+        self._instance = instance
+        self._metrics = metrics
+        self._clock = clock
+        self._said: dict[tuple[Topic, str], Said] = {}
+        self._waiting: set[Key] = set()
+
+    def sync_claim(self, key: Key) -> float | None:
+        """Say what there is to say about a claim; return after how many seconds to look again, None: when it changes.
+
+        Raises:
+            KubeError: the API server refused or did not answer; try again later.
+        """
+        topic = Topic("claim", key)
+        record = self._cache.claim(key)
+        if record is None or record.allocated:
+            self._forget(topic)
+            return None
+        delays = [self._complain(topic, record.subject, record.problem), self._explain(topic, key, record)]
+        return min((delay for delay in delays if delay is not None), default=None)
+
+    def sync_template(self, key: Key) -> float | None:
+        """Say what is wrong with a template; return after how many seconds to look again.
+
+        Raises:
+            KubeError: the API server refused or did not answer; try again later.
+        """
+        topic = Topic("template", key)
+        record = self._cache.template(key)
+        if record is None:
+            self._forget(topic)
+            return None
+        return self._complain(topic, record.subject, record.problem)
+
+    def _complain(self, topic: Topic, subject: Subject, problem: str) -> float | None:
+        if not problem:
+            self._said.pop((topic, EVENT_CONFIG_INVALID), None)
+            return None
+        message = Message(EVENT_CONFIG_INVALID, problem, "Checking")
+        return self._say(topic, message, [(subject, None)])
+
+    def _explain(self, topic: Topic, key: Key, record: ClaimRecord) -> float | None:
+        pods = self._cache.waiting_pods(key)[:_MAX_PODS]
+        note = self._note(record.view, pods[0]) if record.view is not None and pods else ""
+        if not note:
+            self._said.pop((topic, names.EVENT_UNSATISFIABLE), None)
+            self._note_waiting(key, waits=False)
+            return None
+        message = Message(names.EVENT_UNSATISFIABLE, note, "Allocating")
+        about_pods = [(pod.subject, record.subject) for pod in pods]
+        self._note_waiting(key, waits=True)
+        return self._say(topic, message, [(record.subject, pods[0].subject), *about_pods])
+
+    def _note(self, view: ClaimView, pod: PodRecord) -> str:
+        """Return why a claim waits, or nothing if it does not wait for our devices."""
+        if not self._cache.is_ours(view):
+            return ""
+        records = (self._cache.claim(key) for key in pod.claims)
+        views = [record.view for record in records if record is not None and record.view is not None]
+        views = [other for other in views if other.allocation is not None or self._cache.is_ours(other)]
+        found = explain(views, self._cache.devices(), self._cache.usage())
+        mine = [entry for entry in found if entry.claim == f"{view.namespace}/{view.name}" and entry.is_ours]
+        return describe(mine)
+
+    def _say(self, topic: Topic, message: Message, about: list[tuple[Subject, Subject | None]]) -> float:
+        """Write events if they are due; return the seconds until they are due next."""
+        now = self._clock()
+        said = self._said.get((topic, message.reason))
+        wait_s = eventing.due_in_s(said, message.note, now)
+        if wait_s > 0:
+            return wait_s
+        for subject, related in about:
+            eventing.write(self._kube, eventing.render(subject, message, self._instance, datetime.now(UTC), related))
+            self._metrics.events.labels(message.reason).inc()
+        count = said.count + 1 if said is not None and said.note == message.note else 1
+        said = Said(message.note, now, count)
+        self._said[topic, message.reason] = said
+        return eventing.due_in_s(said, message.note, now)
+
+    def _forget(self, topic: Topic) -> None:
+        for reason in (EVENT_CONFIG_INVALID, names.EVENT_UNSATISFIABLE):
+            self._said.pop((topic, reason), None)
+        self._note_waiting(topic.key, waits=False)
+
+    def _note_waiting(self, key: Key, *, waits: bool) -> None:
+        (self._waiting.add if waits else self._waiting.discard)(key)
+        self._metrics.pending_claims.set(len(self._waiting))

@@ -1,0 +1,157 @@
+"""What the controller keeps of the objects that it watches: trims of its caches. Used by `caching`, `explaining`.
+
+A cluster has many more claims and pods than this driver has shares, so what is kept is what is read later and nothing
+else.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from api import names
+from api.claims import ClaimView, Object
+from api.errors import PermanentError, StateError
+from api.nodeinventory import InventoryStatus, NodeInventory
+from controller.checking import check_configs, check_template
+from controller.eventing import Subject
+from controller.watching import Key
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRecord:
+    """A claim: what it wants while it has nothing, what it holds once it has."""
+
+    subject: Subject
+    view: ClaimView | None
+    """None: it cannot be read, `problem` says why."""
+    problem: str
+    """What is wrong with its parameters; empty: nothing."""
+
+    @property
+    def allocated(self) -> bool:
+        """Say whether the scheduler has given it its devices."""
+        return self.view is not None and self.view.allocation is not None
+
+
+@dataclass(frozen=True, slots=True)
+class PodRecord:
+    """A pod that has no node yet."""
+
+    subject: Subject
+    claims: tuple[Key, ...]
+    unschedulable: bool
+    """The scheduler has tried, and found no place."""
+
+
+@dataclass(frozen=True, slots=True)
+class InventoryRecord:
+    """A NodeInventory; `status` is None if its agent has not looked yet, or wrote what cannot be read (`problem`)."""
+
+    status: InventoryStatus | None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateRecord:
+    """A ResourceClaimTemplate with parameters that cannot be read; others are not kept."""
+
+    subject: Subject
+    problem: str
+
+
+def claim_trimmer(driver: str) -> Callable[[Object], ClaimRecord | None]:
+    """Return the trim of claims: allocated ones of other drivers are not kept."""
+
+    def trim(obj: Object) -> ClaimRecord | None:
+        subject = _subject(obj, "ResourceClaim")
+        try:
+            view = ClaimView.from_object(obj)
+        except PermanentError as error:
+            return ClaimRecord(subject, None, str(error))
+        if view.allocation is not None:
+            results = tuple(result for result in view.allocation.results if result.driver == driver)
+            held = replace(view.allocation, results=results, configs=())
+            return ClaimRecord(subject, replace(_bare(view), requests=(), allocation=held), "") if results else None
+        return ClaimRecord(subject, _bare(view), check_configs(view.configs, driver, str(view)))
+
+    return trim
+
+
+def _bare(view: ClaimView) -> ClaimView:
+    return replace(view, configs=(), reserved_for=())
+
+
+def template_trimmer(driver: str) -> Callable[[Object], TemplateRecord | None]:
+    """Return the trim of templates: only wrong ones are kept."""
+
+    def trim(obj: Object) -> TemplateRecord | None:
+        problem = check_template(obj, driver)
+        return TemplateRecord(_subject(obj, "ResourceClaimTemplate"), problem) if problem else None
+
+    return trim
+
+
+def class_trimmer(driver: str) -> Callable[[Object], bool | None]:
+    """Return the trim of DeviceClasses: True for those that may select our devices, others are not kept."""
+
+    def trim(obj: Object) -> bool | None:
+        spec = obj.get("spec") or {}
+        expressions = [(selector.get("cel") or {}).get("expression", "") for selector in spec.get("selectors") or []]
+        drivers = [(config.get("opaque") or {}).get("driver") for config in spec.get("config") or []]
+        return True if driver in drivers or any(driver in text for text in expressions) else None
+
+    return trim
+
+
+def trim_pod(obj: Object) -> PodRecord | None:
+    """Keep a pod without a node if it has claims."""
+    names_of_claims = tuple(_claim_names(obj))
+    if not names_of_claims:
+        return None
+    namespace = obj["metadata"]["namespace"]
+    conditions = (obj.get("status") or {}).get("conditions") or []
+    return PodRecord(
+        subject=_subject(obj, "Pod"),
+        claims=tuple((namespace, name) for name in names_of_claims),
+        unschedulable=any(
+            condition.get("type") == "PodScheduled" and condition.get("reason") == "Unschedulable"
+            for condition in conditions
+        ),
+    )
+
+
+def _claim_names(pod: Object) -> list[str]:
+    made = {
+        entry["name"]: entry.get("resourceClaimName")
+        for entry in (pod.get("status") or {}).get("resourceClaimStatuses") or []
+    }
+    entries = (pod.get("spec") or {}).get("resourceClaims") or []
+    found = (entry.get("resourceClaimName") or made.get(entry["name"]) for entry in entries)
+    return [name for name in found if name]
+
+
+def trim_inventory(obj: Object) -> InventoryRecord:
+    """Keep an inventory's status."""
+    try:
+        return InventoryRecord(NodeInventory.from_object(obj).status)
+    except StateError as error:
+        return InventoryRecord(None, str(error))
+
+
+def trim_slice(obj: Object) -> dict[str, Any]:
+    """Keep of a slice what `publishing` compares."""
+    kept = ("name", "uid", "resourceVersion", "ownerReferences")
+    metadata: Mapping[str, Any] = obj["metadata"]
+    return {"metadata": {key: metadata[key] for key in kept if key in metadata}, "spec": obj["spec"]}
+
+
+def trim_node(obj: Object) -> str:
+    """Keep a node's uid."""
+    return str(obj["metadata"]["uid"])
+
+
+def _subject(obj: Object, kind: str) -> Subject:
+    metadata = obj["metadata"]
+    # Objects in lists come without apiVersion and kind.
+    api_version = obj.get("apiVersion") or ("v1" if kind == "Pod" else f"{names.RESOURCE_GROUP}/v1")
+    return Subject(api_version, kind, metadata["namespace"], metadata["name"], metadata["uid"])

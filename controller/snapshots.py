@@ -1,0 +1,83 @@
+"""Devices as claims meet them, from the published slices and the inventories. Pure; used by `pending` and `explaining`.
+
+What is offered is read from the slices and not from the offer mode, since it is what the scheduler reads; what is
+withheld is in the inventories alone.
+"""
+
+from collections.abc import Iterator
+
+from api import names
+from api.claims import Object
+from api.errors import ConfigError, StateError
+from api.quantities import parse_count
+from api.slices import Capacity, Device, read_device
+from controller.offering import Withheld
+from controller.reasoning import OfferedDevice
+
+
+class DeviceIndex:
+    """The devices of all nodes, kept up to date slice by slice. Not thread-safe: its owner locks."""
+
+    def __init__(self) -> None:
+        self._offered: dict[str, list[OfferedDevice]] = {}
+        self._withheld: dict[str, tuple[Withheld, ...]] = {}
+
+    def note_slice(self, name: str, obj: Object | None) -> None:
+        """Take over a slice; None: it is gone."""
+        self._offered.pop(name, None)
+        if obj is not None:
+            self._offered[name] = list(_of_slice(obj))
+
+    def note_withheld(self, node: str, withheld: tuple[Withheld, ...]) -> None:
+        """Take over what a node has and does not offer."""
+        self._withheld.pop(node, None)
+        if withheld:
+            self._withheld[node] = withheld
+
+    def devices(self) -> list[OfferedDevice]:
+        """Return all devices, offered and withheld."""
+        found = [device for devices in self._offered.values() for device in devices]
+        offered = {device.key for device in found}
+        found += [
+            OfferedDevice(node, device.device, withheld=device.reason)
+            for node, devices in self._withheld.items()
+            for device in devices
+            if (node, device.device) not in offered
+        ]
+        return found
+
+    def counts(self) -> tuple[int, int]:
+        """Return the number of devices offered and withheld."""
+        return sum(map(len, self._offered.values())), sum(map(len, self._withheld.values()))
+
+
+def _of_slice(obj: Object) -> Iterator[OfferedDevice]:
+    spec = obj["spec"]
+    for entry in spec.get("devices") or []:
+        try:
+            yield _device(spec["pool"]["name"], read_device(entry))
+        except (StateError, ConfigError):
+            # Not written by us, or by a version to come: the scheduler can judge it, we cannot.
+            continue
+
+
+def _device(node: str, device: Device) -> OfferedDevice:
+    vendor = device.attributes.get(names.ATTRIBUTE_VENDOR, "")
+    capacity = {name.rpartition("/")[2]: amount for name, amount in device.capacity.items()}
+    return OfferedDevice(
+        node=node,
+        name=device.name,
+        vendor=vendor if isinstance(vendor, str) else "",
+        capacity={name: _count(amount.value) for name, amount in capacity.items()},
+        defaults={name: _count(amount.default) for name, amount in capacity.items() if amount.default is not None},
+        steps={name: step for name, amount in capacity.items() if (step := _step(amount))},
+        shared=device.allow_multiple,
+    )
+
+
+def _step(capacity: Capacity) -> int:
+    return _count(capacity.valid_range.step) if capacity.valid_range and capacity.valid_range.step else 0
+
+
+def _count(quantity: str) -> int:
+    return parse_count(quantity, "capacity")

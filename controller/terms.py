@@ -1,0 +1,203 @@
+"""One term of leadership: caches, queues and workers, from the Lease won to the Lease lost. Used by `controller`."""
+
+import logging
+import threading
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from api.errors import KubeError, VGPUError
+from api.kube import KubeClient
+from controller.caching import ClusterCache, Listeners
+from controller.consumable import ConsumableMode
+from controller.keeping import PoolKeeper, Sources
+from controller.metrics import Metrics
+from controller.offering import OfferMode
+from controller.pending import PendingKeeper, Topic
+from controller.probing import PROBE_NODE, choose_mode
+from controller.queueing import WorkQueue, backoff_s
+
+log = logging.getLogger(__name__)
+
+K = TypeVar("K", bound=Hashable)
+
+OFFER_MODES: tuple[OfferMode, ...] = (ConsumableMode(),)
+"""Modes that are tried, best first."""
+
+_CHOOSE_MODE = ""
+"""A key of the pools' queue that is no node: find out anew which mode the API server carries."""
+_RENEW_CACHE_S = 1.0
+
+
+@dataclass(frozen=True)
+class TermSettings:
+    """What a term needs to know."""
+
+    driver: str
+    identity: str
+
+
+class Term:
+    """Does the controller's work from `start` to `stop`."""
+
+    def __init__(
+        self, kube: KubeClient, settings: TermSettings, is_leading: Callable[[], bool], metrics: Metrics
+    ) -> None:
+        """Write as long as `is_leading` says so."""
+        self._kube = kube
+        self._settings = settings
+        self._is_leading = is_leading
+        self._metrics = metrics
+        self._pools: WorkQueue[str] = WorkQueue()
+        self._topics: WorkQueue[Topic] = WorkQueue()
+        self._stopping = threading.Event()
+        self._cache: ClusterCache | None = None
+        self._trouble = "starting"
+        self._main = threading.Thread(target=self._run, name="term", daemon=True)
+
+    def start(self) -> None:
+        """Begin; does not block."""
+        self._main.start()
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """End, and wait until nothing more is written."""
+        self._stopping.set()
+        self._pools.close()
+        self._topics.close()
+        self._main.join(timeout_s)
+        if self._cache is not None:
+            self._cache.stop()
+
+    def trouble(self) -> str:
+        """Return why the term is not at work; empty: it is."""
+        return self._trouble
+
+    def idle(self) -> bool:
+        """Say whether everything that is known has been worked on."""
+        return not self._trouble and self._pools.idle() and self._topics.idle()
+
+    def _run(self) -> None:
+        begun = self._begin()
+        if begun is None:
+            return
+        cache, keeper, pending = begun
+        workers = [
+            threading.Thread(
+                target=self._work, args=(self._pools, lambda key: self._sync(cache, keeper, key)), name="pools"
+            ),
+            threading.Thread(
+                target=self._work, args=(self._topics, lambda topic: _sync_topic(pending, topic)), name="claims"
+            ),
+        ]
+        for worker in workers:
+            worker.daemon = True
+            worker.start()
+        self._trouble = ""
+        for worker in workers:
+            worker.join()
+
+    def _begin(self) -> tuple[ClusterCache, PoolKeeper, PendingKeeper] | None:
+        """Find out what the API server is and list everything; None: the term ended before that was done."""
+        found = self._discover()
+        if found is None:
+            return None
+        version, mode = found
+        listeners = Listeners(
+            pool=self._note_pool,
+            claim=lambda key: self._topics.add(Topic("claim", key)),
+            template=lambda key: self._topics.add(Topic("template", key)),
+            outage_end=lambda: self._pools.add(_CHOOSE_MODE),
+        )
+        driver = self._settings.driver
+        cache = self._cache = ClusterCache(self._kube, driver, version, listeners)
+        sources = Sources(cache.node_uid, cache.inventory, cache.slices, cache.pulse.age_s)
+        keeper = PoolKeeper(
+            self._kube, driver, version, sources=sources, may_write=self._may_write, metrics=self._metrics
+        )
+        self._set_mode(cache, keeper, mode)
+        cache.start()
+        while not cache.wait_synced(_RENEW_CACHE_S):
+            self._trouble = "waiting for the first lists from the API server"
+            if self._stopping.is_set():
+                return None
+        log.info("at work", extra={"version": version, "mode": mode.name, "slices": cache.slice_count()})
+        pending = PendingKeeper(self._kube, cache, self._settings.identity, metrics=self._metrics)
+        return cache, keeper, pending
+
+    def _discover(self) -> tuple[str, OfferMode] | None:
+        """Return the version of resource.k8s.io and the offer mode of this cluster, when the API server can tell."""
+        failures = 0
+        while not self._stopping.is_set():
+            try:
+                version = self._kube.resource_api_version()
+                return version, choose_mode(self._kube, OFFER_MODES, self._settings.driver, version)
+            except VGPUError as error:
+                failures += 1
+                self._trouble = str(error)
+                log.warning("cannot begin, will try again", extra={"error": str(error)})
+                self._stopping.wait(backoff_s(failures))
+        return None
+
+    def _may_write(self) -> bool:
+        return not self._stopping.is_set() and self._is_leading()
+
+    def _note_pool(self, pool: str) -> None:
+        if pool != PROBE_NODE:
+            self._pools.add(pool)
+
+    def _work(self, queue: WorkQueue[K], handle: Callable[[K], float | None]) -> None:
+        while (key := queue.take()) is not None:
+            try:
+                again_s = handle(key)
+                queue.succeed(key)
+                if again_s is not None:
+                    queue.add_after(key, again_s)
+            except KubeError as error:
+                self._fail(queue, key, error)
+            except Exception:
+                # One object that nobody thought of must not end the work on all others.
+                log.exception("cannot handle", extra={"key": str(key)})
+                self._fail(queue, key, None)
+            finally:
+                queue.done(key)
+
+    def _fail(self, queue: WorkQueue[K], key: K, error: KubeError | None) -> None:
+        self._metrics.failures.labels("pools" if isinstance(key, str) else "claims").inc()
+        delay_s = queue.retry(key)
+        if error is not None:
+            log.info("will try again", extra={"key": str(key), "error": str(error), "delay_s": round(delay_s, 1)})
+
+    def _sync(self, cache: ClusterCache, keeper: PoolKeeper, node: str) -> float | None:
+        if node == _CHOOSE_MODE:
+            if self._may_write():
+                mode = choose_mode(self._kube, OFFER_MODES, self._settings.driver, keeper.version)
+                self._set_mode(cache, keeper, mode)
+            return None
+        mode = keeper.mode
+        try:
+            return keeper.sync(node)
+        finally:
+            if keeper.mode is not mode:
+                self._set_mode(cache, keeper, keeper.mode, force=True)
+            _, inventory = cache.inventory(node)
+            cache.note_withheld(node, keeper.offer(inventory).withheld if inventory else ())
+            self._measure(cache)
+
+    def _set_mode(self, cache: ClusterCache, keeper: PoolKeeper, mode: OfferMode, *, force: bool = False) -> None:
+        """Use a mode; if it is another one, every pool is due."""
+        if keeper.set_mode(mode) or force:
+            self._metrics.mode.clear()
+            self._metrics.mode.labels(mode.name).set(1)
+            for pool in cache.pools():
+                self._note_pool(pool)
+
+    def _measure(self, cache: ClusterCache) -> None:
+        offered, withheld = cache.device_counts()
+        self._metrics.slices.set(cache.slice_count())
+        self._metrics.devices.labels("offered").set(offered)
+        self._metrics.devices.labels("withheld").set(withheld)
+
+
+def _sync_topic(pending: PendingKeeper, topic: Topic) -> float | None:
+    sync = pending.sync_claim if topic.kind == "claim" else pending.sync_template
+    return sync(topic.key)
