@@ -1,2 +1,1 @@
-"""The kubelet's gRPC APIs: our own .proto files and what `generate.py` makes of them (committed, never edited by
-hand)."""
+"""The kubelet's gRPC APIs: our own .proto files, and what generate.py makes of them (committed, never edited)."""

@@ -1,8 +1,7 @@
-"""Generates the Python modules of the .proto files beside this script; run by `make generate`, and with --check by
-`make lint`.
+"""Generates the Python modules of the .proto files beside this script.
 
-Needs the development environment (grpcio-tools, mypy-protobuf). Imports between generated modules are made
-absolute, because protoc writes them for a flat folder.
+Run by `make generate`, and with --check by `make lint`. Needs the development environment (grpcio-tools, mypy-
+protobuf). Imports between generated modules are made absolute, because protoc writes them for a flat folder.
 """
 
 import argparse

@@ -1,0 +1,206 @@
+"""The node agent as a whole: builds its parts, starts and stops them, says whether it is well.
+
+Called by `dra-driver node-agent`, and by tests with a fake API server and fake devices.
+"""
+
+import importlib.metadata
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from prometheus_client import REGISTRY
+
+from api import names
+from api.errors import KubeError, StateError
+from api.kube import KubeClient
+from kubeletplugin.cdi import gpu_spec
+from kubeletplugin.claimlocks import ClaimLocks
+from kubeletplugin.claimreading import ClaimReader
+from kubeletplugin.devices import DeviceTable, Discovery
+from kubeletplugin.discovery import DiscoveryBackend
+from kubeletplugin.driverroots import DriverRoot
+from kubeletplugin.healths import HealthBoard
+from kubeletplugin.inventory import InventoryWriter
+from kubeletplugin.libraries import install_library
+from kubeletplugin.metrics import ShareCollector
+from kubeletplugin.monitoring import Monitor
+from kubeletplugin.nodestates import NodePaths, NodeState
+from kubeletplugin.nvidia import NvidiaDiscovery
+from kubeletplugin.planning import NodeView
+from kubeletplugin.preparing import Preparer
+from kubeletplugin.services import HealthSettings, dra_services
+from kubeletplugin.serving import PluginServer
+from kubeletplugin.sockets import SocketPaths
+from kubeletplugin.unpreparing import Unpreparer
+from libvgpu.paths import library_path
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AgentSettings:
+    """What an agent must know about its node."""
+
+    node_name: str
+    kubelet_dir: Path = Path(names.KUBELET_DIR)
+    cdi_dir: Path = Path(names.CDI_DIR)
+    state_dir: Path = Path(names.STATE_DIR)
+    driver_root: Path = Path("/")
+    driver_root_on_host: Path | None = None
+    """The driver root as the container runtime sees it, where that is another path than the agent's."""
+    driver_name: str = names.DRIVER_NAME
+    pod_uid: str | None = None
+    """UID of the agent's pod: lets two instances run side by side."""
+    library: Path | None = None
+    """The interception library; None: the one that belongs to this program."""
+    heartbeat_s: float = 20.0
+    retry_s: float = 5.0
+    """Between tries while something keeps a heartbeat from being written."""
+    monitor_interval_s: float = 1.0
+    health_interval_s: float = 20.0
+
+
+class NodeAgent:
+    """Serves one node, from start() until stop()."""
+
+    def __init__(self, client: KubeClient, settings: AgentSettings, backend: DiscoveryBackend | None = None) -> None:
+        """Take what it works with.
+
+        Args:
+            client: the Kubernetes API.
+            settings: of this node.
+            backend: finds the devices; None: NVIDIA's, from the driver root.
+        """
+        self._settings = settings
+        root = settings.driver_root
+        self._backend = backend or NvidiaDiscovery(DriverRoot(root, settings.driver_root_on_host or root))
+        self._sockets = SocketPaths.of(settings.kubelet_dir, settings.driver_name, settings.pod_uid)
+        self._client = client
+        self._inventory = InventoryWriter(client, settings.node_name, settings.driver_name, _version())
+        self._board = HealthBoard()
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._view = NodeView(settings.driver_name, settings.node_name, DeviceTable(()))
+        self._problem = "no devices were looked for yet"
+        self._server: PluginServer | None = None
+        self._state: NodeState | None = None
+        self._monitor: Monitor | None = None
+        self._collector: ShareCollector | None = None
+        self._beat_s = time.monotonic()
+
+    def start(self) -> None:
+        """Begin to serve.
+
+        Raises:
+            StateError: another instance has the sockets, or the node's state cannot be used.
+        """
+        settings = self._settings
+        paths = NodePaths(settings.state_dir, settings.cdi_dir)
+        library = install_library(settings.library or library_path(), paths.library_dir)
+        state = NodeState(paths, settings.driver_name, settings.node_name, library)
+        locks = ClaimLocks()
+        preparer = Preparer(ClaimReader(self._client), state, locks, lambda: self._view)
+        services = dra_services(preparer, Unpreparer(state, locks), state)
+        health = HealthSettings(self._board, settings.node_name, settings.health_interval_s)
+        server = PluginServer(self._sockets, settings.driver_name, services, health)
+        server.lock()  # before anything is read or changed: from here on this instance is the only one
+        try:
+            state.load()
+            self._state, self._monitor = state, Monitor(state.ledger, paths.shares_dir)
+            self._discover()
+            server.start()
+        except BaseException:
+            server.stop()
+            raise
+        self._server = server
+        self._collector = ShareCollector(self._monitor.readings)
+        REGISTRY.register(self._collector)
+        for name, body in (("heartbeat", self._keep_beating), ("monitor", self._keep_monitoring)):
+            thread = threading.Thread(target=body, name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def stop(self) -> None:
+        """End to serve; calls that run are answered first. Prepared claims stay prepared."""
+        self._stopping.set()
+        self._board.close()
+        if self._server is not None:
+            self._server.stop()
+        for thread in self._threads:
+            thread.join()
+        if self._collector is not None:
+            REGISTRY.unregister(self._collector)
+            self._collector = None
+        self._backend.close()
+
+    def alive(self) -> str:
+        """Return why a restart would help, empty if it would not."""
+        for thread in self._threads:
+            if not thread.is_alive() and not self._stopping.is_set():
+                return f"thread {thread.name} has ended"
+        silent_s = time.monotonic() - self._monitor.last_round_s if self._monitor else 0.0
+        if silent_s > max(60.0, 10 * self._settings.monitor_interval_s):
+            return f"the monitor has not finished a round for {silent_s:.0f} s"
+        return ""
+
+    def ready(self) -> str:
+        """Return why the node cannot serve claims, empty if it can."""
+        if self._server is None:
+            return "starting"
+        return self._problem or self._server.registration_problem()
+
+    def _discover(self) -> Discovery:
+        try:
+            found = self._backend.discover()
+            problem = ""
+        except StateError as error:
+            # The agent stays: it can still undo claims, and a driver may be installed later.
+            found = Discovery(message=str(error))
+            problem = str(error)
+        if problem != self._problem:
+            _log.log(
+                logging.ERROR if problem else logging.INFO,
+                "devices discovered",
+                extra={"devices": [device.name for device in found.devices], "error": problem},
+            )
+        self._problem = problem
+        settings = self._settings
+        self._view = NodeView(settings.driver_name, settings.node_name, DeviceTable(found.devices))
+        self._board.update(found.devices)
+        assert self._state is not None
+        self._state.specs.write_gpus(gpu_spec(settings.driver_name, found.devices, found.driver))
+        return found
+
+    def _keep_beating(self) -> None:
+        settings = self._settings
+        delay_s, outage = 0.0, ""
+        while not self._stopping.wait(delay_s):
+            delay_s = settings.heartbeat_s
+            try:
+                self._inventory.write(self._discover())
+            except (KubeError, OSError) as error:
+                delay_s = settings.retry_s
+                if not outage:
+                    _log.warning("inventory not written; trying again", extra={"error": str(error)})
+                outage = str(error)
+                continue
+            if outage:
+                _log.info("inventory written again")
+            outage = ""
+
+    def _keep_monitoring(self) -> None:
+        assert self._monitor is not None
+        while not self._stopping.wait(self._settings.monitor_interval_s):
+            try:
+                self._monitor.run_once()
+            except OSError as error:
+                _log.error("round of the monitor failed", extra={"error": str(error)})
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("dra-driver-vgpu")
+    except importlib.metadata.PackageNotFoundError:
+        return ""

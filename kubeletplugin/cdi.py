@@ -1,0 +1,179 @@
+"""CDI specs: what the container runtime adds to a container that holds a device or a share.
+
+`gpu_spec` is one spec per node with a device per GPU (device node, and for all of them the driver's libraries);
+`claim_spec` is one spec per claim with a device per share (limits, books, and for all of them the interception
+library). Called by preparing, unpreparing and the agent. Source: Container Device Interface specification, versions
+0.3.0 to 0.8.0.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from api import names
+from api.errors import StateError
+from api.names import ClaimUID
+from kubeletplugin.devices import Device, DeviceFile, Driver
+from kubeletplugin.files import read_if_there, remove_durably, write_durably
+from kubeletplugin.libraries import InstalledLibrary
+
+Spec = dict[str, Any]
+
+_READ_ONLY = ["ro", "nosuid", "nodev", "rbind", "rprivate"]
+_BOOKS = ["rw", "nosuid", "nodev", "noexec", "rbind", "rprivate"]
+_CARD = ["rw", "nosuid", "noexec", "rbind", "rprivate"]
+# A runtime hook of the vendor's own toolkit adds all GPUs to an image that asks for them; "void" tells it to keep out.
+_NO_LEGACY_HOOK = "NVIDIA_VISIBLE_DEVICES=void"
+
+
+def gpu_id(vendor: str, device_name: str) -> str:
+    """Return the CDI id of a device. It is a device's own: the kubelet keys health by the first id of a device."""
+    return f"{vendor}/{names.CDI_CLASS_GPU}={device_name}"
+
+
+def claim_id(vendor: str, share: str) -> str:
+    """Return the CDI id of a share of a claim."""
+    return f"{vendor}/{names.CDI_CLASS_CLAIM}={share}"
+
+
+def gpu_spec(vendor: str, devices: Iterable[Device], driver: Driver) -> Spec | None:
+    """Return the spec of a node's devices; None without any: a spec must have a device."""
+    entries = [{"name": device.name, "containerEdits": _edits(device.files)} for device in devices if device.files]
+    common = _edits(driver.files) | {"env": [_NO_LEGACY_HOOK]}
+    return _spec(f"{vendor}/{names.CDI_CLASS_GPU}", entries, common) if entries else None
+
+
+def claim_spec(vendor: str, shares: Iterable[str], shares_dir: Path, library: InstalledLibrary) -> Spec:
+    """Return the spec of a claim.
+
+    Args:
+        vendor: of the CDI ids.
+        shares: names of the claim's shares, at least one.
+        shares_dir: folder of all shares on the host.
+        library: what enforces them.
+    """
+    entries = [
+        {
+            "name": share,
+            "containerEdits": {
+                "mounts": [
+                    _mount(shares_dir / share / names.LIMITS_FILE, _in_container(share, names.LIMITS_FILE), _READ_ONLY),
+                    _mount(shares_dir / share / names.BOOKS_FILE, _in_container(share, names.BOOKS_FILE), _BOOKS),
+                ]
+            },
+        }
+        for share in shares
+    ]
+    common = {
+        "mounts": [
+            _mount(library.path, library.container_path, _READ_ONLY),
+            _mount(library.preload_path, Path(names.CONTAINER_PRELOAD_FILE), _READ_ONLY),
+        ]
+    }
+    return _spec(f"{vendor}/{names.CDI_CLASS_CLAIM}", entries, common)
+
+
+def _in_container(share: str, file: str) -> Path:
+    return Path(names.CONTAINER_SHARES_DIR) / share / file
+
+
+def _spec(kind: str, devices: list[dict[str, Any]], common: dict[str, Any]) -> Spec:
+    return {
+        "cdiVersion": _lowest_version([common, *(device["containerEdits"] for device in devices)], devices),
+        "kind": kind,
+        "containerEdits": common,
+        "devices": devices,
+    }
+
+
+def _lowest_version(edits: list[dict[str, Any]], devices: list[dict[str, Any]]) -> str:
+    """Return the oldest version that has all that the spec uses: old runtimes refuse specs newer than themselves."""
+    if any("hostPath" in node for edit in edits for node in edit.get("deviceNodes", [])):
+        return "0.5.0"
+    if any(not device["name"][0].isalpha() for device in devices):
+        return "0.5.0"
+    return "0.3.0"
+
+
+def _edits(files: Iterable[DeviceFile]) -> dict[str, Any]:
+    nodes = [_node(file) for file in files if file.is_device]
+    mounts = [
+        _mount(file.host_path, file.container_path, _CARD if file.container_path.parent == Path("/dev") else _READ_ONLY)
+        for file in files
+        if not file.is_device
+    ]
+    edits: dict[str, Any] = {}
+    if nodes:
+        edits["deviceNodes"] = nodes
+    if mounts:
+        edits["mounts"] = mounts
+    return edits
+
+
+def _node(file: DeviceFile) -> dict[str, str]:
+    node = {"path": str(file.container_path)}
+    if file.host_path != file.container_path:
+        node["hostPath"] = str(file.host_path)
+    return node
+
+
+def _mount(host_path: Path, container_path: Path, options: list[str]) -> dict[str, Any]:
+    return {"hostPath": str(host_path), "containerPath": str(container_path), "options": options}
+
+
+class SpecFolder:
+    """The folder where the container runtime looks for specs, and ours in it."""
+
+    def __init__(self, folder: Path, vendor: str) -> None:
+        self._folder = folder
+        self._vendor = vendor
+        self._claim_file = re.compile(rf"{re.escape(vendor)}-{names.CDI_CLASS_CLAIM}_(.+)\.json")
+
+    def prepare(self) -> None:
+        """Create the folder: after a reboot it is gone with the rest of /run.
+
+        Raises:
+            StateError: it cannot be created.
+        """
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+        except OSError as error:
+            raise StateError(f"CDI folder {self._folder}: cannot be created: {error.strerror}") from error
+
+    def write_gpus(self, spec: Spec | None) -> None:
+        """Write the spec of the devices if it differs from what is there; without one, remove it."""
+        path = self._folder / f"{self._vendor}-{names.CDI_CLASS_GPU}.json"
+        if spec is None:
+            remove_durably(path)
+        else:
+            self._write(path, spec)
+
+    def write_claim(self, uid: ClaimUID, spec: Spec) -> None:
+        """Write the spec of a claim if it differs from what is there."""
+        self._write(self._path(uid), spec)
+
+    def remove_claim(self, uid: ClaimUID) -> bool:
+        """Remove the spec of a claim; return whether there was one."""
+        try:
+            return remove_durably(self._path(uid))
+        except FileNotFoundError:
+            return False
+
+    def claims(self) -> list[ClaimUID]:
+        """Return the claims that have a spec."""
+        try:
+            found = [self._claim_file.fullmatch(path.name) for path in self._folder.iterdir()]
+        except FileNotFoundError:
+            return []
+        return [ClaimUID(match.group(1)) for match in found if match]
+
+    def _path(self, uid: ClaimUID) -> Path:
+        return self._folder / f"{self._vendor}-{names.CDI_CLASS_CLAIM}_{uid}.json"
+
+    def _write(self, path: Path, spec: Spec) -> None:
+        content = json.dumps(spec, indent=1).encode()
+        if read_if_there(path) != content:
+            self.prepare()
+            write_durably(path, content)

@@ -1,0 +1,89 @@
+"""States what was discovered in the node's NodeInventory object. Called by the agent at each heartbeat.
+
+Facts only: what is offered, and to whom, is the controller's business. Writes what changed, which is mostly the
+heartbeat alone.
+"""
+
+import contextlib
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from api import kube
+from api.errors import ConflictError, NotFoundError
+from api.kube import KubeClient
+from api.nodeinventory import DeviceFacts, InventoryStatus, to_object
+from kubeletplugin.devices import Device, Discovery
+
+_HEARTBEAT = "heartbeatTime"
+
+
+class InventoryWriter:
+    """Keeps one node's inventory up to date."""
+
+    def __init__(self, client: KubeClient, node_name: str, driver_name: str, agent_version: str) -> None:
+        self._client = client
+        self._node_name = node_name
+        self._driver_name = driver_name
+        self._agent_version = agent_version
+        self._node_uid = ""
+        self._stored: Mapping[str, Any] | None = None
+        """Status as the API server has it; None: not known."""
+
+    def write(self, found: Discovery, now: datetime | None = None) -> None:
+        """State what was found, as of now.
+
+        Raises:
+            KubeError: the API server did not take it; the next call tries again with everything.
+        """
+        if not self._node_uid:
+            self._node_uid = self._client.get(kube.NODES, self._node_name)["metadata"]["uid"]
+        status = InventoryStatus(
+            node_uid=self._node_uid,
+            driver_name=self._driver_name,
+            agent_version=self._agent_version,
+            heartbeat_time=now or datetime.now(UTC),
+            devices=[_facts(device) for device in found.devices],
+            message=found.message,
+        )
+        wanted = to_object(self._node_name, status)
+        known, self._stored = self._stored, None
+        try:
+            stored = self._patch(wanted, known)
+        except NotFoundError:
+            stored = self._create(wanted)
+        # What somebody else wrote into it is overwritten the next time.
+        self._stored = stored.get("status")
+
+    def _patch(self, wanted: Mapping[str, Any], known: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        status = wanted["status"]
+        if known is not None:
+            status = {key: value for key, value in status.items() if key == _HEARTBEAT or known.get(key) != value}
+        return self._client.patch(kube.NODE_INVENTORIES, wanted, {"status": status}, "status")
+
+    def _create(self, wanted: Mapping[str, Any]) -> Mapping[str, Any]:
+        # The API server drops the status of an object that is created.
+        with contextlib.suppress(ConflictError):  # somebody was quicker
+            self._client.create(kube.NODE_INVENTORIES, {key: wanted[key] for key in wanted if key != "status"})
+        return self._patch(wanted, None)
+
+
+def _facts(device: Device) -> DeviceFacts:
+    return DeviceFacts(
+        name=device.name,
+        uuid=device.uuid,
+        vendor=device.vendor,
+        product_name=device.product_name,
+        memory_bytes=device.memory_bytes,
+        index=device.index,
+        architecture=device.architecture,
+        compute_capability=device.compute_capability,
+        driver_version=device.driver_version,
+        runtime_version=device.runtime_version,
+        pci_bus_id=device.pci_bus_id,
+        pcie_root=device.pcie_root,
+        numa_node=device.numa_node,
+        healthy=device.healthy,
+        shareable=device.shareable,
+        health=device.reason,
+    )

@@ -1,0 +1,153 @@
+"""Who holds what on this node: a file per prepared claim, and the same in memory.
+
+Called by preparing (reserve, keep, take back) and unpreparing. The record of a claim is the first thing written when
+it is prepared and the last thing removed, so whatever else lies on the node belongs to a record (docs/adr/0010). One
+file per claim: a write costs the same with one claim or 200, and a damaged file costs one claim.
+
+Two instances of the agent share the folder during a rolling update: names and inodes in it are compared each time
+before something is decided.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from api.errors import StateError
+from api.names import ClaimUID
+from kubeletplugin.files import fsync_directory, remove_durably, write_durably
+from kubeletplugin.preparedclaims import PreparedClaim, decode, encode
+
+_log = logging.getLogger(__name__)
+_SUFFIX = ".json"
+_QUARANTINE_SUFFIX = ".damaged"
+
+Prepared = Mapping[ClaimUID, PreparedClaim]
+Recovery = Callable[[ClaimUID], PreparedClaim | None]
+"""Rebuilds the record of a claim from what else lies on the node; None: nothing of it lies there."""
+
+
+class Ledger:
+    """The prepared claims of a node. Safe to use from several threads."""
+
+    def __init__(self, folder: Path, recover: Recovery) -> None:
+        self._folder = folder
+        self._recover = recover
+        self._lock = threading.Lock()
+        self._claims: dict[ClaimUID, PreparedClaim] = {}
+        self._inodes: dict[ClaimUID, int] = {}
+        """Of the file that a claim was read from; 0: reserved, and not written yet."""
+
+    def load(self) -> None:
+        """Read all records; called once at start. Damaged ones are put aside and rebuilt."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with self._lock:
+            self._refresh()
+
+    def prepared(self) -> Prepared:
+        """Return all claims as they are now; the mapping does not change any more."""
+        with self._lock:
+            return dict(self._claims)
+
+    def get(self, uid: ClaimUID) -> PreparedClaim | None:
+        """Return a claim, None if it is not prepared."""
+        with self._lock:
+            return self._claims.get(uid)
+
+    def reserve(
+        self, uid: ClaimUID, decide: Callable[[Prepared], PreparedClaim]
+    ) -> tuple[PreparedClaim, PreparedClaim | None]:
+        """Decide about a claim while nothing else is decided, and count it from now on.
+
+        Args:
+            uid: of the claim.
+            decide: gets what is prepared without this claim; raises if it does not fit. Must be quick and do no I/O.
+
+        Returns:
+            The claim as decided, and as it was recorded before (None: it was not).
+        """
+        with self._lock:
+            self._refresh()
+            former = self._claims.get(uid)
+            decided = decide({other: claim for other, claim in self._claims.items() if other != uid})
+            decided = decided.keeping_extra_of(former)
+            if decided != former:
+                self._claims[uid] = decided
+                self._inodes[uid] = 0
+            return decided, former
+
+    def write(self, claim: PreparedClaim) -> None:
+        """Make the record of a reserved claim durable."""
+        path = self._path(claim.uid)
+        write_durably(path, encode(claim), 0o600)
+        with self._lock:
+            self._inodes[claim.uid] = path.stat().st_ino
+
+    def add(self, claim: PreparedClaim) -> None:
+        """Count a claim that was found on the node without a record, and write one."""
+        with self._lock:
+            self._claims[claim.uid] = claim
+            self._inodes[claim.uid] = 0
+        self.write(claim)
+
+    def take_back(self, uid: ClaimUID, former: PreparedClaim | None) -> None:
+        """Undo a reservation that came to nothing."""
+        if former is None:
+            self.remove(uid)
+            return
+        with self._lock:
+            self._claims[uid] = former
+            self._inodes[uid] = 0
+        self.write(former)
+
+    def remove(self, uid: ClaimUID) -> bool:
+        """Remove the record of a claim; return whether there was one."""
+        found = remove_durably(self._path(uid))
+        with self._lock:
+            self._inodes.pop(uid, None)
+            return self._claims.pop(uid, None) is not None or found
+
+    def _path(self, uid: ClaimUID) -> Path:
+        return self._folder / f"{uid}{_SUFFIX}"
+
+    def _refresh(self) -> None:
+        with os.scandir(self._folder) as entries:
+            found = {
+                ClaimUID(entry.name.removesuffix(_SUFFIX)): entry.inode()
+                for entry in entries
+                if entry.name.endswith(_SUFFIX) and not entry.name.startswith(".")
+            }
+        for uid in [uid for uid, inode in self._inodes.items() if inode and uid not in found]:
+            del self._claims[uid], self._inodes[uid]
+        for uid, inode in found.items():
+            if self._inodes.get(uid, -1) not in {0, inode}:
+                self._read(uid, inode)
+
+    def _read(self, uid: ClaimUID, inode: int) -> None:
+        path = self._path(uid)
+        try:
+            claim = decode(path.read_bytes(), uid, str(path))
+        except FileNotFoundError:
+            return  # removed by another instance since the folder was read
+        except StateError as error:
+            recovered = self._quarantine(path, uid, error)
+            if recovered is None:
+                return
+            claim, inode = recovered, path.stat().st_ino
+        self._claims[uid] = claim
+        self._inodes[uid] = inode
+
+    def _quarantine(self, path: Path, uid: ClaimUID, error: StateError) -> PreparedClaim | None:
+        aside = path.with_name(path.name + _QUARANTINE_SUFFIX)
+        path.rename(aside)
+        recovered = self._recover(uid)
+        if recovered is not None:
+            write_durably(path, encode(recovered), 0o600)
+        else:
+            fsync_directory(self._folder)
+        _log.error(
+            "damaged record of a prepared claim put aside",
+            extra={"claim_uid": uid, "file": str(aside), "error": str(error), "rebuilt": recovered is not None},
+        )
+        return recovered

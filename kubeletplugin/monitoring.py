@@ -1,0 +1,92 @@
+"""Reads the books of all shares at a low rate: for the metrics, and to tell Burst shares what they may use.
+
+Run by the agent in a thread of its own. Books belong to tenants: what cannot be read costs that share its figures and
+nothing else.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from api.errors import StateError
+from kubeletplugin.granting import Activity, grants
+from kubeletplugin.ledgers import Ledger
+from kubeletplugin.preparedclaims import PreparedClaim
+from libvgpu.shares import Books, Limits, read_books, read_limits, update_limits
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ShareReading:
+    """One share at one moment."""
+
+    claim: PreparedClaim
+    limits: Limits
+    books: Books
+
+
+class Monitor:
+    """Reads books, one round at a time."""
+
+    def __init__(self, ledger: Ledger, shares_dir: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._ledger = ledger
+        self._shares_dir = shares_dir
+        self._clock = clock
+        self._readings: dict[str, ShareReading] = {}
+        self._unreadable: set[str] = set()
+        self.last_round_s = clock()
+        """When the last round ended; on the clock that was given."""
+
+    def readings(self) -> list[ShareReading]:
+        """Return the last reading of each share."""
+        return list(self._readings.values())
+
+    def run_once(self) -> None:
+        """Read all books, and steer the shares that may burst."""
+        former = self._readings
+        found: dict[str, ShareReading] = {}
+        for claim in self._ledger.prepared().values():
+            for planned in claim.shares():
+                reading = self._read(claim, planned.share)
+                if reading is not None:
+                    found[planned.share] = reading
+        self._readings = found
+        self._unreadable &= {limits.share for claim in self._ledger.prepared().values() for limits in claim.shares()}
+        self._grant([Activity(reading.limits, _active(reading, former.get(share))) for share, reading in found.items()])
+        self.last_round_s = self._clock()
+
+    def _read(self, claim: PreparedClaim, share: str) -> ShareReading | None:
+        folder = self._shares_dir / share
+        try:
+            reading = ShareReading(claim, read_limits(folder), read_books(folder))
+        except StateError as error:
+            if share not in self._unreadable:
+                _log.warning("share cannot be read", extra={"claim_uid": claim.uid, "error": str(error)})
+            self._unreadable.add(share)
+            return None
+        self._unreadable.discard(share)
+        return reading
+
+    def _grant(self, activities: list[Activity]) -> None:
+        granted = grants(activities)
+        for activity in activities:
+            limits = activity.limits
+            wanted = granted.get(limits.share, limits.granted_percent)
+            if wanted == limits.granted_percent:
+                continue
+            try:
+                update_limits(self._shares_dir / limits.share, replace(limits, granted_percent=wanted))
+            except StateError as error:
+                # Unprepared meanwhile, most likely; if not, the next reading says so.
+                _log.debug("grant not written", extra={"share": limits.share, "error": str(error)})
+
+
+def _active(now: ShareReading, before: ShareReading | None) -> bool:
+    """Return whether a share used its device since it was read last; a new one did if it ever has."""
+    books = now.books
+    if before is None:
+        return books.gpu_time_ns > 0
+    return books.gpu_time_ns > before.books.gpu_time_ns or books.throttled_ns > before.books.throttled_ns

@@ -1,0 +1,162 @@
+"""Decides what a claim gets: a pure function of the claim, the node's devices and what is prepared already.
+
+Called by preparing. Rules: only results of our driver; limits follow the device by UUID and the result by its place
+in the allocation; a share never gets more than was allocated to its claim, nor all claims together more than the
+device has; what is not said never means unlimited.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from api import names
+from api.claims import AllocationResult, ClaimView, vgpu_config
+from api.errors import CapacityError, ClaimError
+from api.quantities import format_bytes
+from api.vgpuconfig import Policy, VGPUConfig
+from kubeletplugin.devices import Device, DeviceTable
+from kubeletplugin.ledgers import Prepared
+from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice
+from libvgpu.shares import Limits
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """This node, as far as a decision needs it."""
+
+    driver_name: str
+    pool: str
+    """Name of the node's pool of devices."""
+    devices: DeviceTable
+
+
+def plan(claim: ClaimView, node: NodeView, prepared: Prepared) -> PreparedClaim:
+    """Decide what a claim gets.
+
+    Args:
+        claim: as the API server has it.
+        node: this node.
+        prepared: the other claims of the node.
+
+    Raises:
+        ClaimError: the allocation cannot be served by this node as it stands, or the parameters ask for more than it.
+        ConfigError: the parameters are not valid.
+        CapacityError: a device would be promised twice; both claims are named.
+    """
+    planned = PreparedClaim(
+        uid=claim.uid,
+        namespace=claim.namespace,
+        name=claim.name,
+        devices=tuple(_plan_device(claim, result, node) for result in _our_results(claim, node)),
+    )
+    for uuid in {limits.device_uuid for limits in planned.shares()}:
+        _check_capacity(planned, node.devices.find(names.device_name(uuid), str(claim)), prepared.values())
+    return planned
+
+
+def _our_results(claim: ClaimView, node: NodeView) -> list[AllocationResult]:
+    if claim.allocation is None:
+        raise ClaimError(f"{claim}: found no allocation, expected one with devices of driver {node.driver_name}")
+    ours = [result for result in claim.allocation.results if result.driver == node.driver_name]
+    if not ours:
+        drivers = ", ".join(sorted({result.driver for result in claim.allocation.results})) or "none"
+        raise ClaimError(f"{claim}: found devices of driver {drivers}, expected devices of driver {node.driver_name}")
+    for result in ours:
+        if result.pool != node.pool:
+            raise ClaimError(f"{claim}: found device {result.device} of pool {result.pool}, expected pool {node.pool}")
+    return ours
+
+
+def _plan_device(claim: ClaimView, result: AllocationResult, node: NodeView) -> PreparedDevice:
+    device = node.devices.find(result.device, str(claim))
+    return PreparedDevice(
+        index=result.index,
+        request=result.request,
+        pool=result.pool,
+        device=device.name,
+        share_id=result.share_id,
+        limits=None if result.admin_access else _plan_limits(claim, result, device, node.driver_name),
+    )
+
+
+def _plan_limits(claim: ClaimView, result: AllocationResult, device: Device, driver_name: str) -> Limits:
+    where = f"{claim}: request {result.request}"
+    if not device.shareable:
+        raise ClaimError(f"{where}: device {device.name} cannot be shared: {device.reason}")
+    assert claim.allocation is not None
+    config = vgpu_config(claim.allocation.configs, result.request, driver_name, str(claim))
+    allocated_memory_bytes, allocated_cores = _allocated(result, device, where)
+    memory_bytes = allocated_memory_bytes
+    if config.memory is not None:
+        if config.memory > allocated_memory_bytes:
+            raise ClaimError(
+                f"{where}: memory: found {format_bytes(config.memory)}, expected at most the "
+                f"{format_bytes(allocated_memory_bytes)} that were allocated"
+            )
+        memory_bytes = config.memory
+    cores, ceiling, policy = _compute_share(allocated_cores, config, where)
+    return Limits(
+        share=names.share_name(claim.uid, result.index),
+        device_uuid=device.uuid,
+        memory_bytes=memory_bytes,
+        cores_percent=cores,
+        ceiling_percent=ceiling,
+        policy=policy,
+    )
+
+
+def _allocated(result: AllocationResult, device: Device, where: str) -> tuple[int, int]:
+    """Return the bytes and percent that were allocated."""
+    if not result.consumed and result.share_id is None:
+        # The device takes one allocation only (older API server, or consumable capacity off): all of it is the claim's.
+        return device.memory_bytes, names.CORES_PER_DEVICE
+    memory_bytes = result.consumed.get(names.CAPACITY_MEMORY, 0)
+    cores = result.consumed.get(names.CAPACITY_CORES, 0)
+    if not 0 < memory_bytes <= device.memory_bytes:
+        raise ClaimError(
+            f"{where}: consumedCapacity of {names.CAPACITY_MEMORY}: found {format_bytes(memory_bytes)}, expected "
+            f"above 0 and at most the {format_bytes(device.memory_bytes)} of {device.name}"
+        )
+    if cores > names.CORES_PER_DEVICE:
+        raise ClaimError(
+            f"{where}: consumedCapacity of {names.CAPACITY_CORES}: found {cores}, expected at most "
+            f"{names.CORES_PER_DEVICE}"
+        )
+    return memory_bytes, cores
+
+
+def _compute_share(allocated: int, config: VGPUConfig, where: str) -> tuple[int, int, Policy]:
+    """Return guaranteed percent, ceiling and policy."""
+    if allocated == 0:
+        # Idle time only; `cores` can say how much of it at most.
+        return 0, config.cores or names.CORES_PER_DEVICE, Policy.BURST
+    cores = allocated if config.cores is None else config.cores
+    if cores > allocated:
+        raise ClaimError(f"{where}: cores: found {cores}, expected at most the {allocated} that were allocated")
+    if config.policy is Policy.BURST:
+        return cores, names.CORES_PER_DEVICE, Policy.BURST
+    return cores, cores, Policy.FIXED
+
+
+def _check_capacity(planned: PreparedClaim, device: Device, others: Iterable[PreparedClaim]) -> None:
+    """Refuse what a device does not have: before 1.36 the scheduler could give out one device twice."""
+    holders = [(claim, limits) for claim in (planned, *others) for limits in claim.shares()]
+    holders = [(claim, limits) for claim, limits in holders if limits.device_uuid == device.uuid]
+    memory_bytes = sum(limits.memory_bytes for _, limits in holders)
+    if memory_bytes > device.memory_bytes:
+        held = _held(holders, lambda limits: limits.memory_bytes, format_bytes)
+        raise CapacityError(
+            f"{device.name}: memory: found {held}, expected at most {format_bytes(device.memory_bytes)}"
+        )
+    cores = sum(limits.cores_percent for _, limits in holders)
+    if cores > names.CORES_PER_DEVICE:
+        held = _held(holders, lambda limits: limits.cores_percent, str)
+        raise CapacityError(f"{device.name}: cores: found {held}, expected at most {names.CORES_PER_DEVICE}")
+
+
+def _held(
+    holders: Iterable[tuple[PreparedClaim, Limits]], amount: Callable[[Limits], int], show: Callable[[int], str]
+) -> str:
+    by_claim: dict[str, int] = {}
+    for claim, limits in holders:
+        by_claim[str(claim)] = by_claim.get(str(claim), 0) + amount(limits)
+    return " and ".join(f"{show(value)} for {claim}" for claim, value in by_claim.items())

@@ -1,0 +1,172 @@
+"""Claims as the agent has prepared them: what the kubelet was told and what the shares were given.
+
+Made by preparing, kept by the ledger (one JSON file per claim), read by unpreparing and by the monitor.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from api.errors import StateError
+from api.names import ClaimUID, DeviceName
+from api.vgpuconfig import Policy
+from libvgpu.shares import Limits
+
+_VERSION = 1
+"""Of the JSON. Fields are only ever added, and unknown ones are kept, so that releases can go back and forth."""
+
+
+@dataclass(frozen=True)
+class PreparedDevice:
+    """One result of a claim's allocation."""
+
+    index: int
+    """Place in the allocation's results."""
+    request: str
+    """Empty in a record that was rebuilt from the share alone."""
+    pool: str
+    device: DeviceName
+    share_id: str | None = None
+    limits: Limits | None = None
+    """None: no share; an adminAccess request gets the device as it is."""
+    extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """Fields of another release."""
+
+
+@dataclass(frozen=True)
+class PreparedClaim:
+    """A claim with all that is needed to answer for it, and to undo it, without the API server."""
+
+    uid: ClaimUID
+    namespace: str
+    name: str
+    devices: tuple[PreparedDevice, ...]
+    extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """Fields of another release."""
+
+    def __str__(self) -> str:
+        return f"ResourceClaim {self.namespace}/{self.name}" if self.name else f"claim {self.uid}"
+
+    @property
+    def is_complete(self) -> bool:
+        """False for a record that was rebuilt from what lay on the node: good to count and undo, not to answer with."""
+        return bool(self.name) and all(device.request for device in self.devices)
+
+    def shares(self) -> Iterator[Limits]:
+        """Yield the limits of each share."""
+        return (device.limits for device in self.devices if device.limits is not None)
+
+    def keeping_extra_of(self, former: "PreparedClaim | None") -> "PreparedClaim":
+        """Return this claim with the fields that another release had added to its former record."""
+        if former is None:
+            return self
+        extras = {device.index: device.extra for device in former.devices}
+        devices = tuple(
+            PreparedDevice(**{**vars(device), "extra": extras.get(device.index, {})}) for device in self.devices
+        )
+        return PreparedClaim(self.uid, self.namespace, self.name, devices, former.extra)
+
+
+def encode(claim: PreparedClaim) -> bytes:
+    """Return the JSON of a record."""
+    return json.dumps(
+        {
+            **claim.extra,
+            "version": _VERSION,
+            "uid": claim.uid,
+            "namespace": claim.namespace,
+            "name": claim.name,
+            "devices": [_encode_device(device) for device in claim.devices],
+        }
+    ).encode()
+
+
+def decode(content: bytes, uid: ClaimUID, where: str) -> PreparedClaim:
+    """Read the JSON of a record, of this release or another.
+
+    Args:
+        content: of the file.
+        uid: of the claim that the file is named after.
+        where: names the file, for the message.
+
+    Raises:
+        StateError: truncated, damaged, or not such a record.
+    """
+    try:
+        fields = dict(json.loads(content))
+        fields.pop("version")
+        if fields.pop("uid") != uid:
+            raise ValueError("the uid of another claim")  # noqa: TRY301 - translated below like all that can be wrong
+        return PreparedClaim(
+            uid=uid,
+            namespace=_text(fields.pop("namespace")),
+            name=_text(fields.pop("name")),
+            devices=tuple(_decode_device(dict(device)) for device in fields.pop("devices")),
+            extra=fields,
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise StateError(f"{where}: found {error!r}, expected the record of a prepared claim") from error
+
+
+def _encode_device(device: PreparedDevice) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        **device.extra,
+        "index": device.index,
+        "request": device.request,
+        "pool": device.pool,
+        "device": device.device,
+    }
+    if device.share_id is not None:
+        fields["shareID"] = device.share_id
+    if device.limits is not None:
+        fields["limits"] = _encode_limits(device.limits)
+    return fields
+
+
+def _decode_device(fields: dict[str, Any]) -> PreparedDevice:
+    limits = fields.pop("limits", None)
+    share_id = fields.pop("shareID", None)
+    return PreparedDevice(
+        index=_number(fields.pop("index")),
+        request=_text(fields.pop("request")),
+        pool=_text(fields.pop("pool")),
+        device=DeviceName(_text(fields.pop("device"))),
+        share_id=None if share_id is None else _text(share_id),
+        limits=None if limits is None else _decode_limits(limits),
+        extra=fields,
+    )
+
+
+def _encode_limits(limits: Limits) -> dict[str, Any]:
+    return {
+        "share": limits.share,
+        "deviceUUID": limits.device_uuid,
+        "memoryBytes": limits.memory_bytes,
+        "coresPercent": limits.cores_percent,
+        "ceilingPercent": limits.ceiling_percent,
+        "policy": limits.policy.value,
+    }
+
+
+def _decode_limits(fields: Mapping[str, Any]) -> Limits:
+    return Limits(
+        share=_text(fields["share"]),
+        device_uuid=_text(fields["deviceUUID"]),
+        memory_bytes=_number(fields["memoryBytes"]),
+        cores_percent=_number(fields["coresPercent"]),
+        ceiling_percent=_number(fields["ceilingPercent"]),
+        policy=Policy(fields["policy"]),
+    )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a string")
+    return value
+
+
+def _number(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{value!r} is not a whole number")
+    return value

@@ -1,0 +1,80 @@
+"""Prepares claims: reads the claim, has its share planned, and brings the node to that plan.
+
+Called by the gRPC service, from several threads. The answer is given only when everything is on disk. A claim that is
+prepared already is checked and mended, and answered with the same ids.
+"""
+
+import logging
+from collections.abc import Callable
+
+from api.errors import KubeError
+from kubeletplugin.claimlocks import ClaimLocks
+from kubeletplugin.claimreading import ClaimReader, ClaimReference
+from kubeletplugin.nodestates import NodeState
+from kubeletplugin.planning import NodeView, plan
+from kubeletplugin.preparedclaims import PreparedClaim
+
+_log = logging.getLogger(__name__)
+
+
+class Preparer:
+    """Prepares claims on one node."""
+
+    def __init__(self, reader: ClaimReader, state: NodeState, locks: ClaimLocks, view: Callable[[], NodeView]) -> None:
+        """Take what is needed; `view` returns the node as it was discovered last."""
+        self._reader = reader
+        self._state = state
+        self._locks = locks
+        self._view = view
+
+    def prepare(self, reference: ClaimReference) -> PreparedClaim:
+        """Prepare a claim, however often.
+
+        Raises:
+            ClaimError, ConfigError, CapacityError: it cannot be served as it stands.
+            KubeError: the API server did not say what was allocated.
+            StateError: this node could not write what it must.
+        """
+        with self._locks.hold(reference.uid):
+            try:
+                claim = self._reader.read(reference)
+            except KubeError as error:
+                return self._answer_from_record(reference, error)
+            view = self._view()
+            planned, former = self._state.ledger.reserve(reference.uid, lambda others: plan(claim, view, others))
+            try:
+                if planned != former:
+                    self._state.ledger.write(planned)
+                self._state.put(planned, former)
+            except BaseException:
+                self._undo(planned, former)
+                raise
+            _log.info("claim prepared", extra=_facts(planned) | {"again": planned == former})
+            return planned
+
+    def _answer_from_record(self, reference: ClaimReference, error: KubeError) -> PreparedClaim:
+        recorded = self._state.ledger.get(reference.uid)
+        if recorded is None or not recorded.is_complete:
+            raise error
+        # The kubelet repeats calls for claims whose pods run already; they need not wait for the API server.
+        self._state.put(recorded)
+        _log.warning("claim answered from its record", extra=_facts(recorded) | {"error": str(error)})
+        return recorded
+
+    def _undo(self, planned: PreparedClaim, former: PreparedClaim | None) -> None:
+        """Return to what was before, as far as the disk lets us; the next try or unprepare does the rest."""
+        try:
+            if former is None:
+                self._state.remove(planned.uid)
+            elif planned != former:
+                self._state.ledger.take_back(planned.uid, former)
+        except OSError as error:
+            _log.error("half-prepared claim not undone", extra=_facts(planned) | {"error": str(error)})
+
+
+def _facts(claim: PreparedClaim) -> dict[str, object]:
+    return {
+        "claim_uid": claim.uid,
+        "claim": f"{claim.namespace}/{claim.name}",
+        "devices": [device.device for device in claim.devices],
+    }
