@@ -212,7 +212,7 @@ def _explain(options: argparse.Namespace) -> int:
 
     kube = HTTPKubeClient(options.kubeconfig)
     explain = explain_claim if options.kind == "claim" else explain_pod
-    print(explain(kube, options.namespace, options.name))
+    print(explain(kube, options.namespace, options.name, options.driver_name))
     return 0
 
 

@@ -72,7 +72,8 @@ class StatusServer:
     def _answer(self, environment: "WSGIEnvironment", respond: "StartResponse") -> Iterable[bytes]:
         path = environment.get("PATH_INFO", "")
         if path == "/metrics":
-            return self._metrics(environment, respond)
+            page: Iterable[bytes] = self._metrics(environment, respond)
+            return page
         probe = self._probes.get(path)
         reason = probe() if probe else "no such page: /metrics, /healthz, /readyz"
         status = "404 Not Found" if probe is None else "503 Service Unavailable" if reason else "200 OK"
