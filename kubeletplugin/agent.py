@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, CollectorRegistry
 
 from api import names
 from api.errors import KubeError, StateError
@@ -65,19 +65,27 @@ class AgentSettings:
 class NodeAgent:
     """Serves one node, from start() until stop()."""
 
-    def __init__(self, client: KubeClient, settings: AgentSettings, backend: DiscoveryBackend | None = None) -> None:
+    def __init__(
+        self,
+        client: KubeClient,
+        settings: AgentSettings,
+        backend: DiscoveryBackend | None = None,
+        registry: CollectorRegistry = REGISTRY,
+    ) -> None:
         """Take what it works with.
 
         Args:
             client: the Kubernetes API.
             settings: of this node.
             backend: finds the devices; None: NVIDIA's, from the driver root.
+            registry: where its metrics are served from.
         """
         self._settings = settings
         root = settings.driver_root
         self._backend = backend or NvidiaDiscovery(DriverRoot(root, settings.driver_root_on_host or root))
         self._sockets = SocketPaths.of(settings.kubelet_dir, settings.driver_name, settings.pod_uid)
         self._client = client
+        self._registry = registry
         self._inventory = InventoryWriter(client, settings.node_name, settings.driver_name, _version())
         self._board = HealthBoard()
         self._stopping = threading.Event()
@@ -116,7 +124,7 @@ class NodeAgent:
             raise
         self._server = server
         self._collector = ShareCollector(self._monitor.readings)
-        REGISTRY.register(self._collector)
+        self._registry.register(self._collector)
         for name, body in (("heartbeat", self._keep_beating), ("monitor", self._keep_monitoring)):
             thread = threading.Thread(target=body, name=name, daemon=True)
             thread.start()
@@ -131,7 +139,7 @@ class NodeAgent:
         for thread in self._threads:
             thread.join()
         if self._collector is not None:
-            REGISTRY.unregister(self._collector)
+            self._registry.unregister(self._collector)
             self._collector = None
         self._backend.close()
 

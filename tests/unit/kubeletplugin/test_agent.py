@@ -1,0 +1,334 @@
+"""The agent as the kubelet meets it: over its sockets, from claim to files."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api import kube, names
+from api.kubefake import FakeKube
+from kubeletplugin.agent import NodeAgent
+from kubeletplugin.discovery import FakeDiscovery
+from libvgpu.shares import Limits, Policy, read_books, read_limits
+from tests.unit.kubeletplugin.builders import GIB, NODE, add_claim, gpu, result
+from tests.unit.kubeletplugin.fakekubelet import FakeKubelet, PrepareError, Ref
+
+A, B = gpu(0), gpu(1)
+
+
+def limits_of(root: Path, claim: Ref, index: int = 0) -> Limits:
+    return read_limits(root / "state" / "shares" / f"{claim.uid}-{index}")
+
+
+def files_of(root: Path, claim: Ref) -> list[str]:
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if claim.uid in path.name)
+
+
+def test_a_claim_gets_its_limits_a_cdi_spec_and_two_cdi_ids(served: FakeKubelet, client: FakeKube, root: Path) -> None:
+    claim = add_claim(client, "train", result(A))
+
+    (device,) = served.prepare(claim)[claim.uid]
+
+    assert list(device.request_names) == ["gpu"]
+    assert (device.pool_name, device.device_name, device.share_id) == (NODE, A.name, "share-gpu")
+    assert list(device.cdi_device_ids) == [
+        f"vgpu.dra-driver.io/gpu={A.name}",
+        f"vgpu.dra-driver.io/claim={claim.uid}-0",
+    ]
+    assert limits_of(root, claim) == Limits(f"{claim.uid}-0", A.uuid, 2 * GIB, 25, 25, Policy.FIXED)
+    assert read_books(root / "state" / "shares" / f"{claim.uid}-0").used_bytes == 0
+    spec = json.loads((root / "cdi" / f"vgpu.dra-driver.io-claim_{claim.uid}.json").read_text())
+    assert [device["name"] for device in spec["devices"]] == [f"{claim.uid}-0"]
+
+
+def test_a_kubelet_of_v1beta1_is_served_on_the_same_socket(
+    start_agent: Callable[..., NodeAgent], client: FakeKube, root: Path
+) -> None:
+    start_agent()
+    kubelet = FakeKubelet(root / "kubelet", dra_versions=("v1beta1.DRAPlugin",))
+    kubelet.register()
+    claim = add_claim(client, "train", result(A))
+
+    (device,) = kubelet.prepare(claim)[claim.uid]
+    kubelet.close()
+
+    assert list(device.cdi_device_ids)[1] == f"vgpu.dra-driver.io/claim={claim.uid}-0"
+
+
+def test_the_registration_says_what_is_served_where(served: FakeKubelet, root: Path) -> None:
+    assert served.info.type == "DRAPlugin"
+    assert served.info.name == names.DRIVER_NAME
+    assert served.info.endpoint == str(root / "kubelet" / "plugins" / names.DRIVER_NAME / "dra.sock")
+    assert list(served.info.supported_versions) == [
+        "v1.DRAPlugin",
+        "v1beta1.DRAPlugin",
+        "v1.DRAResourceHealth",
+        "v1alpha1.DRAResourceHealth",
+    ]
+
+
+def test_an_agent_is_ready_once_the_kubelet_has_registered_it(
+    start_agent: Callable[..., NodeAgent], kubelet: FakeKubelet
+) -> None:
+    agent = start_agent()
+    assert agent.ready() == "the kubelet has not registered the plugin yet"
+
+    kubelet.register()
+
+    assert agent.ready() == ""
+    assert agent.alive() == ""
+
+
+def test_a_refusal_of_the_kubelet_is_told(start_agent: Callable[..., NodeAgent], kubelet: FakeKubelet) -> None:
+    agent = start_agent()
+
+    kubelet.register(refusal="name is taken")
+
+    assert agent.ready() == "the kubelet refused the plugin: name is taken"
+
+
+def test_an_empty_call_has_an_empty_answer(served: FakeKubelet) -> None:
+    assert served.prepare() == {}
+    assert served.unprepare() == {}
+
+
+def test_a_claim_prepared_twice_gets_the_same_ids_and_files(served: FakeKubelet, client: FakeKube, root: Path) -> None:
+    claim = add_claim(client, "train", result(A))
+
+    first = served.prepare(claim)
+    files = {path: path.stat().st_ino for path in (root / "state").rglob("*")}
+    second = served.prepare(claim)
+
+    assert second == first
+    assert {path: path.stat().st_ino for path in (root / "state").rglob("*")} == files
+
+
+def test_a_cdi_spec_that_a_reboot_took_is_written_again(served: FakeKubelet, client: FakeKube, root: Path) -> None:
+    claim = add_claim(client, "train", result(A))
+    first = served.prepare(claim)
+    spec = root / "cdi" / f"vgpu.dra-driver.io-claim_{claim.uid}.json"
+    content = spec.read_bytes()
+    for path in spec.parent.iterdir():
+        path.unlink()
+    spec.parent.rmdir()
+
+    assert served.prepare(claim) == first
+    assert spec.read_bytes() == content
+
+
+def test_unprepare_leaves_nothing_of_the_claim(served: FakeKubelet, client: FakeKube, root: Path) -> None:
+    claim = add_claim(client, "train", result(A))
+    served.prepare(claim)
+    client.delete(kube.claims("v1"), {"metadata": {"namespace": "default", "name": "train"}})
+
+    assert served.unprepare(claim) == {claim.uid: ""}
+    assert files_of(root, claim) == []
+
+
+def test_unprepare_of_an_unknown_claim_and_a_second_unprepare_succeed(served: FakeKubelet, client: FakeKube) -> None:
+    claim = add_claim(client, "train", result(A))
+    served.prepare(claim)
+    served.unprepare(claim)
+
+    assert served.unprepare(claim, Ref("never-seen"), Ref("../../etc")) == {
+        claim.uid: "",
+        "never-seen": "",
+        "../../etc": "",
+    }
+
+
+def test_one_bad_claim_does_not_fail_the_others_of_a_call(served: FakeKubelet, client: FakeKube, root: Path) -> None:
+    good = add_claim(client, "good", result(A))
+    foreign = add_claim(client, "foreign", result(A, driver="gpu.example.com"))
+    gone = Ref("11111111-2222-3333-4444-555555555555", "default", "gone")
+
+    answers = served.call_prepare([good, foreign, gone, Ref("../evil")])
+
+    assert answers[good.uid].error == ""
+    assert answers[foreign.uid].error == (
+        "ResourceClaim default/foreign: found devices of driver gpu.example.com, expected devices of driver "
+        "vgpu.dra-driver.io"
+    )
+    assert answers[gone.uid].error == (
+        "ResourceClaim default/gone: found none, expected the one with uid 11111111-2222-3333-4444-555555555555"
+    )
+    assert answers["../evil"].error == "uid '../evil': expected the UID of a ResourceClaim"
+    assert files_of(root, foreign) == []
+
+
+def test_a_claim_that_was_created_again_under_its_name_is_not_mistaken(served: FakeKubelet, client: FakeKube) -> None:
+    claim = add_claim(client, "train", result(A))
+
+    with pytest.raises(PrepareError) as caught:
+        served.prepare(Ref("the-former-one", "default", "train"))
+
+    assert str(caught.value) == (
+        f"ResourceClaim default/train: found uid {claim.uid}, expected the-former-one: it was deleted and created again"
+    )
+
+
+def test_two_containers_that_share_a_claim_get_the_same_share(served: FakeKubelet, client: FakeKube) -> None:
+    # Two pods (or containers) of one claim are two calls with one uid: same ids, same books.
+    claim = add_claim(client, "shared", result(A))
+
+    assert served.prepare(claim) == served.prepare(claim)
+
+
+def test_two_shares_of_one_gpu_in_one_claim_have_each_their_own_limits(
+    served: FakeKubelet, client: FakeKube, root: Path
+) -> None:
+    claim = add_claim(client, "pair", result(A, "2Gi", "20", request="first"), result(A, "3Gi", "30", request="second"))
+
+    first, second = served.prepare(claim)[claim.uid]
+
+    assert [list(device.cdi_device_ids)[1] for device in (first, second)] == [
+        f"vgpu.dra-driver.io/claim={claim.uid}-0",
+        f"vgpu.dra-driver.io/claim={claim.uid}-1",
+    ]
+    assert limits_of(root, claim, 0).memory_bytes == 2 * GIB
+    assert limits_of(root, claim, 1).memory_bytes == 3 * GIB
+
+
+def test_a_device_promised_twice_is_refused_with_both_claims_named(
+    served: FakeKubelet, client: FakeKube, root: Path
+) -> None:
+    first = add_claim(client, "first", result(A, "6Gi", "50"))
+    second = add_claim(client, "second", result(A, "6Gi", "50"))
+    served.prepare(first)
+
+    with pytest.raises(PrepareError) as caught:
+        served.prepare(second)
+
+    assert str(caught.value) == (
+        f"{A.name}: memory: found 6Gi for ResourceClaim default/second and 6Gi for ResourceClaim default/first, "
+        "expected at most 10Gi"
+    )
+    assert files_of(root, second) == []
+    served.unprepare(first)
+    served.prepare(second)
+
+
+def test_after_the_api_server_is_back_claims_are_prepared_again(
+    served: FakeKubelet, client: FakeKube, start_agent: Callable[..., NodeAgent]
+) -> None:
+    running = add_claim(client, "running", result(A))
+    waiting = add_claim(client, "waiting", result(A))
+    first = served.prepare(running)
+    client.set_down(True)
+
+    assert served.prepare(running) == first  # a pod that runs is not held up
+    with pytest.raises(PrepareError, match=r"get /apis/.*/waiting: no answer from the API server"):
+        served.prepare(waiting)
+    assert served.unprepare(running) == {running.uid: ""}
+
+    client.set_down(False)
+    assert len(served.prepare(waiting)[waiting.uid]) == 1
+
+
+def test_a_kubelet_that_restarts_finds_the_plugin_and_its_claims_again(served: FakeKubelet, client: FakeKube) -> None:
+    claim = add_claim(client, "train", result(A))
+    first = served.prepare(claim)
+
+    served.restart()
+
+    assert served.prepare(claim) == first
+
+
+def test_an_agent_that_restarts_answers_with_the_same_ids(
+    start_agent: Callable[..., NodeAgent], kubelet: FakeKubelet, client: FakeKube, root: Path
+) -> None:
+    agent = start_agent()
+    kubelet.register()
+    claim = add_claim(client, "train", result(A))
+    first = kubelet.prepare(claim)
+    agent.stop()
+    assert list((root / "kubelet").rglob("*.sock*")) == []
+
+    start_agent()
+    kubelet.restart()
+
+    assert kubelet.prepare(claim) == first
+
+
+def test_a_second_instance_does_not_take_the_sockets(
+    start_agent: Callable[..., NodeAgent], served: FakeKubelet, root: Path, client: FakeKube
+) -> None:
+    with pytest.raises(Exception, match=r"dra\.sock\.lock: held by process \d+, expected no other instance"):
+        start_agent()
+
+    claim = add_claim(client, "train", result(A))
+    assert claim.uid in served.prepare(claim)
+
+
+def test_two_instances_with_pod_uids_work_side_by_side(
+    start_agent: Callable[..., NodeAgent], client: FakeKube, kubelet: FakeKubelet
+) -> None:
+    # A rolling update: the new agent starts, then the old one goes; both know what the other prepared.
+    old = start_agent(pod_uid="old")
+    kubelet.register()
+    first = add_claim(client, "first", result(A, "6Gi"))
+    second = add_claim(client, "second", result(A, "6Gi"))
+    new = start_agent(pod_uid="new")
+    kubelet.prepare(first)
+    old.stop()
+    kubelet.restart()
+
+    with pytest.raises(PrepareError, match="found 6Gi for ResourceClaim default/second and 6Gi for ResourceClaim"):
+        kubelet.prepare(second)
+    kubelet.unprepare(first)
+    kubelet.prepare(second)
+    assert new.ready() == ""
+
+
+def test_the_health_of_all_devices_is_streamed_and_follows_changes(
+    start_agent: Callable[..., NodeAgent], backend: FakeDiscovery, kubelet: FakeKubelet
+) -> None:
+    start_agent(heartbeat_s=0.02)
+    kubelet.register()
+    stream: Any = kubelet.healths()
+
+    def next_healths() -> dict[str, tuple[int, str]]:
+        return {health.device.device_name: (health.health, health.message) for health in next(stream).devices}
+
+    assert next_healths() == {A.name: (1, ""), B.name: (1, "")}
+    backend.found = builders_discovery_without_b()
+    assert next_healths() == {A.name: (1, ""), B.name: (2, "the device is no longer there")}
+    stream.cancel()
+
+
+def builders_discovery_without_b() -> Any:
+    from tests.unit.kubeletplugin.builders import discovery
+
+    return discovery(A)
+
+
+def test_an_allocation_that_names_a_device_that_is_gone_is_refused(
+    served: FakeKubelet, client: FakeKube, root: Path
+) -> None:
+    gone = gpu(7)
+    claim = add_claim(client, "train", result(gone))
+
+    with pytest.raises(PrepareError) as caught:
+        served.prepare(claim)
+
+    assert str(caught.value) == (
+        f"ResourceClaim default/train: allocated device {gone.name} is not on this node, found {A.name}, {B.name}"
+    )
+    assert files_of(root, claim) == []
+
+
+def test_a_socket_path_that_is_too_long_is_refused_with_its_length(client: FakeKube, tmp_path: Path) -> None:
+    from api.errors import ConfigError
+    from kubeletplugin.sockets import SocketPaths
+
+    folder = Path("/" + "x" * 80)
+
+    with pytest.raises(ConfigError) as caught:
+        SocketPaths.of(folder, names.DRIVER_NAME, None)
+
+    path = folder / "plugins_registry" / "vgpu.dra-driver.io-reg.sock"
+    assert str(caught.value) == (
+        f"socket {path}: found {len(str(path))} characters, expected at most 107: choose a shorter --kubelet-dir"
+    )
