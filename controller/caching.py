@@ -103,6 +103,10 @@ class ClusterCache:
             found = dict(self._pools.get(pool, {}))
         return [found[name] for name in sorted(found)]
 
+    def has_seen_slice(self, version: str) -> bool:
+        """Say whether the stored slices are those at a resourceVersion, or later ones."""
+        return self._kinds.slices.has_seen(version)
+
     def pools(self) -> set[str]:
         """Return the names of all nodes with an inventory and of all pools with slices."""
         with self._lock:

@@ -27,6 +27,11 @@ log = logging.getLogger(__name__)
 HEARTBEAT_LIMIT_S = 60.0
 """An agent whose heartbeat is older is taken for dead."""
 
+_CACHE_LAG_S = 5.0
+"""So long the cache may take to show an own write; then it is planned on what it shows (conflicts keep that safe)."""
+_CACHE_POLL_S = 0.5
+"""If no event brings the pool up before."""
+
 
 class Action(enum.Enum):
     """What to do with a node's pool."""
@@ -105,6 +110,8 @@ class Sources:
     inventory: Callable[[str], tuple[bool, InventoryStatus | None]]
     slices: Callable[[str], list[Object]]
     """Stored slices of a pool."""
+    has_seen: Callable[[str], bool]
+    """Whether the stored slices are those at a resourceVersion, or later ones."""
     heartbeat_age_s: Callable[[str], float]
 
 
@@ -132,6 +139,8 @@ class PoolKeeper:
         self._mode: OfferMode = NoMode("the offer mode is not known yet")
         self._settled: dict[str, dict[str, Settled]] = {}
         self._created_under: dict[str, datetime] = {}
+        self._written: dict[str, tuple[str, float]] = {}
+        """By node, the resourceVersion of the last own write, and when that was."""
 
     @property
     def mode(self) -> OfferMode:
@@ -156,6 +165,8 @@ class PoolKeeper:
         Raises:
             KubeError: the API server refused or did not answer; try again later.
         """
+        if self._is_behind(node):
+            return _CACHE_POLL_S
         has_inventory, inventory = self._sources.inventory(node)
         state = NodeState(
             node_uid=self._sources.node_uid(node),
@@ -177,6 +188,14 @@ class PoolKeeper:
             if self._created_under.get(node) == state.inventory.heartbeat_time:
                 return max(HEARTBEAT_LIMIT_S - state.heartbeat_age_s, 0.0) + 1.0
         return None
+
+    def _is_behind(self, node: str) -> bool:
+        """Say whether the cache does not show the own writes yet: a plan made on it would undo or repeat them."""
+        version, at = self._written.get(node, ("", 0.0))
+        if not version or self._sources.has_seen(version) or time.monotonic() > at + _CACHE_LAG_S:
+            self._written.pop(node, None)
+            return False
+        return True
 
     def _publish(self, node: str, node_uid: str, inventory: InventoryStatus, stored: list[Object]) -> None:
         pool = Pool(self._driver, node, node_uid, self._mode.offer(inventory).slices, self.version)
@@ -219,6 +238,7 @@ class PoolKeeper:
             self._metrics.conflicts.inc()
             raise
         self._metrics.writes.labels(operation).inc()
+        self._written[node] = (str(stored["metadata"]["resourceVersion"]), time.monotonic())
         name = obj["metadata"]["name"]
         log.info("wrote slice", extra={"slice": name, "operation": operation, "devices": len(obj["spec"]["devices"])})
         self._read_back(node, name, obj, stored)
@@ -229,7 +249,8 @@ class PoolKeeper:
             return
         lost = lost_fields(wanted["spec"], stored["spec"])
         if any(_limits(path) for path in lost):
-            # Not even until the next sync: a device without limits must not stay on offer.
+            # At once and not with the next sync: a device without limits must not stay on offer.
+            self._delete(stored)
             self.set_mode(NoMode(dropped_fields(self._mode, lost)))
             raise ConflictError(f"ResourceSlice {name}: the API server dropped {', '.join(lost)}", delay_s=0.0)
         self._settled.setdefault(node, {})[name] = left

@@ -110,7 +110,7 @@ class Term:
         )
         driver = self._settings.driver
         cache = self._cache = ClusterCache(self._kube, driver, version, listeners)
-        sources = Sources(cache.node_uid, cache.inventory, cache.slices, cache.pulse.age_s)
+        sources = Sources(cache.node_uid, cache.inventory, cache.slices, cache.has_seen_slice, cache.pulse.age_s)
         keeper = PoolKeeper(
             self._kube, driver, version, sources=sources, may_write=self._may_write, metrics=self._metrics
         )

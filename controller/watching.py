@@ -59,6 +59,7 @@ class Watcher(Generic[T]):
         self._lock = threading.Lock()
         self._kept: dict[Key, T] = {}
         self._version: str | None = None
+        self._seen = 0
         self._failures = 0
         self._synced = threading.Event()
         self._stopping = threading.Event()
@@ -82,6 +83,13 @@ class Watcher(Generic[T]):
     def synced(self) -> threading.Event:
         """Set once the first list is in the cache."""
         return self._synced
+
+    def has_seen(self, version: str) -> bool:
+        """Say whether the cache holds the state at a resourceVersion, such as that of an own write, or a later one.
+
+        ResourceVersions of one kind can be compared as numbers (KEP-5504); one that is no number counts as seen.
+        """
+        return not version.isdecimal() or self._seen >= int(version)
 
     def get(self, key: Key) -> T | None:
         """Return what is kept of an object, or None."""
@@ -128,7 +136,7 @@ class Watcher(Generic[T]):
             self._change(key, None)
         for key, obj in items.items():
             self._change(key, obj)
-        self._version = str(answer["metadata"]["resourceVersion"])
+        self._advance(answer["metadata"])
         self._synced.set()
 
     def _watch(self, version: str) -> None:
@@ -137,9 +145,11 @@ class Watcher(Generic[T]):
             if self._stopping.is_set():
                 return
             self._answered()
-            if event.type != "BOOKMARK":
-                self._change(key_of(event.object), None if event.type == "DELETED" else event.object)
-            self._version = str(event.object["metadata"]["resourceVersion"])
+            if event.type == "BOOKMARK":
+                self._advance(event.object["metadata"])
+            else:
+                obj = None if event.type == "DELETED" else event.object
+                self._change(key_of(event.object), obj, event.object["metadata"])
 
     def _answered(self) -> None:
         failures, self._failures = self._failures, 0
@@ -147,7 +157,11 @@ class Watcher(Generic[T]):
             log.info("watching again", extra={"kind": self._kind.resource.plural, "failures": failures})
             self._on_outage_end()
 
-    def _change(self, key: Key, obj: Any) -> None:
+    def _advance(self, metadata: Object) -> None:
+        self._version = version = str(metadata["resourceVersion"])
+        self._seen = int(version) if version.isdecimal() else 0
+
+    def _change(self, key: Key, obj: Any, position: Object | None = None) -> None:
         new = None if obj is None else self._kind.trim(obj)
         with self._lock:
             old = self._kept.get(key)
@@ -155,5 +169,8 @@ class Watcher(Generic[T]):
                 self._kept.pop(key, None)
             else:
                 self._kept[key] = new
+        if position is not None:
+            # Before anybody is told: who asks then must find that this has been seen.
+            self._advance(position)
         if (old is not None or new is not None) and not self._stopping.is_set():
             self._kind.on_change(key, old, new)

@@ -1,0 +1,362 @@
+"""The controller as a whole on an API server in memory: inventories become slices, pending claims get their reasons."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from api import kube as kube_api
+from api.claims import Object
+from api.errors import KubeError
+from api.kube import JSON, Resource
+from api.kubefake import FakeKube
+from controller.controller import Controller
+from tests.unit.controller.builders import (
+    CLAIMS,
+    CLASSES,
+    GI,
+    SLICES,
+    add_node,
+    claim,
+    device_class,
+    facts,
+    make_controller,
+    pod,
+    result,
+    state_inventory,
+    status,
+    wait_until,
+)
+
+SLICE_N1 = "00000-n1-vgpu.dra-driver.io"
+
+
+class GateOffKube(FakeKube):
+    """An API server whose feature gate DRAConsumableCapacity is off: it drops fields without a word."""
+
+    gate_on = False
+
+    def create(self, resource: Resource, obj: Object) -> JSON:
+        return super().create(resource, self._dropped(resource, obj))
+
+    def replace(self, resource: Resource, obj: Object, subresource: str | None = None) -> JSON:
+        return super().replace(resource, self._dropped(resource, obj), subresource)
+
+    def _dropped(self, resource: Resource, obj: Object) -> Object:
+        if self.gate_on or resource != SLICES:
+            return obj
+        devices = [
+            {
+                "name": device["name"],
+                "attributes": device["attributes"],
+                "capacity": {name: {"value": amount["value"]} for name, amount in device["capacity"].items()},
+            }
+            for device in obj["spec"]["devices"]
+        ]
+        return {**obj, "spec": {**obj["spec"], "devices": devices}}
+
+
+@pytest.fixture
+def kube() -> Iterator[FakeKube]:
+    fake = FakeKube()
+    fake.create(CLASSES, device_class())
+    yield fake
+    fake.set_down(True)  # ends the watches
+
+
+@pytest.fixture
+def controller(kube: FakeKube) -> Iterator[Controller]:
+    started = make_controller(kube)
+    started.start()
+    yield started
+    started.stop()
+
+
+def slices(kube: FakeKube) -> dict[str, JSON]:
+    return {obj["metadata"]["name"]: obj for obj in kube.objects(SLICES)}
+
+
+def settled(kube: FakeKube, controller: Controller) -> dict[str, JSON]:
+    """The slices once the controller has nothing left to do."""
+    wait_until(controller.idle)
+    return slices(kube)
+
+
+def test_an_inventory_becomes_a_slice_that_the_node_owns(kube: FakeKube, controller: Controller) -> None:
+    uid = add_node(kube)
+    state_inventory(kube, "n1", status(facts(0), facts(1)))
+    wait_until(lambda: SLICE_N1 in slices(kube))
+    stored = slices(kube)[SLICE_N1]
+    assert stored["metadata"]["ownerReferences"] == [
+        {"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": uid, "controller": True}
+    ]
+    assert stored["spec"]["nodeName"] == "n1"
+    assert stored["spec"]["pool"] == {"name": "n1", "generation": 1, "resourceSliceCount": 1}
+    assert [device["name"] for device in stored["spec"]["devices"]] == [facts(0).name, facts(1).name]
+
+
+def test_a_node_without_devices_gets_an_empty_slice(kube: FakeKube, controller: Controller) -> None:
+    add_node(kube)
+    state_inventory(kube, "n1", status())
+    wait_until(lambda: SLICE_N1 in slices(kube))
+    assert slices(kube)[SLICE_N1]["spec"]["devices"] == []
+
+
+def test_a_slice_that_somebody_deletes_comes_back_while_the_agent_is_alive(
+    kube: FakeKube, controller: Controller
+) -> None:
+    add_node(kube)
+    state_inventory(kube, "n1", status(facts()))
+    wait_until(lambda: SLICE_N1 in slices(kube))
+    first = slices(kube)[SLICE_N1]
+    kube.delete(SLICES, first)
+    wait_until(lambda: SLICE_N1 in slices(kube))
+    assert slices(kube)[SLICE_N1]["metadata"]["uid"] != first["metadata"]["uid"]
+    assert slices(kube)[SLICE_N1]["spec"]["devices"] == first["spec"]["devices"]
+
+
+def test_an_edit_by_somebody_else_is_undone(kube: FakeKube, controller: Controller) -> None:
+    add_node(kube)
+    state_inventory(kube, "n1", status(facts()))
+    wait_until(lambda: SLICE_N1 in slices(kube))
+    edited = slices(kube)[SLICE_N1]
+    wanted = edited["spec"]["devices"][0]["capacity"]["memory"]["value"]
+    edited["spec"]["devices"][0]["capacity"]["memory"]["value"] = "80Gi"
+    kube.replace(SLICES, edited)
+    wait_until(lambda: slices(kube)[SLICE_N1]["spec"]["devices"][0]["capacity"]["memory"]["value"] == wanted)
+
+
+def test_the_slices_of_a_dead_agent_are_left_as_they_are_and_do_not_come_back(
+    kube: FakeKube, controller: Controller
+) -> None:
+    add_node(kube)
+    state_inventory(kube, "n1", status(facts(), heartbeat=datetime.now(UTC) - timedelta(minutes=2)))
+    add_node(kube, "n2")
+    state_inventory(kube, "n2", status(facts(2)))
+    wait_until(lambda: len(slices(kube)) == 1)
+    assert list(settled(kube, controller)) == ["00000-n2-vgpu.dra-driver.io"]
+
+
+def test_the_first_heartbeat_after_a_silence_brings_the_slices_back(kube: FakeKube, controller: Controller) -> None:
+    add_node(kube)
+    silent = status(facts(), heartbeat=datetime.now(UTC) - timedelta(minutes=2))
+    state_inventory(kube, "n1", silent)
+    wait_until(controller.idle)
+    state_inventory(kube, "n1", silent.model_copy(update={"heartbeat_time": datetime.now(UTC)}))
+    wait_until(lambda: SLICE_N1 in slices(kube))
+
+
+def test_a_mere_heartbeat_writes_nothing(kube: FakeKube, controller: Controller) -> None:
+    add_node(kube)
+    first = status(facts())
+    state_inventory(kube, "n1", first)
+    wait_until(lambda: SLICE_N1 in slices(kube))
+    version = settled(kube, controller)[SLICE_N1]["metadata"]["resourceVersion"]
+    state_inventory(kube, "n1", first.model_copy(update={"heartbeat_time": datetime.now(UTC)}))
+    state_inventory(kube, "n2", status(facts(2)))
+    add_node(kube, "n2")
+    wait_until(lambda: len(slices(kube)) == 2)
+    assert slices(kube)[SLICE_N1]["metadata"]["resourceVersion"] == version
+
+
+def test_an_unhealthy_device_leaves_the_offer_and_comes_back(kube: FakeKube, controller: Controller) -> None:
+    add_node(kube)
+    state_inventory(kube, "n1", status(facts(0), facts(1)))
+    wait_until(lambda: SLICE_N1 in slices(kube))
+    state_inventory(kube, "n1", status(facts(0), facts(1, healthy=False, health="Xid 79")))
+    wait_until(lambda: len(slices(kube)[SLICE_N1]["spec"]["devices"]) == 1)
+    state_inventory(kube, "n1", status(facts(0), facts(1)))
+    wait_until(lambda: len(slices(kube)[SLICE_N1]["spec"]["devices"]) == 2)
+    assert slices(kube)[SLICE_N1]["spec"]["pool"]["generation"] == 1
+
+
+@pytest.mark.parametrize("gone", ["node", "inventory"])
+def test_slices_go_with_the_node_or_its_inventory(kube: FakeKube, controller: Controller, gone: str) -> None:
+    add_node(kube)
+    state_inventory(kube, "n1", status(facts()))
+    wait_until(lambda: SLICE_N1 in slices(kube))
+    resource = kube_api.NODES if gone == "node" else kube_api.NODE_INVENTORIES
+    kube.delete(resource, {"metadata": {"name": "n1"}})
+    wait_until(lambda: not slices(kube))
+
+
+def test_a_node_that_is_made_anew_under_its_name_owns_the_slices(kube: FakeKube, controller: Controller) -> None:
+    add_node(kube)
+    state_inventory(kube, "n1", status(facts()))
+    wait_until(lambda: SLICE_N1 in slices(kube))
+    kube.delete(kube_api.NODES, {"metadata": {"name": "n1"}})
+    uid = add_node(kube)
+    wait_until(
+        lambda: [obj["metadata"]["ownerReferences"][0]["uid"] for obj in slices(kube).values()] == [uid],
+    )
+
+
+def test_more_than_128_devices_take_several_slices_of_one_generation(kube: FakeKube, controller: Controller) -> None:
+    add_node(kube)
+    many = [facts(0, name=f"gpu-{number}") for number in range(130)]
+    state_inventory(kube, "n1", status(*many))
+    wait_until(lambda: len(slices(kube)) == 2)
+    stored = slices(kube)
+    assert [len(stored[name]["spec"]["devices"]) for name in sorted(stored)] == [128, 2]
+    assert {obj["spec"]["pool"]["generation"] for obj in stored.values()} == {1}
+    assert {obj["spec"]["pool"]["resourceSliceCount"] for obj in stored.values()} == {2}
+
+
+def test_nothing_is_offered_where_the_api_server_drops_limits(caplog: pytest.LogCaptureFixture) -> None:
+    kube = GateOffKube()
+    controller = make_controller(kube)
+    add_node(kube)
+    state_inventory(kube, "n1", status(facts()))
+    controller.start()
+    wait_until(lambda: SLICE_N1 in slices(kube))
+    assert settled(kube, controller)[SLICE_N1]["spec"]["devices"] == []
+    reports = [record.message for record in caplog.records if "feature gate" in record.message]
+    controller.stop()
+    kube.set_down(True)
+    (report,) = reports
+    assert report == (
+        "the API server dropped devices[].capacity.memory.requestPolicy, devices[].capacity.cores.requestPolicy, "
+        "devices[].capacity.shares.requestPolicy, devices[].allowMultipleAllocations of a ResourceSlice: its feature "
+        "gate DRAConsumableCapacity is off. Devices are not offered, since their limits could not be kept; turn the "
+        "gate on for kube-apiserver, kube-scheduler and kubelet"
+    )
+
+
+def test_devices_are_withdrawn_when_the_gate_is_turned_off_under_a_running_controller() -> None:
+    kube = GateOffKube()
+    kube.gate_on = True
+    controller = make_controller(kube)
+    add_node(kube)
+    add_node(kube, "n2")
+    state_inventory(kube, "n1", status(facts(1)))
+    state_inventory(kube, "n2", status(facts(2)))
+    controller.start()
+    wait_until(lambda: len(slices(kube)) == 2)
+    settled(kube, controller)
+    kube.gate_on = False
+    state_inventory(kube, "n1", status(facts(1), facts(3)))
+    wait_until(lambda: [obj["spec"]["devices"] for obj in slices(kube).values()] == [[], []])
+    controller.stop()
+    kube.set_down(True)
+
+
+def test_an_api_server_that_is_away_for_a_while_costs_nothing_but_time(kube: FakeKube, controller: Controller) -> None:
+    add_node(kube)
+    state_inventory(kube, "n1", status(facts()))
+    wait_until(lambda: SLICE_N1 in slices(kube))
+    kube.set_down(True)
+    wait_until(lambda: not controller.is_leading())
+    kube.set_down(False)
+    kube.delete(SLICES, slices(kube)[SLICE_N1])
+    wait_until(lambda: SLICE_N1 in slices(kube), timeout_s=30)
+    assert controller.alive() == ""
+
+
+def test_a_write_that_fails_is_tried_again(kube: FakeKube, controller: Controller) -> None:
+    wait_until(controller.idle)
+    add_node(kube)
+    wait_until(controller.idle)
+    kube.create(kube_api.NODE_INVENTORIES, {"metadata": {"name": "n1"}})
+    stated = status(facts()).model_dump(mode="json", by_alias=True, exclude_none=True)
+    kube.patch(kube_api.NODE_INVENTORIES, {"metadata": {"name": "n1"}}, {"status": stated}, "status")
+    kube.fail_next(KubeError("boom", 500))
+    wait_until(lambda: SLICE_N1 in slices(kube))
+
+
+def events(kube: FakeKube, name: str) -> list[JSON]:
+    return [obj for obj in kube.objects(kube_api.EVENTS) if obj["regarding"]["name"] == name]
+
+
+def test_a_claim_that_no_device_can_serve_gets_its_reasons_on_claim_and_pod(
+    kube: FakeKube, controller: Controller
+) -> None:
+    add_node(kube)
+    state_inventory(kube, "n1", status(facts(0), facts(1, healthy=False, health="Xid 79")))
+    wait_until(lambda: SLICE_N1 in slices(kube))
+    held = claim("held", results=[result(facts(0).name, memory="6Gi", cores="60", shares="1")])
+    kube.create(CLAIMS, held)
+    kube.create(CLAIMS, claim("waits", memory="8Gi", cores="30"))
+    wait_until(controller.idle)
+    kube.create(kube_api.PODS, pod("p", "waits"))
+    wait_until(lambda: events(kube, "waits") and events(kube, "p"))
+    note = (
+        "ResourceClaim demo/waits: request gpu (cores 30, memory 8Gi): 0 of 2 devices can serve it: "
+        f"n1/{facts(0).name}: CardInsufficientMemory (4Gi free of 10Gi, asked 8Gi); "
+        f"n1/{facts(1).name}: CardUnhealthy (Xid 79)"
+    )
+    (about_claim,), (about_pod,) = events(kube, "waits"), events(kube, "p")
+    assert about_claim["note"] == about_pod["note"] == note
+    assert about_claim["reason"] == "VGPUUnsatisfiable"
+    assert about_claim["type"] == "Warning"
+    assert about_claim["regarding"]["kind"] == "ResourceClaim"
+    assert about_claim["related"]["name"] == "p"
+    assert about_pod["regarding"]["kind"] == "Pod"
+
+
+def test_a_pending_claim_is_counted_until_it_is_allocated(kube: FakeKube) -> None:
+    registry = CollectorRegistry()
+    controller = make_controller(kube, registry=registry)
+    add_node(kube)
+    state_inventory(kube, "n1", status(facts(0)))
+    stored = kube.create(CLAIMS, claim("waits", memory="80Gi"))
+    kube.create(kube_api.PODS, pod("p", "waits"))
+    controller.start()
+    wait_until(lambda: registry.get_sample_value("vgpu_controller_pending_claims") == 1)
+    allocated = claim("waits", results=[result(facts(0).name, memory="1Gi", cores="0", shares="1")])
+    kube.patch(CLAIMS, stored, {"status": allocated["status"]}, "status")
+    wait_until(lambda: registry.get_sample_value("vgpu_controller_pending_claims") == 0)
+    controller.stop()
+
+
+def test_a_claim_of_another_driver_gets_no_event(kube: FakeKube, controller: Controller) -> None:
+    kube.create(CLASSES, device_class("other", "other.example"))
+    foreign = claim("foreign", requests=[{"name": "r", "exactly": {"deviceClassName": "other"}}])
+    kube.create(CLAIMS, foreign)
+    kube.create(CLAIMS, claim("ours", memory="1Gi"))
+    kube.create(kube_api.PODS, pod("p", "foreign"))
+    kube.create(kube_api.PODS, pod("q", "ours"))
+    wait_until(lambda: events(kube, "q"))
+    wait_until(controller.idle)
+    assert events(kube, "foreign") == []
+
+
+def test_wrong_parameters_are_reported_before_any_pod_exists(kube: FakeKube, controller: Controller) -> None:
+    wrong = {"apiVersion": "vgpu.dra-driver.io/v1alpha1", "kind": "VGPUConfig", "memroy": "1Gi"}
+    kube.create(CLAIMS, claim("typo", config=wrong))
+    wait_until(lambda: events(kube, "typo"))
+    (event,) = events(kube, "typo")
+    assert event["reason"] == "VGPUConfigInvalid"
+    assert event["note"] == (
+        "ResourceClaim demo/typo: memroy: unknown field, expected one of memory, cores, policy, apiVersion, kind"
+    )
+
+
+def test_wrong_parameters_of_a_template_are_reported_on_the_template(kube: FakeKube, controller: Controller) -> None:
+    wrong: dict[str, Any] = {"apiVersion": "vgpu.dra-driver.io/v1alpha1", "kind": "VGPUConfig", "cores": -1}
+    spec = claim(config=wrong)["spec"]
+    template = {"metadata": {"namespace": "demo", "name": "t"}, "spec": {"spec": spec}}
+    kube.create(Resource("resource.k8s.io", "v1", "resourceclaimtemplates", namespaced=True), template)
+    wait_until(lambda: events(kube, "t"))
+    assert events(kube, "t")[0]["note"] == (
+        "ResourceClaimTemplate demo/t: cores: found -1, expected a whole number from 1 to 100 (percent of one device)"
+    )
+
+
+def test_two_controllers_take_turns_and_publish_once(kube: FakeKube) -> None:
+    first, second = make_controller(kube, "first"), make_controller(kube, "second")
+    first.start()
+    wait_until(first.is_leading)
+    second.start()
+    add_node(kube)
+    state_inventory(kube, "n1", status(facts()))
+    wait_until(lambda: SLICE_N1 in slices(kube))
+    assert not second.is_leading()
+    assert second.ready() == ""
+    first.stop()
+    wait_until(second.idle)
+    version = slices(kube)[SLICE_N1]["metadata"]["resourceVersion"]
+    state_inventory(kube, "n1", status(facts(0, memory_bytes=20 * GI)))
+    wait_until(lambda: slices(kube)[SLICE_N1]["metadata"]["resourceVersion"] != version)
+    second.stop()
