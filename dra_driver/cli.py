@@ -99,6 +99,7 @@ def _add_node_agent(commands: _Commands) -> None:
         ("cdi-dir", f"where CDI specs are written; default: {names.CDI_DIR}"),
         ("state-dir", f"the agent's own state; default: {names.STATE_DIR}"),
         ("driver-root", "where the GPU driver is installed; default: /"),
+        ("driver-root-on-host", "the same folder as the host names it, where that differs"),
     ):
         parser.add_argument(f"--{name}", metavar="D", help=text)
 

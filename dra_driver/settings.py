@@ -51,6 +51,9 @@ class NodeAgentOptions(CommonOptions):
     cdi_dir: Annotated[Path, Field(description="where CDI specs are written")] = Path(names.CDI_DIR)
     state_dir: Annotated[Path, Field(description="the agent's own state")] = Path(names.STATE_DIR)
     driver_root: Annotated[Path, Field(description="where the GPU driver is installed")] = Path("/")
+    driver_root_on_host: Annotated[
+        Path | None, Field(description="driver_root as the host names it; default: the same")
+    ] = None
     pod_uid: Annotated[
         str | None, Field(description="UID of the agent's pod: lets two run side by side in an update")
     ] = None

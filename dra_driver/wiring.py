@@ -63,6 +63,7 @@ def run_node_agent(config: Path | None, flags: Mapping[str, object]) -> int:
         cdi_dir=options.cdi_dir,
         state_dir=options.state_dir,
         driver_root=options.driver_root,
+        driver_root_on_host=options.driver_root_on_host,
         driver_name=options.driver_name,
         pod_uid=options.pod_uid,
     )
