@@ -1,29 +1,30 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The two files of a share, as they lie on disk and in memory: `limits` (written by the node agent alone, mapped read-only)
- * and `books` (written by every process of the share). C includes this header; Python reads the part above the marker line
- * through cffi (libvgpu/layout.py), so that part is plain declarations and integer constants only.
+ * The two files of a share, as they lie on disk and in memory: `limits` (written by the node agent alone, mapped
+ * read-only) and `books` (written by every process of the share). C includes this header; Python reads the part above
+ * the marker line through cffi (libvgpu/layout.py), so that part is plain declarations and integer constants only.
  *
- * Rules of change: little endian, natural alignment, no padding that is not named. New fields take the place of reserved
- * ones, and zero means "as before"; `size` says how much the writer knew. Files keep their length, so an old library reads
- * a new file and the other way round. Anything else is a new `version`.
+ * Rules of change: little endian, natural alignment, no padding that is not named. New fields take the place of
+ * reserved ones, and zero means "as before"; `size` says how much the writer knew. Files keep their length, so an old
+ * library reads a new file and the other way round. Anything else is a new `version`.
  *
- * Memory order of `limits`: the writer makes `sequence` odd, writes, makes it even (a seqlock). A single aligned field may be
- * read alone with an atomic load; what must agree with each other is read between two equal, even sequences.
+ * Memory order of `limits`: the writer makes `sequence` odd, writes, makes it even (a seqlock). A single aligned field
+ * may be read alone with an atomic load; what must agree with each other is read between two equal, even sequences.
  *
  * Who is alive: a process owns slot i of `books` while it holds an exclusive open-file-description lock on byte
  * VGPU_SLOT_LOCKS + i of the file. It takes the lock on the description that it then maps, closes the descriptor, and
- * marks the mapping MADV_DONTFORK. So the lock lives exactly as long as the process's memory: kill -9 and exec end it, fork
- * does not inherit it, no close() can lose it, and it means the same in every pid namespace. Process ids could not do
- * this: two containers with one share have different pid namespaces, and ids are used again. pid, pid_namespace and
+ * marks the mapping MADV_DONTFORK. So the lock lives exactly as long as the process's memory: kill -9 and exec end it,
+ * fork does not inherit it, no close() can lose it, and it means the same in every pid namespace. Process ids could not
+ * do this: two containers with one share have different pid namespaces, and ids are used again. pid, pid_namespace and
  * start_time in a slot are there for people to read, never to decide.
  *
  * Crash safety of `used`: a change of s bytes is
- *     slot.inflight_bytes += s;  used.bytes -+ s (compare-and-swap);  slot.reserved_bytes -+ s;  slot.inflight_bytes -= s;
- * A slot without owner and with inflight_bytes == 0 is exact: its reserved_bytes go back. With inflight_bytes != 0 it is not
- * known whether `used` has the change: somebody counts anew, i.e. holds the lock on byte VGPU_RECOUNT_LOCK, sets
- * VGPU_RECOUNT in `used` (which holds off all changes), waits until no living slot has bytes in flight, and stores the sum of
- * reserved_bytes of the living. If it dies at that, the next one finds the flag without the lock and starts over.
+ *     slot.inflight_bytes += s;  used.bytes -+ s (compare-and-swap);  slot.reserved_bytes -+ s;  slot.inflight_bytes -=
+ * s; A slot without owner and with inflight_bytes == 0 is exact: its reserved_bytes go back. With inflight_bytes != 0
+ * it is not known whether `used` has the change: somebody counts anew, i.e. holds the lock on byte VGPU_RECOUNT_LOCK,
+ * sets VGPU_RECOUNT in `used` (which holds off all changes), waits until no living slot has bytes in flight, and stores
+ * the sum of reserved_bytes of the living. If it dies at that, the next one finds the flag without the lock and starts
+ * over.
  */
 #ifndef VGPU_LAYOUT_H
 #define VGPU_LAYOUT_H
@@ -82,8 +83,8 @@ struct vgpu_slot {
     uint64_t inflight_bytes; /* changes that may or may not be in `used` yet */
     uint64_t peak_bytes;
     uint64_t launches;
-    uint64_t gpu_time_ns;  /* GPU time charged */
-    uint64_t throttled_ns; /* time that launches waited, over all threads */
+    uint64_t gpu_time_ns;   /* GPU time charged */
+    uint64_t throttled_ns;  /* time that launches waited, over all threads */
     uint64_t out_of_memory; /* requests refused for the limit */
     uint64_t pid_namespace; /* inode of /proc/self/ns/pid */
     uint64_t start_time;    /* clock ticks since boot, as in /proc/PID/stat */
@@ -99,7 +100,8 @@ struct vgpu_books {
     uint32_t size;
     uint32_t slot_count;
     uint32_t slot_size;
-    uint8_t reserved0[40];
+    uint32_t slots_high; /* no slot from here on was ever used */
+    uint8_t reserved0[36];
 
     /* One cache line: memory. */
     uint64_t used; /* bytes, and VGPU_RECOUNT */
@@ -108,8 +110,12 @@ struct vgpu_books {
 
     /* One cache line: GPU time. Debt is a negative level. */
     int64_t bucket_ns;
-    uint64_t refilled_at_ns; /* CLOCK_MONOTONIC */
-    uint8_t reserved2[48];
+    uint64_t refilled_at_ns;    /* CLOCK_MONOTONIC, as all times here */
+    uint64_t charged_ns;        /* all GPU time ever charged */
+    uint64_t window_started_ns; /* utilisation is told over windows of about half a second */
+    uint64_t window_base_ns;    /* charged_ns when the window started */
+    uint32_t window_permille;   /* GPU time of the device that the last whole window had */
+    uint8_t reserved2[20];
 
     /* Totals of processes that have ended and whose slots were taken back. */
     uint64_t ended_launches;

@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Who this process is, for people who read the books: pid, pid namespace, start time, command.
+ */
+#ifndef VGPU_IDENTITY_H
+#define VGPU_IDENTITY_H
+
+#include "vgpu/layout.h"
+
+/* Fill the identity of a slot that the caller has just claimed; pid is stored last. What /proc does not tell stays 0.
+ */
+void vgpu_identify(struct vgpu_slot *slot);
+
+/* Inode of this process's pid namespace, 0 if unknown. */
+uint64_t vgpu_pid_namespace(void);
+
+#endif

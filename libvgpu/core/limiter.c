@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "core/limiter.h"
+
+#include "core/clock.h"
+#include "core/limits.h"
+
+enum {
+    REFILL_STEP_NS = 50 * 1000,          /* refill in steps, so that rounding stays below 2 parts in 10^5 */
+    LONGEST_SLEEP_NS = 50 * 1000 * 1000, /* then look again: the limits may have changed */
+    SUSPENDED_SLEEP_NS = 10 * 1000 * 1000,
+    WINDOW_NS = 500 * 1000 * 1000,
+    UNLIMITED = 100,
+};
+
+void vgpu_bucket_refill(struct vgpu_books *books, uint64_t now_ns, uint32_t rate_percent) {
+    uint64_t then = __atomic_load_n(&books->refilled_at_ns, __ATOMIC_RELAXED);
+    if (now_ns >= then && now_ns - then < REFILL_STEP_NS)
+        return;
+    if (!__atomic_compare_exchange_n(&books->refilled_at_ns, &then, now_ns, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+        return; /* another thread has this step */
+    int64_t most = (int64_t)VGPU_BURST_NS * rate_percent / 100;
+    int64_t level = __atomic_load_n(&books->bucket_ns, __ATOMIC_RELAXED), filled;
+    if (then == 0 || now_ns < then) { /* first use, or the machine was started anew */
+        __atomic_store_n(&books->bucket_ns, 0, __ATOMIC_RELAXED);
+        return;
+    }
+    uint64_t passed = now_ns - then;
+    int64_t gain = passed > UINT64_MAX / 128 ? INT64_MAX / 2 : (int64_t)(passed * rate_percent / 100);
+    do {
+        filled = level > most - gain ? most : level + gain;
+        if (filled < level)
+            filled = level > most ? most : level;
+    } while (!__atomic_compare_exchange_n(&books->bucket_ns, &level, filled, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+}
+
+int64_t vgpu_bucket_draw(struct vgpu_books *books, int64_t gpu_ns) {
+    return __atomic_sub_fetch(&books->bucket_ns, gpu_ns, __ATOMIC_RELAXED);
+}
+
+uint64_t vgpu_bucket_wait_ns(int64_t level_ns, uint32_t rate_percent) {
+    if (level_ns >= 0)
+        return 0;
+    uint64_t debt = (uint64_t)-(level_ns + 1) + 1;
+    return debt > UINT64_MAX / 128 ? UINT64_MAX / 128 : debt * 100 / rate_percent;
+}
+
+uint32_t vgpu_limiter_rate_percent(const struct vgpu_device *device) {
+    uint32_t rate = 0;
+    for (uint32_t i = 0; i < device->count; i++)
+        rate += vgpu_limits_rate_percent(device->shares[i]->limits);
+    return rate > UNLIMITED ? UNLIMITED : rate;
+}
+
+void vgpu_limiter_charge(struct vgpu_device *device, int64_t gpu_ns) {
+    uint32_t total = 0;
+    for (uint32_t i = 0; i < device->count; i++)
+        total += vgpu_limits_rate_percent(device->shares[i]->limits);
+    for (uint32_t i = 0; i < device->count; i++) {
+        uint32_t rate = vgpu_limits_rate_percent(device->shares[i]->limits);
+        vgpu_bucket_draw(device->shares[i]->books, device->count == 1 ? gpu_ns : gpu_ns / total * rate);
+    }
+}
+
+static uint64_t longest_wait_ns(struct vgpu_device *device, uint64_t now) {
+    uint64_t longest = 0;
+    for (uint32_t i = 0; i < device->count; i++) {
+        struct vgpu_share *share = device->shares[i];
+        uint32_t rate = vgpu_limits_rate_percent(share->limits);
+        vgpu_bucket_refill(share->books, now, rate);
+        uint64_t wait = vgpu_bucket_wait_ns(__atomic_load_n(&share->books->bucket_ns, __ATOMIC_RELAXED), rate);
+        longest = wait > longest ? wait : longest;
+    }
+    return longest;
+}
+
+/* Wait first, then draw: the work that is paid here starts at once if nothing older is owed, however long it takes. */
+uint64_t vgpu_limiter_pay(struct vgpu_device *device, int64_t gpu_ns) {
+    uint64_t start = vgpu_now_ns(), now = start;
+    for (;;) {
+        uint64_t wait = 0;
+        if (vgpu_limiter_suspended(device))
+            wait = SUSPENDED_SLEEP_NS;
+        else if (vgpu_limiter_rate_percent(device) < UNLIMITED)
+            wait = longest_wait_ns(device, now);
+        if (wait == 0)
+            break;
+        vgpu_sleep_until(now + (wait < LONGEST_SLEEP_NS ? wait : LONGEST_SLEEP_NS));
+        now = vgpu_now_ns();
+    }
+    if (vgpu_limiter_rate_percent(device) < UNLIMITED)
+        vgpu_limiter_charge(device, gpu_ns);
+    return now - start;
+}
+
+static void roll_window(struct vgpu_books *books, uint64_t now) {
+    uint64_t started = __atomic_load_n(&books->window_started_ns, __ATOMIC_RELAXED);
+    if (now >= started && now - started < WINDOW_NS)
+        return;
+    if (!__atomic_compare_exchange_n(&books->window_started_ns, &started, now, false, __ATOMIC_RELAXED,
+                                     __ATOMIC_RELAXED))
+        return;
+    uint64_t charged = __atomic_load_n(&books->charged_ns, __ATOMIC_RELAXED);
+    uint64_t base = __atomic_exchange_n(&books->window_base_ns, charged, __ATOMIC_RELAXED);
+    uint64_t permille = started == 0 || now <= started ? 0 : (charged - base) * 1000 / (now - started);
+    __atomic_store_n(&books->window_permille, permille < 1000 ? (uint32_t)permille : 1000, __ATOMIC_RELAXED);
+}
+
+void vgpu_limiter_account(struct vgpu_device *device, uint64_t launches, uint64_t gpu_ns, uint64_t throttled_ns) {
+    if (device->count == 0)
+        return;
+    struct vgpu_share *share = device->shares[0];
+    __atomic_fetch_add(&share->slot->launches, launches, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&share->slot->gpu_time_ns, gpu_ns, __ATOMIC_RELAXED);
+    if (throttled_ns > 0)
+        __atomic_fetch_add(&share->slot->throttled_ns, throttled_ns, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&share->books->charged_ns, gpu_ns, __ATOMIC_RELAXED);
+    roll_window(share->books, vgpu_now_ns());
+}
+
+uint32_t vgpu_limiter_utilisation_percent(const struct vgpu_device *device) {
+    if (device->count == 0)
+        return 0;
+    const struct vgpu_books *books = device->shares[0]->books;
+    uint64_t now = vgpu_now_ns(), started = __atomic_load_n(&books->window_started_ns, __ATOMIC_RELAXED);
+    if (started == 0 || now - started > 4ull * WINDOW_NS)
+        return 0; /* nothing was launched for a while */
+    uint64_t permille = __atomic_load_n(&books->window_permille, __ATOMIC_RELAXED);
+    uint64_t percent = permille * 10 / vgpu_limiter_rate_percent(device);
+    return percent < 100 ? (uint32_t)percent : 100;
+}

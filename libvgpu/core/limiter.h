@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * GPU time of a device: a bucket per share that all processes draw on. The unit is a nanosecond of the whole GPU,
+ * predicted when work is launched (estimator.h) and corrected when it was measured.
+ *
+ * The bucket fills with rate percent of the time that passes, holds at most VGPU_BURST_NS of such time, and goes below
+ * zero without bound: one long kernel is paid for in full. Nobody is in the bucket's debt alone: whoever launches next
+ * waits until it is level again, asleep until the predicted moment.
+ */
+#ifndef VGPU_LIMITER_H
+#define VGPU_LIMITER_H
+
+#include "core/limits.h"
+#include "core/share.h"
+
+enum {
+    VGPU_BURST_NS = 50 * 1000 * 1000, /* unused time that is kept: evens out sleeps that end late */
+    VGPU_CHUNK_NS = 1000 * 1000,      /* time that a thread draws at once, times rate */
+};
+
+/* Pure arithmetic on one share's bucket; now_ns is CLOCK_MONOTONIC. Relaxed atomics throughout. */
+void vgpu_bucket_refill(struct vgpu_books *books, uint64_t now_ns, uint32_t rate_percent);
+int64_t vgpu_bucket_draw(struct vgpu_books *books, int64_t gpu_ns); /* returns the level after it */
+uint64_t vgpu_bucket_wait_ns(int64_t level_ns, uint32_t rate_percent);
+
+/* Wait while the device's shares are in debt or one is suspended, then draw `gpu_ns` from them in proportion to their
+ * rates. Returns the nanoseconds waited. An unlimited device (rate 100) has no debts. */
+uint64_t vgpu_limiter_pay(struct vgpu_device *device, int64_t gpu_ns);
+
+/* Charge without waiting: corrections. */
+void vgpu_limiter_charge(struct vgpu_device *device, int64_t gpu_ns);
+
+/* Percent of the GPU that all shares of the device may use together, 1..100. */
+uint32_t vgpu_limiter_rate_percent(const struct vgpu_device *device);
+
+/* True if launches on the device must wait now: asked at every launch. */
+static inline bool vgpu_limiter_suspended(const struct vgpu_device *device) {
+    for (uint32_t i = 0; i < device->count; i++)
+        if (vgpu_limits_flags(device->shares[i]->limits) & VGPU_SUSPENDED)
+            return true;
+    return false;
+}
+
+/* Book what a thread has launched since it last said so. */
+void vgpu_limiter_account(struct vgpu_device *device, uint64_t launches, uint64_t gpu_ns, uint64_t throttled_ns);
+
+/* Share of its own allowance that the device's shares used lately, 0..100. */
+uint32_t vgpu_limiter_utilisation_percent(const struct vgpu_device *device);
+
+#endif

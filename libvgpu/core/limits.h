@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The limits file: mapped read-only once, then read with plain loads; a change by the agent is seen at once.
+ *
+ * An invalid file is never half used: vgpu_limits_map says on stderr what was found and what was expected, and the
+ * caller refuses the driver (fail closed).
+ */
+#ifndef VGPU_LIMITS_H
+#define VGPU_LIMITS_H
+
+#include "vgpu/layout.h"
+
+/* Map and validate a limits file. NULL, with one line on stderr, if it can't be used. The mapping is the caller's. */
+const struct vgpu_limits *vgpu_limits_map(const char *path);
+
+/* Check a consistent copy of the file; 0, or -1 with one line on stderr that names `path`. */
+int vgpu_limits_check(const struct vgpu_limits *limits, const char *path);
+
+/* Copy between two equal, even sequences. 0, or -1 if a writer stays in the middle for 100 ms (it died). */
+int vgpu_limits_copy(const struct vgpu_limits *limits, struct vgpu_limits *copy);
+
+/* Single fields: relaxed loads, no seqlock needed. */
+static inline uint64_t vgpu_limits_memory_bytes(const struct vgpu_limits *limits) {
+    return __atomic_load_n(&limits->memory_bytes, __ATOMIC_RELAXED);
+}
+static inline uint32_t vgpu_limits_flags(const struct vgpu_limits *limits) {
+    return __atomic_load_n(&limits->flags, __ATOMIC_RELAXED);
+}
+
+/* GPU time that the share may use now, 1..100 percent: what the agent grants, never above the ceiling. */
+uint32_t vgpu_limits_rate_percent(const struct vgpu_limits *limits);
+
+#endif

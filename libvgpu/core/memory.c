@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Memory of a device over all its shares: the part of share.h that moves bytes.
+ */
+#include "core/books.h"
+#include "core/clock.h"
+#include "core/limits.h"
+#include "core/quota.h"
+#include "core/share.h"
+
+enum {
+    BUSY_SLEEP_NS = 50 * 1000,
+    BUSY_RELIEVE_AFTER = 40,   /* about 2 ms: a recount takes microseconds unless its owner died or waits for someone */
+    BUSY_REFUSE_AFTER = 20000, /* about 1 s, then a reservation is refused */
+    REAP_INTERVAL_NS = 1000000, /* a process that is refused in a loop looks for dead ones at most this often */
+    SPLIT_ATTEMPTS = 3,
+};
+
+/* A recount holds off all changes: sleep, and finish it if whoever began it has died. */
+static void wait_for_recount(struct vgpu_share *share, int round) {
+    vgpu_sleep_ns(BUSY_SLEEP_NS);
+    if (round % BUSY_RELIEVE_AFTER == BUSY_RELIEVE_AFTER - 1)
+        vgpu_books_relieve(share->books_path, share->books);
+}
+
+static int reserve_in(struct vgpu_share *share, uint64_t bytes) {
+    int result = VGPU_BUSY;
+    for (int round = 0; result == VGPU_BUSY && round < BUSY_REFUSE_AFTER; round++) {
+        uint64_t limit = vgpu_limits_memory_bytes(share->limits);
+        result = vgpu_quota_reserve(share->books, share->slot, limit, bytes);
+        if (result == VGPU_BUSY)
+            wait_for_recount(share, round);
+    }
+    return result;
+}
+
+static uint64_t credit_in(struct vgpu_share *share, uint64_t bytes) {
+    uint64_t credited = 0;
+    for (int round = 0; vgpu_quota_credit(share->books, share->slot, bytes, &credited) == VGPU_BUSY; round++)
+        wait_for_recount(share, round);
+    return credited;
+}
+
+static uint64_t room_in(const struct vgpu_share *share) {
+    uint64_t limit = vgpu_limits_memory_bytes(share->limits), used = vgpu_quota_used(share->books);
+    return used < limit ? limit - used : 0;
+}
+
+/* One piece over several shares. All or nothing; who comes between may make us start over. */
+static int reserve_split(struct vgpu_device *device, uint64_t bytes) {
+    for (int attempt = 0; attempt < SPLIT_ATTEMPTS; attempt++) {
+        uint64_t room = 0, left = bytes;
+        for (uint32_t i = 0; i < device->count; i++)
+            room += room_in(device->shares[i]);
+        if (room < bytes)
+            return VGPU_OVER;
+        for (uint32_t i = 0; i < device->count && left > 0; i++) {
+            uint64_t part = room_in(device->shares[i]);
+            part = part < left ? part : left;
+            if (part > 0 && reserve_in(device->shares[i], part) == VGPU_OK)
+                left -= part;
+        }
+        if (left == 0)
+            return VGPU_OK;
+        vgpu_credit(device, bytes - left);
+    }
+    return VGPU_OVER;
+}
+
+static int reserve_once(struct vgpu_device *device, uint64_t bytes) {
+    for (uint32_t i = 0; i < device->count; i++)
+        if (reserve_in(device->shares[i], bytes) == VGPU_OK)
+            return VGPU_OK;
+    return device->count > 1 ? reserve_split(device, bytes) : VGPU_OVER;
+}
+
+/* Somebody's bytes but our own are in the books: look whether their owner has died. */
+static bool reap(struct vgpu_device *device) {
+    bool progress = false;
+    for (uint32_t i = 0; i < device->count; i++) {
+        struct vgpu_share *share = device->shares[i];
+        uint64_t own = __atomic_load_n(&share->slot->reserved_bytes, __ATOMIC_RELAXED);
+        if (vgpu_quota_used(share->books) <= own)
+            continue;
+        uint64_t now = vgpu_now_ns();
+        if (now - __atomic_load_n(&share->reaped_at_ns, __ATOMIC_RELAXED) < REAP_INTERVAL_NS)
+            continue;
+        progress |= vgpu_books_reap(share->books_path, share->books);
+        __atomic_store_n(&share->reaped_at_ns, vgpu_now_ns(), __ATOMIC_RELAXED);
+    }
+    return progress;
+}
+
+int vgpu_reserve(struct vgpu_device *device, uint64_t bytes) {
+    if (bytes == 0)
+        return VGPU_OK;
+    if (reserve_once(device, bytes) == VGPU_OK || (reap(device) && reserve_once(device, bytes) == VGPU_OK))
+        return VGPU_OK;
+    if (device->count > 0)
+        __atomic_fetch_add(&device->shares[0]->slot->out_of_memory, 1, __ATOMIC_RELAXED);
+    return VGPU_OVER;
+}
+
+void vgpu_credit(struct vgpu_device *device, uint64_t bytes) {
+    for (uint32_t i = device->count; i-- > 0 && bytes > 0;)
+        bytes -= credit_in(device->shares[i], bytes);
+}
+
+void vgpu_usage(struct vgpu_device *device, uint64_t *total_bytes, uint64_t *used_bytes) {
+    reap(device);
+    *total_bytes = *used_bytes = 0;
+    for (uint32_t i = 0; i < device->count; i++) {
+        *total_bytes += vgpu_limits_memory_bytes(device->shares[i]->limits);
+        *used_bytes += vgpu_quota_used(device->shares[i]->books);
+    }
+}

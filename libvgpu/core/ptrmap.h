@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What each live allocation of this process was charged: a hash table from the driver's pointer or handle to its
+ * charge.
+ *
+ * Sharded, open addressing, O(1) at any number of live entries; memory comes from mmap, never from the tenant's malloc.
+ * A shard's spin lock is held for a few instructions (and once per doubling). All functions may be called from any
+ * thread.
+ */
+#ifndef VGPU_PTRMAP_H
+#define VGPU_PTRMAP_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct vgpu_device;
+
+/* What a key means: handles of different kinds may have the same value. */
+enum vgpu_kind { VGPU_KIND_POINTER = 1, VGPU_KIND_ARRAY, VGPU_KIND_MIPMAP, VGPU_KIND_POOLED, VGPU_KIND_GRAPH };
+
+struct vgpu_charge {
+    uint64_t key;
+    uint64_t bytes;
+    struct vgpu_device *device;
+    void *owner; /* the context (or other object) whose end frees it; NULL: none */
+    uint32_t kind;
+    uint32_t state; /* of the table */
+};
+
+/* Remember a charge; an old one of the same key and kind is returned through *replaced (bytes 0: none). False: no
+ * memory. */
+bool vgpu_ptrmap_put(const struct vgpu_charge *charge, struct vgpu_charge *replaced);
+
+/* Take the charge of a key out of the table. False: none known (not ours, or the parent's). */
+bool vgpu_ptrmap_take(uint64_t key, uint32_t kind, struct vgpu_charge *charge);
+
+/* Take out one entry of an owner; call until false. */
+bool vgpu_ptrmap_take_owned(void *owner, struct vgpu_charge *charge);
+
+/* In a fork's child: forget everything, whatever state its locks were in. */
+void vgpu_ptrmap_forget(void);
+
+#endif

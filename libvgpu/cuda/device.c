@@ -1,0 +1,262 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Start of the driver, contexts, and the view of a device: total and free memory are the share's.
+ */
+#include "cuda/device.h"
+
+#include "core/log.h"
+#include "cuda/launch.h"
+#include "cuda/memory.h"
+#include "cuda/pools.h"
+#include "cuda/vmm.h"
+
+#include <stddef.h>
+#include <stdio.h>
+
+__thread int vgpu__inside __attribute__((tls_model("initial-exec")));
+
+static void format_uuid(const CUuuid *uuid, char text[48]) {
+    const unsigned char *b = (const unsigned char *)uuid->bytes;
+    snprintf(text, 48, "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0], b[1], b[2],
+             b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
+}
+
+/* Ask the driver who an ordinal is, once. */
+static struct vgpu_device *bind(struct vgpu_process *process, CUdevice ordinal, CUresult *result) {
+    CUuuid uuid;
+    if (vgpu__cuda_exists(VGPU_FN_cuDeviceGetUuid_v2)) /* names a MIG instance where the older one names its GPU */
+        VGPU_CALL(*result, cuDeviceGetUuid_v2, &uuid, ordinal);
+    else
+        VGPU_CALL(*result, cuDeviceGetUuid, &uuid, ordinal);
+    if (*result != CUDA_SUCCESS)
+        return NULL;
+    char text[48];
+    format_uuid(&uuid, text);
+    struct vgpu_device *device = vgpu_device_by_uuid(process, text);
+    if (device == NULL) {
+        vgpu_complain("device %d (%s): found no share of it, expected one; the device is refused", ordinal, text);
+        device = &vgpu_refused;
+    }
+    __atomic_store_n(&process->by_ordinal[ordinal], device, __ATOMIC_RELEASE);
+    return device;
+}
+
+struct vgpu_device *vgpu__cuda_device(CUdevice ordinal, CUresult *result) {
+    struct vgpu_process *process = vgpu_process();
+    *result = CUDA_ERROR_NOT_PERMITTED;
+    if (process == NULL)
+        return NULL;
+    if (ordinal < 0 || ordinal >= VGPU_MAX_ORDINALS) {
+        *result = CUDA_ERROR_INVALID_DEVICE;
+        return NULL;
+    }
+    struct vgpu_device *device = __atomic_load_n(&process->by_ordinal[ordinal], __ATOMIC_ACQUIRE);
+    if (device == NULL)
+        device = bind(process, ordinal, result);
+    if (device == &vgpu_refused) {
+        *result = CUDA_ERROR_NOT_PERMITTED;
+        return NULL;
+    }
+    return device;
+}
+
+struct vgpu_device *vgpu__cuda_current(CUcontext *context, CUresult *result) {
+    CUdevice ordinal;
+    *context = NULL;
+    if (vgpu_process() == NULL) {
+        *result = CUDA_ERROR_NOT_PERMITTED;
+        return NULL;
+    }
+    VGPU_CALL(*result, cuCtxGetCurrent, context);
+    if (*result == CUDA_SUCCESS)
+        VGPU_CALL(*result, cuCtxGetDevice, &ordinal);
+    return *result == CUDA_SUCCESS ? vgpu__cuda_device(ordinal, result) : NULL;
+}
+
+static void forget_parent(void) {
+    vgpu__memory_forget();
+    vgpu__pools_forget();
+    vgpu__vmm_forget();
+    vgpu__launch_forget();
+}
+
+/* With one device, launches need not ask for the current context. */
+static void find_only_device(struct vgpu_process *process) {
+    int count = 0;
+    CUresult result;
+    VGPU_CALL(result, cuDeviceGetCount, &count);
+    if (result == CUDA_SUCCESS && count == 1)
+        __atomic_store_n(&process->only_device, vgpu__cuda_device(0, &result), __ATOMIC_RELEASE);
+}
+
+CUresult cuInit(unsigned int flags) {
+    CUresult result;
+    vgpu_at_fork_child(forget_parent);
+    struct vgpu_process *process = vgpu_process();
+    if (process == NULL)
+        return CUDA_ERROR_NOT_PERMITTED;
+    VGPU_CALL(result, cuInit, flags);
+    if (result == CUDA_SUCCESS)
+        find_only_device(process);
+    return result;
+}
+
+/* ---- The view ---- */
+
+CUresult cuDeviceTotalMem_v2(size_t *bytes, CUdevice ordinal) {
+    CUresult result;
+    VGPU_CALL(result, cuDeviceTotalMem_v2, bytes, ordinal);
+    if (result != CUDA_SUCCESS || vgpu__inside > 0)
+        return result;
+    struct vgpu_device *device = vgpu__cuda_device(ordinal, &result);
+    uint64_t total = 0, used;
+    if (device != NULL)
+        vgpu_usage(device, &total, &used);
+    *bytes = total;
+    return device != NULL ? CUDA_SUCCESS : result;
+}
+
+static unsigned int clip(uint64_t bytes) {
+    return bytes < UINT32_MAX ? (unsigned int)bytes : UINT32_MAX;
+}
+
+CUresult cuDeviceTotalMem(unsigned int *bytes, CUdevice ordinal) {
+    size_t total = 0;
+    CUresult result = cuDeviceTotalMem_v2(&total, ordinal);
+    if (result == CUDA_SUCCESS)
+        *bytes = clip(total);
+    return result;
+}
+
+CUresult cuMemGetInfo_v2(size_t *free_bytes, size_t *total_bytes) {
+    CUresult result;
+    VGPU_CALL(result, cuMemGetInfo_v2, free_bytes, total_bytes);
+    if (result != CUDA_SUCCESS || vgpu__inside > 0)
+        return result;
+    CUcontext context;
+    struct vgpu_device *device = vgpu__cuda_current(&context, &result);
+    uint64_t total = 0, used = 0;
+    if (device != NULL) {
+        vgpu__pools_settle(device);
+        vgpu_usage(device, &total, &used);
+    }
+    *total_bytes = total;
+    *free_bytes = used < total ? total - used : 0;
+    return device != NULL ? CUDA_SUCCESS : result;
+}
+
+CUresult cuMemGetInfo(unsigned int *free_bytes, unsigned int *total_bytes) {
+    size_t free_now = 0, total = 0;
+    CUresult result = cuMemGetInfo_v2(&free_now, &total);
+    if (result == CUDA_SUCCESS) {
+        *free_bytes = clip(free_now);
+        *total_bytes = clip(total);
+    }
+    return result;
+}
+
+/* ---- Contexts ---- */
+
+/* A context on a device without a share is refused; so no other call can reach that device. */
+#define CREATE(symbol, ordinal, ...)                                                                                   \
+    do {                                                                                                               \
+        CUresult result;                                                                                               \
+        if (vgpu__inside == 0 && vgpu__cuda_device(ordinal, &result) == NULL)                                          \
+            return result;                                                                                             \
+        VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
+        return result;                                                                                                 \
+    } while (0)
+
+CUresult cuCtxCreate(CUcontext *ctx, unsigned int flags, CUdevice dev) {
+    CREATE(cuCtxCreate, dev, ctx, flags, dev);
+}
+
+CUresult cuCtxCreate_v2(CUcontext *ctx, unsigned int flags, CUdevice dev) {
+    CREATE(cuCtxCreate_v2, dev, ctx, flags, dev);
+}
+
+CUresult cuCtxCreate_v3(CUcontext *ctx, CUexecAffinityParam *affinity, int count, unsigned int flags, CUdevice dev) {
+    CREATE(cuCtxCreate_v3, dev, ctx, affinity, count, flags, dev);
+}
+
+CUresult cuCtxCreate_v4(CUcontext *ctx, CUctxCreateParams *params, unsigned int flags, CUdevice dev) {
+    CREATE(cuCtxCreate_v4, dev, ctx, params, flags, dev);
+}
+
+CUresult cuDevicePrimaryCtxRetain(CUcontext *ctx, CUdevice dev) {
+    CREATE(cuDevicePrimaryCtxRetain, dev, ctx, dev);
+}
+
+/* The end of a context frees what was allocated in it, and the events in it. */
+#define DESTROY(symbol, ctx)                                                                                           \
+    do {                                                                                                               \
+        CUresult result;                                                                                               \
+        vgpu__launch_leave_context(ctx);                                                                               \
+        VGPU_CALL(result, symbol, ctx);                                                                                \
+        if (result == CUDA_SUCCESS)                                                                                    \
+            vgpu__memory_context_gone(ctx);                                                                            \
+        return result;                                                                                                 \
+    } while (0)
+
+CUresult cuCtxDestroy(CUcontext ctx) {
+    DESTROY(cuCtxDestroy, ctx);
+}
+
+CUresult cuCtxDestroy_v2(CUcontext ctx) {
+    DESTROY(cuCtxDestroy_v2, ctx);
+}
+
+/* The primary context of a device, if it is active: retaining it for a moment is the only way to learn its handle. */
+static CUcontext primary_context(CUdevice dev) {
+    unsigned int flags;
+    int active = 0;
+    CUresult result;
+    CUcontext context = NULL;
+    VGPU_CALL(result, cuDevicePrimaryCtxGetState, dev, &flags, &active);
+    if (result != CUDA_SUCCESS || !active)
+        return NULL;
+    VGPU_CALL(result, cuDevicePrimaryCtxRetain, &context, dev);
+    if (result != CUDA_SUCCESS)
+        return NULL;
+    VGPU_CALL(result, cuDevicePrimaryCtxRelease_v2, dev);
+    return context;
+}
+
+#define PRIMARY_ENDS(symbol, dev)                                                                                      \
+    do {                                                                                                               \
+        CUresult result;                                                                                               \
+        CUcontext context = primary_context(dev);                                                                      \
+        vgpu__launch_leave_context(context);                                                                           \
+        VGPU_CALL(result, symbol, dev);                                                                                \
+        if (result == CUDA_SUCCESS && context != NULL && primary_context(dev) != context)                              \
+            vgpu__memory_context_gone(context);                                                                        \
+        return result;                                                                                                 \
+    } while (0)
+
+CUresult cuDevicePrimaryCtxRelease(CUdevice dev) {
+    PRIMARY_ENDS(cuDevicePrimaryCtxRelease, dev);
+}
+
+CUresult cuDevicePrimaryCtxRelease_v2(CUdevice dev) {
+    PRIMARY_ENDS(cuDevicePrimaryCtxRelease_v2, dev);
+}
+
+/* A reset frees everything, though the context's handle may stay the same. */
+#define PRIMARY_RESETS(symbol, dev)                                                                                    \
+    do {                                                                                                               \
+        CUresult result;                                                                                               \
+        CUcontext context = primary_context(dev);                                                                      \
+        vgpu__launch_leave_context(context);                                                                           \
+        VGPU_CALL(result, symbol, dev);                                                                                \
+        if (result == CUDA_SUCCESS && context != NULL)                                                                 \
+            vgpu__memory_context_gone(context);                                                                        \
+        return result;                                                                                                 \
+    } while (0)
+
+CUresult cuDevicePrimaryCtxReset(CUdevice dev) {
+    PRIMARY_RESETS(cuDevicePrimaryCtxReset, dev);
+}
+
+CUresult cuDevicePrimaryCtxReset_v2(CUdevice dev) {
+    PRIMARY_RESETS(cuDevicePrimaryCtxReset_v2, dev);
+}

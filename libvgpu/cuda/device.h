@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Which share a CUDA call is about: the device of an ordinal or of the calling thread's context. For the files of this
+ * folder.
+ */
+#ifndef VGPU_CUDA_DEVICE_H
+#define VGPU_CUDA_DEVICE_H
+
+#include "core/share.h"
+#include "cuda/real.h"
+
+/* Above 0 while this thread is inside a call of the driver that we forwarded: what the driver itself calls through our
+ * hooks is part of that call, and not charged again. */
+extern __thread int vgpu__inside __attribute__((tls_model("initial-exec")));
+
+/* Forward a call to the driver. */
+#define VGPU_CALL(result, symbol, ...)                                                                                 \
+    do {                                                                                                               \
+        vgpu__inside++;                                                                                                \
+        (result) = VGPU_REAL(symbol)(__VA_ARGS__);                                                                     \
+        vgpu__inside--;                                                                                                \
+    } while (0)
+
+/* The shares of an ordinal. Else NULL and *result says why: CUDA_ERROR_NOT_PERMITTED where no share binds to it or the
+ * shares cannot be read, or what the driver said. */
+struct vgpu_device *vgpu__cuda_device(CUdevice ordinal, CUresult *result);
+
+/* The shares of the calling thread's current context, and that context. */
+struct vgpu_device *vgpu__cuda_current(CUcontext *context, CUresult *result);
+
+#endif

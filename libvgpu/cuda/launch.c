@@ -1,0 +1,252 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Launches of kernels in all their forms, and the common part of all launches. Each thread draws credit of about a
+ * millisecond from the share at once; while that lasts, a launch costs no clock, no lock and no system call.
+ */
+#include "cuda/launch.h"
+
+#include "core/clock.h"
+#include "core/limiter.h"
+#include "cuda/sampling.h"
+
+#include <stddef.h>
+
+enum {
+    ACCOUNT_EVERY = 64, /* launches that a thread keeps to itself */
+    UNKNOWN_MOST = 16,  /* launches of work not yet measured, then wait a while for a measurement */
+    UNKNOWN_WAIT_NS = 20 * 1000 * 1000,
+    UNKNOWN_STEP_NS = 200 * 1000,
+};
+
+struct thread_state {
+    struct vgpu_device *device;              /* that the rest is about */
+    int64_t credit_ns;                       /* drawn and not used */
+    uint64_t launches, gpu_ns, throttled_ns; /* not yet in the books */
+    uint64_t key;                            /* of the last launch */
+    struct vgpu_estimate *estimate;
+};
+
+static __thread struct thread_state thread __attribute__((tls_model("initial-exec")));
+static int captures; /* going on in this process */
+
+void vgpu__launch_capture(int change) {
+    __atomic_fetch_add(&captures, change, __ATOMIC_RELAXED);
+}
+
+void vgpu__launch_leave_context(CUcontext context) {
+    if (context != NULL)
+        vgpu__sample_drop(context);
+}
+
+void vgpu__launch_forget(void) {
+    thread = (struct thread_state){0};
+    captures = 0;
+    vgpu__sample_drop(NULL);
+    vgpu_estimator_forget();
+}
+
+uint64_t vgpu__launch_key(const void *handle, uint64_t blocks) {
+    uint64_t size =
+        blocks > 0 ? 64 - (uint64_t)__builtin_clzll(blocks) : 0; /* 0..64: log2, user addresses leave 8 bits */
+    uint64_t key = (uint64_t)(uintptr_t)handle ^ (size << 56);
+    return key != 0 ? key : 1;
+}
+
+static void account(void) {
+    if (thread.device != NULL && (thread.launches | thread.gpu_ns | thread.throttled_ns))
+        vgpu_limiter_account(thread.device, thread.launches, thread.gpu_ns, thread.throttled_ns);
+    thread.launches = thread.gpu_ns = thread.throttled_ns = 0;
+}
+
+/* What the last thread did since it last told the books. */
+__attribute__((destructor)) static void account_at_exit(void) {
+    struct vgpu_process *process = vgpu__process;
+    if (process != NULL && __atomic_load_n(&process->state, __ATOMIC_ACQUIRE) == VGPU_ATTACHED)
+        account();
+}
+
+static void turn_to(struct vgpu_device *device) {
+    if (thread.device != NULL) {
+        account();
+        vgpu_limiter_charge(thread.device, -thread.credit_ns);
+    }
+    thread.device = device;
+    thread.credit_ns = 0;
+}
+
+/* Charge what measurements say about launches that were made before there was one. */
+static void harvest(CUcontext context) {
+    uint64_t owed = vgpu__sample_harvest(context);
+    thread.gpu_ns += owed;
+    thread.credit_ns -= (int64_t)owed;
+}
+
+/* New work is launched again and again, and nobody knows yet what it takes: let the first measurement come in. */
+static void wait_for_measurement(CUcontext context, const struct vgpu_estimate *estimate) {
+    uint64_t start = vgpu_now_ns(), now = start;
+    while (__atomic_load_n(&estimate->gpu_ns, __ATOMIC_RELAXED) == 0 && now - start < UNKNOWN_WAIT_NS) {
+        vgpu_sleep_ns(UNKNOWN_STEP_NS);
+        harvest(context);
+        now = vgpu_now_ns();
+    }
+    thread.throttled_ns += now - start;
+}
+
+/* Off the hot path: no credit left, something to measure, or time to tell the books. */
+static void settle(struct vgpu__launch *launch, struct vgpu_estimate *estimate, bool sample) {
+    CUcontext context = NULL;
+    CUresult result;
+    bool capturing = __atomic_load_n(&captures, __ATOMIC_RELAXED) > 0;
+    VGPU_CALL(result, cuCtxGetCurrent, &context);
+    if (result != CUDA_SUCCESS)
+        context = NULL;
+    uint32_t rate = vgpu_limiter_rate_percent(thread.device);
+    if (!capturing && context != NULL) {
+        harvest(context);
+        if (rate < 100 && __atomic_load_n(&estimate->unpaid, __ATOMIC_RELAXED) > UNKNOWN_MOST)
+            wait_for_measurement(context, estimate);
+    }
+    if (thread.credit_ns < 0 || vgpu_limiter_suspended(thread.device)) {
+        int64_t chunk = (int64_t)VGPU_CHUNK_NS * rate / 100;
+        int64_t draw = chunk - (thread.credit_ns < 0 ? thread.credit_ns : chunk);
+        thread.throttled_ns += vgpu_limiter_pay(thread.device, draw);
+        thread.credit_ns += draw;
+    }
+    account();
+    if (sample && !capturing && context != NULL)
+        launch->sample = vgpu__sample_begin(context, launch->stream, estimate);
+}
+
+/* True if the stream is being captured: the work runs when its graph is launched. */
+static bool is_captured(CUstream stream) {
+    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+    CUresult result;
+    VGPU_CALL(result, cuStreamIsCapturing, stream, &status);
+    return result == CUDA_SUCCESS && status != CU_STREAM_CAPTURE_STATUS_NONE;
+}
+
+CUresult vgpu__launch_begin(struct vgpu__launch *launch, uint64_t key, CUstream stream) {
+    launch->sample = NULL;
+    launch->stream = stream;
+    if (vgpu__inside > 0)
+        return CUDA_SUCCESS;
+    struct vgpu_process *process = vgpu_process();
+    if (process == NULL)
+        return CUDA_ERROR_NOT_PERMITTED;
+    struct vgpu_device *device = __atomic_load_n(&process->only_device, __ATOMIC_RELAXED);
+    if (device == NULL) {
+        CUcontext context;
+        CUresult result;
+        device = vgpu__cuda_current(&context, &result);
+        if (device == NULL)
+            return result;
+    }
+    if (__atomic_load_n(&captures, __ATOMIC_RELAXED) > 0 && is_captured(stream))
+        return CUDA_SUCCESS;
+    if (device != thread.device)
+        turn_to(device);
+    if (key != thread.key) {
+        thread.key = key;
+        thread.estimate = vgpu_estimate_of(key);
+    }
+    bool sample;
+    uint64_t gpu_ns = vgpu_estimate_launch(thread.estimate, &sample);
+    thread.gpu_ns += gpu_ns;
+    thread.credit_ns -= (int64_t)gpu_ns;
+    if (++thread.launches >= ACCOUNT_EVERY || thread.credit_ns < 0 || sample || vgpu_limiter_suspended(device))
+        settle(launch, thread.estimate, sample);
+    return CUDA_SUCCESS;
+}
+
+void vgpu__launch_end(struct vgpu__launch *launch, CUresult result) {
+    if (launch->sample != NULL)
+        vgpu__sample_end(launch->sample, launch->stream, result == CUDA_SUCCESS);
+}
+
+#define LAUNCH(key, stream, symbol, ...)                                                                               \
+    do {                                                                                                               \
+        struct vgpu__launch launch;                                                                                    \
+        CUresult result = vgpu__launch_begin(&launch, key, stream);                                                    \
+        if (result != CUDA_SUCCESS)                                                                                    \
+            return result;                                                                                             \
+        VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
+        vgpu__launch_end(&launch, result);                                                                             \
+        return result;                                                                                                 \
+    } while (0)
+
+static uint64_t blocks(unsigned int x, unsigned int y, unsigned int z) {
+    return (uint64_t)x * y * (z > 0 ? z : 1);
+}
+
+CUresult cuLaunchKernel(CUfunction function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
+                        unsigned int block_x, unsigned int block_y, unsigned int block_z, unsigned int shared_bytes,
+                        CUstream hStream, void **params, void **extra) {
+    LAUNCH(vgpu__launch_key(function, blocks(grid_x, grid_y, grid_z)), hStream, cuLaunchKernel, function, grid_x,
+           grid_y, grid_z, block_x, block_y, block_z, shared_bytes, hStream, params, extra);
+}
+
+CUresult cuLaunchKernel_ptsz(CUfunction function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
+                             unsigned int block_x, unsigned int block_y, unsigned int block_z,
+                             unsigned int shared_bytes, CUstream hStream, void **params, void **extra) {
+    LAUNCH(vgpu__launch_key(function, blocks(grid_x, grid_y, grid_z)), vgpu__per_thread(hStream), cuLaunchKernel_ptsz,
+           function, grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes, hStream, params, extra);
+}
+
+static uint64_t config_key(const CUlaunchConfig *config, CUfunction function) {
+    return vgpu__launch_key(function,
+                            config != NULL ? blocks(config->gridDimX, config->gridDimY, config->gridDimZ) : 0);
+}
+
+CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction function, void **params, void **extra) {
+    LAUNCH(config_key(config, function), config != NULL ? config->hStream : NULL, cuLaunchKernelEx, config, function,
+           params, extra);
+}
+
+CUresult cuLaunchKernelEx_ptsz(const CUlaunchConfig *config, CUfunction function, void **params, void **extra) {
+    LAUNCH(config_key(config, function), vgpu__per_thread(config != NULL ? config->hStream : NULL),
+           cuLaunchKernelEx_ptsz, config, function, params, extra);
+}
+
+CUresult cuLaunchCooperativeKernel(CUfunction function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
+                                   unsigned int block_x, unsigned int block_y, unsigned int block_z,
+                                   unsigned int shared_bytes, CUstream hStream, void **params) {
+    LAUNCH(vgpu__launch_key(function, blocks(grid_x, grid_y, grid_z)), hStream, cuLaunchCooperativeKernel, function,
+           grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes, hStream, params);
+}
+
+CUresult cuLaunchCooperativeKernel_ptsz(CUfunction function, unsigned int grid_x, unsigned int grid_y,
+                                        unsigned int grid_z, unsigned int block_x, unsigned int block_y,
+                                        unsigned int block_z, unsigned int shared_bytes, CUstream hStream,
+                                        void **params) {
+    LAUNCH(vgpu__launch_key(function, blocks(grid_x, grid_y, grid_z)), vgpu__per_thread(hStream),
+           cuLaunchCooperativeKernel_ptsz, function, grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes,
+           hStream, params);
+}
+
+/* One kernel per device. Paid one by one on the current device, measured never: estimates come from other launches. */
+CUresult cuLaunchCooperativeKernelMultiDevice(CUDA_LAUNCH_PARAMS *list, unsigned int count, unsigned int flags) {
+    CUresult result = CUDA_SUCCESS;
+    for (unsigned int i = 0; list != NULL && i < count; i++) {
+        struct vgpu__launch launch;
+        uint64_t size = blocks(list[i].gridDimX, list[i].gridDimY, list[i].gridDimZ);
+        result = vgpu__launch_begin(&launch, vgpu__launch_key(list[i].function, size), list[i].hStream);
+        if (result != CUDA_SUCCESS)
+            return result;
+        vgpu__launch_end(&launch, CUDA_ERROR_UNKNOWN); /* nothing of ours may stand between the kernels */
+    }
+    VGPU_CALL(result, cuLaunchCooperativeKernelMultiDevice, list, count, flags);
+    return result;
+}
+
+CUresult cuLaunch(CUfunction function) {
+    LAUNCH(vgpu__launch_key(function, 1), NULL, cuLaunch, function);
+}
+
+CUresult cuLaunchGrid(CUfunction function, int width, int height) {
+    LAUNCH(vgpu__launch_key(function, (uint64_t)width * (uint64_t)height), NULL, cuLaunchGrid, function, width, height);
+}
+
+CUresult cuLaunchGridAsync(CUfunction function, int width, int height, CUstream hStream) {
+    LAUNCH(vgpu__launch_key(function, (uint64_t)width * (uint64_t)height), hStream, cuLaunchGridAsync, function, width,
+           height, hStream);
+}

@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What all hooks that launch work do: pay its predicted GPU time before, and measure some of it. For the files of this
+ * folder.
+ *
+ *     struct vgpu__launch launch;
+ *     CUresult result = vgpu__launch_begin(&launch, key, stream);      may sleep
+ *     if (result == CUDA_SUCCESS) {
+ *         VGPU_CALL(result, cuGraphLaunch, exec, stream);
+ *         vgpu__launch_end(&launch, result);
+ *     }
+ */
+#ifndef VGPU_CUDA_LAUNCH_H
+#define VGPU_CUDA_LAUNCH_H
+
+#include "cuda/device.h"
+
+struct vgpu__sample;
+
+struct vgpu__launch {
+    struct vgpu__sample *sample; /* measured: its start is recorded. NULL: not measured */
+    CUstream stream;
+};
+
+/* The kind of work: a function, or another handle, and the size of its grid. */
+uint64_t vgpu__launch_key(const void *handle, uint64_t blocks);
+
+/* `stream` as the driver's non-twin functions take it. CUDA_ERROR_NOT_PERMITTED where the device has no share. */
+CUresult vgpu__launch_begin(struct vgpu__launch *launch, uint64_t key, CUstream stream);
+
+void vgpu__launch_end(struct vgpu__launch *launch, CUresult result);
+
+/* Stream 0 of a per-thread twin. */
+static inline CUstream vgpu__per_thread(CUstream stream) {
+    return stream != NULL ? stream : CU_STREAM_PER_THREAD;
+}
+
+/* A stream capture begins (+1) or ends (-1): what is launched into it runs later, and nothing may be measured
+ * meanwhile. */
+void vgpu__launch_capture(int change);
+
+/* A context is about to end, and with it the events in it. */
+void vgpu__launch_leave_context(CUcontext context);
+
+/* In a fork's child. */
+void vgpu__launch_forget(void);
+
+#endif

@@ -1,0 +1,180 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Linear memory: cuMemAlloc, Pitch, Managed, cuMemFree, in all versions.
+ */
+#include "cuda/memory.h"
+
+#include "core/quota.h"
+#include "cuda/pools.h"
+
+#include <stddef.h>
+
+int vgpu__reserve(struct vgpu_device *device, uint64_t bytes) {
+    int result = vgpu_reserve(device, bytes);
+    if (result != VGPU_OK && vgpu__pools_shrink(device))
+        result = vgpu_reserve(device, bytes);
+    return result;
+}
+
+static CUresult reserve(struct vgpu__taking *taking, struct vgpu_device *device, uint64_t bytes, CUresult refused) {
+    if (device == NULL)
+        return refused;
+    if (vgpu__reserve(device, bytes) != VGPU_OK)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    taking->device = device;
+    taking->bytes = bytes;
+    return CUDA_SUCCESS;
+}
+
+CUresult vgpu__take(struct vgpu__taking *taking, uint64_t bytes) {
+    CUresult result = CUDA_SUCCESS;
+    *taking = (struct vgpu__taking){0};
+    if (vgpu__inside > 0)
+        return result;
+    struct vgpu_device *device = vgpu__cuda_current(&taking->context, &result);
+    return reserve(taking, device, bytes, result);
+}
+
+CUresult vgpu__take_on(struct vgpu__taking *taking, CUdevice ordinal, uint64_t bytes) {
+    CUresult result = CUDA_SUCCESS;
+    *taking = (struct vgpu__taking){0};
+    if (vgpu__inside > 0)
+        return result;
+    struct vgpu_device *device = vgpu__cuda_device(ordinal, &result);
+    return reserve(taking, device, bytes, result);
+}
+
+CUresult vgpu__taken(struct vgpu__taking *taking, CUresult result, enum vgpu_kind kind, uint64_t key) {
+    if (taking->device == NULL)
+        return result;
+    struct vgpu_charge replaced,
+        charge = {.key = key, .kind = kind, .bytes = taking->bytes, .device = taking->device, .owner = taking->context};
+    if (result != CUDA_SUCCESS) {
+        vgpu_credit(taking->device, taking->bytes);
+        return result;
+    }
+    /* The driver hands out a key that we still hold: it was freed on a way that we did not see. Without memory to
+     * remember a charge it stays charged until the process ends. */
+    if (vgpu_ptrmap_put(&charge, &replaced) && replaced.bytes > 0)
+        vgpu_credit(replaced.device, replaced.bytes);
+    return result;
+}
+
+struct vgpu_charge vgpu__give(enum vgpu_kind kind, uint64_t key) {
+    struct vgpu_charge charge = {0};
+    if (vgpu__inside == 0)
+        vgpu_ptrmap_take(key, kind, &charge);
+    return charge;
+}
+
+CUresult vgpu__given(const struct vgpu_charge *charge, CUresult result) {
+    struct vgpu_charge replaced;
+    if (charge->device == NULL)
+        return result; /* not ours: imported, or the parent's */
+    if (result == CUDA_SUCCESS && charge->kind == VGPU_KIND_POOLED)
+        vgpu__pooled_freed(charge);
+    else if (result == CUDA_SUCCESS)
+        vgpu_credit(charge->device, charge->bytes);
+    else if (vgpu_ptrmap_put(charge, &replaced) && replaced.bytes > 0)
+        vgpu_credit(replaced.device, replaced.bytes);
+    return result;
+}
+
+void vgpu__memory_context_gone(CUcontext context) {
+    struct vgpu_charge charge;
+    while (context != NULL && vgpu_ptrmap_take_owned(context, &charge))
+        vgpu_credit(charge.device, charge.bytes);
+}
+
+void vgpu__memory_forget(void) {
+    vgpu_ptrmap_forget();
+}
+
+CUresult cuMemAlloc_v2(CUdeviceptr *dptr, size_t bytes) {
+    struct vgpu__taking taking;
+    CUresult result = vgpu__take(&taking, bytes);
+    if (result != CUDA_SUCCESS)
+        return result;
+    VGPU_CALL(result, cuMemAlloc_v2, dptr, bytes);
+    return vgpu__taken(&taking, result, VGPU_KIND_POINTER, result == CUDA_SUCCESS ? *dptr : 0);
+}
+
+CUresult cuMemAlloc(CUdeviceptr_v1 *dptr, unsigned int bytes) {
+    struct vgpu__taking taking;
+    CUresult result = vgpu__take(&taking, bytes);
+    if (result != CUDA_SUCCESS)
+        return result;
+    VGPU_CALL(result, cuMemAlloc, dptr, bytes);
+    return vgpu__taken(&taking, result, VGPU_KIND_POINTER, result == CUDA_SUCCESS ? *dptr : 0);
+}
+
+/* The driver chooses the pitch. What the smallest pitch needs is reserved before, the rest as soon as the pitch is
+ * known. */
+static CUresult settle_pitch(struct vgpu__taking *taking, CUdeviceptr dptr, uint64_t bytes) {
+    if (taking->device == NULL || bytes <= taking->bytes)
+        return CUDA_SUCCESS;
+    if (vgpu__reserve(taking->device, bytes - taking->bytes) == VGPU_OK) {
+        taking->bytes = bytes;
+        return CUDA_SUCCESS;
+    }
+    CUresult ignored;
+    VGPU_CALL(ignored, cuMemFree_v2, dptr);
+    (void)ignored;
+    return CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+/* a * b, or more than any limit where that does not fit. */
+static uint64_t area(uint64_t a, uint64_t b) {
+    uint64_t product;
+    return __builtin_mul_overflow(a, b, &product) ? UINT64_MAX : product;
+}
+
+CUresult cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pitch, size_t width_bytes, size_t height,
+                            unsigned int element_bytes) {
+    struct vgpu__taking taking;
+    CUresult result = vgpu__take(&taking, area(width_bytes, height));
+    if (result != CUDA_SUCCESS)
+        return result;
+    VGPU_CALL(result, cuMemAllocPitch_v2, dptr, pitch, width_bytes, height, element_bytes);
+    if (result == CUDA_SUCCESS)
+        result = settle_pitch(&taking, *dptr, area(*pitch, height));
+    return vgpu__taken(&taking, result, VGPU_KIND_POINTER, result == CUDA_SUCCESS ? *dptr : 0);
+}
+
+CUresult cuMemAllocPitch(CUdeviceptr_v1 *dptr, unsigned int *pitch, unsigned int width_bytes, unsigned int height,
+                         unsigned int element_bytes) {
+    struct vgpu__taking taking;
+    CUresult result = vgpu__take(&taking, area(width_bytes, height));
+    if (result != CUDA_SUCCESS)
+        return result;
+    VGPU_CALL(result, cuMemAllocPitch, dptr, pitch, width_bytes, height, element_bytes);
+    if (result == CUDA_SUCCESS)
+        result = settle_pitch(&taking, *dptr, area(*pitch, height));
+    return vgpu__taken(&taking, result, VGPU_KIND_POINTER, result == CUDA_SUCCESS ? *dptr : 0);
+}
+
+CUresult cuMemAllocManaged(CUdeviceptr *dptr, size_t bytes, unsigned int flags) {
+    struct vgpu__taking taking;
+    CUresult result = vgpu__take(&taking, bytes);
+    if (result != CUDA_SUCCESS)
+        return result;
+    VGPU_CALL(result, cuMemAllocManaged, dptr, bytes, flags);
+    return vgpu__taken(&taking, result, VGPU_KIND_POINTER, result == CUDA_SUCCESS ? *dptr : 0);
+}
+
+/* Stream-ordered memory may be freed this way too. */
+CUresult cuMemFree_v2(CUdeviceptr dptr) {
+    CUresult result;
+    struct vgpu_charge charge = vgpu__give(VGPU_KIND_POINTER, dptr);
+    if (charge.device == NULL)
+        charge = vgpu__give(VGPU_KIND_POOLED, dptr);
+    VGPU_CALL(result, cuMemFree_v2, dptr);
+    return vgpu__given(&charge, result);
+}
+
+CUresult cuMemFree(CUdeviceptr_v1 dptr) {
+    CUresult result;
+    struct vgpu_charge charge = vgpu__give(VGPU_KIND_POINTER, dptr);
+    VGPU_CALL(result, cuMemFree, dptr);
+    return vgpu__given(&charge, result);
+}

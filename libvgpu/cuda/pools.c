@@ -1,0 +1,317 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Stream-ordered memory and pools. A pool is charged what it holds of the card (the driver's RESERVED_MEM_CURRENT), not
+ * what is in use of it: what it keeps for later is still memory that nobody else can have. It is asked after each call
+ * that may change it, and again before anybody is refused; nothing here ever waits for a stream.
+ *
+ * One mutex guards the records, and is held over the driver's call, so that a pool's growth has one author. The calls
+ * that it is held over do not wait for the device.
+ */
+#include "cuda/pools.h"
+
+#include "core/quota.h"
+#include "cuda/memory.h"
+
+#include <pthread.h>
+#include <stddef.h>
+#include <stdlib.h>
+
+struct pool {
+    struct pool *next;
+    CUmemoryPool handle;        /* NULL: destroyed, kept alive by what is not freed yet */
+    struct vgpu_device *device; /* NULL: not on a device (host memory) */
+    uint64_t charged_bytes;
+    uint64_t live_bytes; /* allocations that were not freed */
+};
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct pool *pools;
+
+void vgpu__pools_forget(void) {
+    pthread_mutex_t fresh = PTHREAD_MUTEX_INITIALIZER;
+    lock = fresh;
+    pools = NULL;
+}
+
+/* ---- Records; the lock is held ---- */
+
+static struct pool *remember(CUmemoryPool handle, struct vgpu_device *device) {
+    struct pool *pool = calloc(1, sizeof *pool);
+    if (pool != NULL) {
+        *pool = (struct pool){.next = pools, .handle = handle, .device = device};
+        pools = pool;
+    }
+    return pool;
+}
+
+/* A pool that we did not see being made is some device's own. */
+static struct vgpu_device *device_of_own_pool(CUmemoryPool handle) {
+    CUresult result = CUDA_SUCCESS;
+    for (CUdevice ordinal = 0; ordinal < VGPU_MAX_ORDINALS && result == CUDA_SUCCESS; ordinal++) {
+        CUmemoryPool own;
+        VGPU_CALL(result, cuDeviceGetDefaultMemPool, &own, ordinal);
+        if (result == CUDA_SUCCESS && own == handle)
+            return vgpu__cuda_device(ordinal, &result);
+    }
+    CUcontext context;
+    return vgpu__cuda_current(&context, &result);
+}
+
+static struct pool *pool_of(CUmemoryPool handle) {
+    for (struct pool *pool = pools; pool != NULL; pool = pool->next)
+        if (pool->handle == handle)
+            return pool;
+    return remember(handle, device_of_own_pool(handle));
+}
+
+/* What the pool holds of the card; where the driver can't say, what the application has of it. */
+static uint64_t held_bytes(const struct pool *pool) {
+    unsigned long long held = 0;
+    CUresult result = CUDA_ERROR_INVALID_HANDLE;
+    if (pool->handle != NULL)
+        VGPU_CALL(result, cuMemPoolGetAttribute, pool->handle, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, &held);
+    return result == CUDA_SUCCESS ? held : pool->live_bytes;
+}
+
+static bool settle(struct pool *pool) {
+    uint64_t held = held_bytes(pool);
+    if (pool->device == NULL || held >= pool->charged_bytes)
+        return false;
+    vgpu_credit(pool->device, pool->charged_bytes - held);
+    pool->charged_bytes = held;
+    return true;
+}
+
+static bool shrink(struct vgpu_device *device, bool trim) {
+    bool progress = false;
+    for (struct pool *pool = pools; pool != NULL; pool = pool->next) {
+        CUresult trimmed = CUDA_SUCCESS;
+        if (pool->device != device)
+            continue;
+        if (trim && pool->handle != NULL)
+            VGPU_CALL(trimmed, cuMemPoolTrimTo, pool->handle, 0);
+        (void)trimmed; /* what it could not trim it still holds: settle() sees that */
+        progress |= settle(pool);
+    }
+    return progress;
+}
+
+void vgpu__pools_settle(struct vgpu_device *device) {
+    if (__atomic_load_n(&pools, __ATOMIC_ACQUIRE) == NULL)
+        return;
+    pthread_mutex_lock(&lock);
+    shrink(device, false);
+    pthread_mutex_unlock(&lock);
+}
+
+bool vgpu__pools_shrink(struct vgpu_device *device) {
+    if (__atomic_load_n(&pools, __ATOMIC_ACQUIRE) == NULL)
+        return false;
+    pthread_mutex_lock(&lock);
+    bool progress = shrink(device, true);
+    pthread_mutex_unlock(&lock);
+    return progress;
+}
+
+/* ---- Allocating ---- */
+
+/* A call of the driver that allocates: the two functions and their per-thread twins differ in little. */
+struct request {
+    CUdeviceptr *dptr;
+    size_t bytes;
+    CUmemoryPool pool; /* NULL: cuMemAllocAsync */
+    CUstream stream;
+    bool per_thread;
+};
+
+static CUresult forward(const struct request *r) {
+    CUresult result;
+    if (r->pool != NULL && r->per_thread)
+        VGPU_CALL(result, cuMemAllocFromPoolAsync_ptsz, r->dptr, r->bytes, r->pool, r->stream);
+    else if (r->pool != NULL)
+        VGPU_CALL(result, cuMemAllocFromPoolAsync, r->dptr, r->bytes, r->pool, r->stream);
+    else if (r->per_thread)
+        VGPU_CALL(result, cuMemAllocAsync_ptsz, r->dptr, r->bytes, r->stream);
+    else
+        VGPU_CALL(result, cuMemAllocAsync, r->dptr, r->bytes, r->stream);
+    return result;
+}
+
+static void undo(const struct request *r) {
+    CUresult ignored;
+    if (r->per_thread)
+        VGPU_CALL(ignored, cuMemFreeAsync_ptsz, *r->dptr, r->stream);
+    else
+        VGPU_CALL(ignored, cuMemFreeAsync, *r->dptr, r->stream);
+    (void)ignored;
+}
+
+/* Reserve for the request, from what the pool holds too much if need be. False: neither has room. */
+static bool reserve(struct pool *pool, uint64_t bytes, uint64_t *reserved) {
+    *reserved = bytes;
+    if (vgpu_reserve(pool->device, bytes) == VGPU_OK)
+        return true;
+    if (shrink(pool->device, true) && vgpu_reserve(pool->device, bytes) == VGPU_OK)
+        return true;
+    /* What is freed on a stream but not done yet cannot be trimmed, but can be used again in stream order. */
+    *reserved = 0;
+    return pool->charged_bytes >= pool->live_bytes && pool->charged_bytes - pool->live_bytes >= bytes;
+}
+
+/* The driver has allocated: charge exactly what the pool holds now. False: it holds more than the share has. */
+static bool charge_growth(struct pool *pool, uint64_t reserved) {
+    uint64_t held = held_bytes(pool), have = pool->charged_bytes + reserved;
+    if (held > have && vgpu_reserve(pool->device, held - have) != VGPU_OK) {
+        pool->charged_bytes = have;
+        return false;
+    }
+    if (held < have)
+        vgpu_credit(pool->device, have - held);
+    pool->charged_bytes = held;
+    return true;
+}
+
+static CUresult allocate_from(struct pool *pool, const struct request *r) {
+    uint64_t reserved;
+    if (!reserve(pool, r->bytes, &reserved))
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    CUresult result = forward(r);
+    if (result != CUDA_SUCCESS) {
+        vgpu_credit(pool->device, reserved);
+        return result;
+    }
+    pool->live_bytes += r->bytes;
+    struct vgpu_charge replaced,
+        charge = {.key = *r->dptr, .kind = VGPU_KIND_POOLED, .bytes = r->bytes, .device = pool->device, .owner = pool};
+    if (charge_growth(pool, reserved) && vgpu_ptrmap_put(&charge, &replaced))
+        return CUDA_SUCCESS;
+    pool->live_bytes -= r->bytes;
+    undo(r);
+    shrink(pool->device, true);
+    return CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+static CUresult allocate(struct request r) {
+    CUresult result = CUDA_SUCCESS;
+    CUcontext context;
+    CUmemoryPool handle = r.pool;
+    if (vgpu__inside > 0)
+        return forward(&r);
+    if (vgpu__cuda_current(&context, &result) == NULL)
+        return result;
+    if (handle == NULL) {
+        CUdevice ordinal;
+        VGPU_CALL(result, cuCtxGetDevice, &ordinal);
+        if (result == CUDA_SUCCESS)
+            VGPU_CALL(result, cuDeviceGetMemPool, &handle, ordinal);
+        if (result != CUDA_SUCCESS)
+            return result;
+    }
+    pthread_mutex_lock(&lock);
+    struct pool *pool = pool_of(handle);
+    if (pool == NULL)
+        result = CUDA_ERROR_OUT_OF_MEMORY;
+    else if (pool->device == NULL)
+        result = forward(&r);
+    else
+        result = allocate_from(pool, &r);
+    pthread_mutex_unlock(&lock);
+    return result;
+}
+
+CUresult cuMemAllocAsync(CUdeviceptr *dptr, size_t bytes, CUstream hStream) {
+    return allocate((struct request){dptr, bytes, NULL, hStream, false});
+}
+
+CUresult cuMemAllocAsync_ptsz(CUdeviceptr *dptr, size_t bytes, CUstream hStream) {
+    return allocate((struct request){dptr, bytes, NULL, hStream, true});
+}
+
+CUresult cuMemAllocFromPoolAsync(CUdeviceptr *dptr, size_t bytes, CUmemoryPool pool, CUstream hStream) {
+    if (pool == NULL)
+        return CUDA_ERROR_INVALID_VALUE;
+    return allocate((struct request){dptr, bytes, pool, hStream, false});
+}
+
+CUresult cuMemAllocFromPoolAsync_ptsz(CUdeviceptr *dptr, size_t bytes, CUmemoryPool pool, CUstream hStream) {
+    if (pool == NULL)
+        return CUDA_ERROR_INVALID_VALUE;
+    return allocate((struct request){dptr, bytes, pool, hStream, true});
+}
+
+/* ---- Freeing ---- */
+
+void vgpu__pooled_freed(const struct vgpu_charge *charge) {
+    struct pool *pool = charge->owner;
+    if (pool == NULL)
+        return;
+    pthread_mutex_lock(&lock);
+    pool->live_bytes -= charge->bytes < pool->live_bytes ? charge->bytes : pool->live_bytes;
+    settle(pool);
+    pthread_mutex_unlock(&lock);
+}
+
+/* Memory that is not from a pool may be freed in stream order too. */
+#define FREE(symbol, dptr, hStream)                                                                                    \
+    do {                                                                                                               \
+        CUresult result;                                                                                               \
+        struct vgpu_charge plain = vgpu__give(VGPU_KIND_POINTER, dptr), pooled = vgpu__give(VGPU_KIND_POOLED, dptr);   \
+        VGPU_CALL(result, symbol, dptr, hStream);                                                                      \
+        vgpu__given(&plain, result);                                                                                   \
+        return vgpu__given(&pooled, result);                                                                           \
+    } while (0)
+
+CUresult cuMemFreeAsync(CUdeviceptr dptr, CUstream hStream) {
+    FREE(cuMemFreeAsync, dptr, hStream);
+}
+
+CUresult cuMemFreeAsync_ptsz(CUdeviceptr dptr, CUstream hStream) {
+    FREE(cuMemFreeAsync_ptsz, dptr, hStream);
+}
+
+/* ---- Pools themselves ---- */
+
+CUresult cuMemPoolCreate(CUmemoryPool *handle, const CUmemPoolProps *props) {
+    CUresult result;
+    struct vgpu_device *device = NULL;
+    if (vgpu__inside == 0 && props != NULL && props->location.type == CU_MEM_LOCATION_TYPE_DEVICE) {
+        device = vgpu__cuda_device(props->location.id, &result);
+        if (device == NULL)
+            return result;
+    }
+    pthread_mutex_lock(&lock);
+    VGPU_CALL(result, cuMemPoolCreate, handle, props);
+    if (result == CUDA_SUCCESS && vgpu__inside == 0)
+        remember(*handle, device);
+    pthread_mutex_unlock(&lock);
+    return result;
+}
+
+/* What is still in use of a destroyed pool lives on until it is freed. */
+CUresult cuMemPoolDestroy(CUmemoryPool handle) {
+    CUresult result;
+    pthread_mutex_lock(&lock);
+    struct pool *pool = pools;
+    while (pool != NULL && pool->handle != handle)
+        pool = pool->next;
+    VGPU_CALL(result, cuMemPoolDestroy, handle);
+    if (result == CUDA_SUCCESS && pool != NULL) {
+        pool->handle = NULL;
+        settle(pool);
+    }
+    pthread_mutex_unlock(&lock);
+    return result;
+}
+
+CUresult cuMemPoolTrimTo(CUmemoryPool handle, size_t keep_bytes) {
+    CUresult result;
+    VGPU_CALL(result, cuMemPoolTrimTo, handle, keep_bytes);
+    if (result == CUDA_SUCCESS && vgpu__inside == 0) {
+        pthread_mutex_lock(&lock);
+        for (struct pool *pool = pools; pool != NULL; pool = pool->next)
+            if (pool->handle == handle)
+                settle(pool);
+        pthread_mutex_unlock(&lock);
+    }
+    return result;
+}

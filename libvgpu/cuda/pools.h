@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Stream-ordered memory: what the pools of this process hold of the card, for the files of this folder.
+ */
+#ifndef VGPU_CUDA_POOLS_H
+#define VGPU_CUDA_POOLS_H
+
+#include "core/ptrmap.h"
+#include "core/share.h"
+
+/* Give back what pools of the device have let go of since we last looked (they do when a stream is synchronised). */
+void vgpu__pools_settle(struct vgpu_device *device);
+
+/* The same, and let pools let go of what they keep for later. True if anything came back. */
+bool vgpu__pools_shrink(struct vgpu_device *device);
+
+/* An allocation of a pool was freed (charge->owner is ours): the driver has taken it back, or will in stream order. */
+void vgpu__pooled_freed(const struct vgpu_charge *charge);
+
+/* In a fork's child. */
+void vgpu__pools_forget(void);
+
+#endif

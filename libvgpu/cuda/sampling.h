@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Measuring launches with pairs of events, without ever waiting for one.
+ */
+#ifndef VGPU_CUDA_SAMPLING_H
+#define VGPU_CUDA_SAMPLING_H
+
+#include "core/estimator.h"
+#include "cuda/device.h"
+
+struct vgpu__sample;
+
+/* Record the start of a measurement on a stream of the current context. NULL: not now (no free pair). */
+struct vgpu__sample *vgpu__sample_begin(CUcontext context, CUstream stream, struct vgpu_estimate *estimate);
+
+/* Record its end; `launched` false: the launch failed, forget it. */
+void vgpu__sample_end(struct vgpu__sample *sample, CUstream stream, bool launched);
+
+/* Feed the estimates with what is done in this context. Returns GPU time that is to be charged for launches of work
+ * that was not known when it was launched. */
+uint64_t vgpu__sample_harvest(CUcontext context);
+
+/* A context ends: its events are gone. NULL: all contexts (in a fork's child). */
+void vgpu__sample_drop(CUcontext context);
+
+#endif

@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Start of NVML, memory and utilisation: the size and the load of the share in the place of the card's.
+ */
+#include "nvml/view.h"
+
+#include "core/limiter.h"
+
+#include <stddef.h>
+
+static nvmlReturn_t refuse_unless_attached(void) {
+    return vgpu_process() != NULL ? NVML_SUCCESS : NVML_ERROR_NO_PERMISSION;
+}
+
+nvmlReturn_t nvmlInit(void) {
+    nvmlReturn_t result = refuse_unless_attached();
+    return result == NVML_SUCCESS ? VGPU_NVML(nvmlInit)() : result;
+}
+
+nvmlReturn_t nvmlInit_v2(void) {
+    nvmlReturn_t result = refuse_unless_attached();
+    return result == NVML_SUCCESS ? VGPU_NVML(nvmlInit_v2)() : result;
+}
+
+nvmlReturn_t nvmlInitWithFlags(unsigned int flags) {
+    nvmlReturn_t result = refuse_unless_attached();
+    return result == NVML_SUCCESS ? VGPU_NVML(nvmlInitWithFlags)(flags) : result;
+}
+
+struct vgpu_device *vgpu__nvml_device(nvmlDevice_t handle, nvmlReturn_t *result) {
+    struct vgpu_process *process = vgpu_process();
+    char uuid[NVML_DEVICE_UUID_V2_BUFFER_SIZE] = "";
+    *result = NVML_ERROR_NO_PERMISSION;
+    if (process == NULL)
+        return NULL;
+    nvmlReturn_t asked = VGPU_NVML(nvmlDeviceGetUUID)(handle, uuid, sizeof uuid);
+    if (asked != NVML_SUCCESS) {
+        *result = asked;
+        return NULL;
+    }
+    uuid[sizeof uuid - 1] = '\0';
+    return vgpu_device_by_uuid(process, uuid);
+}
+
+nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t handle, nvmlMemory_t *memory) {
+    nvmlReturn_t result = VGPU_NVML(nvmlDeviceGetMemoryInfo)(handle, memory);
+    if (result != NVML_SUCCESS)
+        return result;
+    struct vgpu_device *device = vgpu__nvml_device(handle, &result);
+    uint64_t total = 0, used = 0;
+    if (device != NULL)
+        vgpu_usage(device, &total, &used);
+    memory->total = total;
+    memory->used = used;
+    memory->free = used < total ? total - used : 0;
+    return device != NULL ? NVML_SUCCESS : result;
+}
+
+nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t handle, nvmlMemory_v2_t *memory) {
+    nvmlReturn_t result = VGPU_NVML(nvmlDeviceGetMemoryInfo_v2)(handle, memory);
+    if (result != NVML_SUCCESS)
+        return result;
+    struct vgpu_device *device = vgpu__nvml_device(handle, &result);
+    uint64_t total = 0, used = 0;
+    if (device != NULL)
+        vgpu_usage(device, &total, &used);
+    memory->total = total;
+    memory->used = used;
+    memory->reserved = 0; /* the driver's own part is outside the share */
+    memory->free = used < total ? total - used : 0;
+    return device != NULL ? NVML_SUCCESS : result;
+}
+
+nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t handle, nvmlUtilization_t *utilization) {
+    nvmlReturn_t result = VGPU_NVML(nvmlDeviceGetUtilizationRates)(handle, utilization);
+    if (result != NVML_SUCCESS)
+        return result;
+    struct vgpu_device *device = vgpu__nvml_device(handle, &result);
+    utilization->gpu = device != NULL ? vgpu_limiter_utilisation_percent(device) : 0;
+    utilization->memory = 0; /* what other shares do to the memory bus is not this share's business */
+    return device != NULL ? NVML_SUCCESS : result;
+}

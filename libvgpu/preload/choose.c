@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * A name that we hook never leads to the driver's own function, from whatever handle it is asked: but only where the
+ * real look-up would have found something, so that "this driver has no such function" stays true.
+ */
+#include "preload/choose.h"
+
+#include "cuda/real.h"
+#include "nvml/real.h"
+#include "preload/libc.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <string.h>
+
+void *vgpu__real_dlsym;
+void *vgpu__real_dlvsym;
+
+static void *hook_of(const char *name, const char **library) {
+    if (name[0] == 'c' && name[1] == 'u') {
+        *library = "libcuda.so.1";
+        return (void *)vgpu__cuda_hook_by_name(name);
+    }
+    if (strncmp(name, "nvml", 4) == 0) {
+        *library = "libnvidia-ml.so.1";
+        return (void *)vgpu__nvml_hook_by_name(name);
+    }
+    return NULL;
+}
+
+/* The pseudo handles find our own export first: what counts is whether there is a driver behind it. (Where there is
+ * none, RTLD_DEFAULT still finds our export; calling that says "not supported".) */
+static bool exists(void *handle, const char *name, const char *version, const char *library) {
+    bool pseudo = handle == RTLD_DEFAULT || handle == RTLD_NEXT;
+    if (pseudo && vgpu__libc_loaded(library) != NULL)
+        return true;
+    void *where = pseudo ? RTLD_NEXT : handle; /* NEXT of this library: behind us */
+    if (version != NULL)
+        return vgpu__libc_dlvsym()(where, name, version) != NULL;
+    return vgpu__libc_dlsym()(where, name) != NULL;
+}
+
+static void *choose(void *handle, const char *name, const char *version) {
+    if (name == NULL)
+        return NULL;
+    if (name[0] == 'd' && strcmp(name, "dlsym") == 0)
+        return (void *)dlsym;
+    if (name[0] == 'd' && strcmp(name, "dlvsym") == 0)
+        return (void *)dlvsym;
+    const char *library;
+    void *hook = hook_of(name, &library);
+    return hook != NULL && exists(handle, name, version, library) ? hook : NULL;
+}
+
+void *vgpu__choose_dlsym(void *handle, const char *name) {
+    int saved = errno;
+    if (vgpu__real_dlsym == NULL)
+        vgpu__real_dlsym = (void *)vgpu__libc_dlsym();
+    void *hook = choose(handle, name, NULL);
+    errno = saved;
+    return hook;
+}
+
+void *vgpu__choose_dlvsym(void *handle, const char *name, const char *version) {
+    int saved = errno;
+    if (vgpu__real_dlvsym == NULL)
+        vgpu__real_dlvsym = (void *)vgpu__libc_dlvsym();
+    void *hook = choose(handle, name, version);
+    errno = saved;
+    return hook;
+}

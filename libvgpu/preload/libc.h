@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The C library's own dlsym and dlvsym, which this library interposes, its dlopen, and symbols of a driver's library
+ * through them.
+ *
+ * They are found by walking the loaded C library's symbol table: a reference to dlsym or dlvsym from here would bind to
+ * our own, and a plain reference to dlopen would tie the library to the C library that it was built with (they moved
+ * into libc.so.6 with version 2.34).
+ */
+#ifndef VGPU_PRELOAD_LIBC_H
+#define VGPU_PRELOAD_LIBC_H
+
+typedef void *(*vgpu_dlsym_function)(void *handle, const char *name);
+typedef void *(*vgpu_dlvsym_function)(void *handle, const char *name, const char *version);
+
+vgpu_dlsym_function vgpu__libc_dlsym(void);
+vgpu_dlvsym_function vgpu__libc_dlvsym(void);
+
+/* The library if it is loaded already (by its soname, whatever path it came from), NULL if not. */
+void *vgpu__libc_loaded(const char *library);
+
+/* A symbol of a driver's library, loading that if it isn't yet; NULL if there is none. */
+void (*vgpu__libc_driver_symbol(const char *library, const char *symbol))(void);
+
+#endif
