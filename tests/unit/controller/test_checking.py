@@ -1,0 +1,104 @@
+"""Wrong parameters are found in claims and templates before anything is scheduled, with the exact reason."""
+
+from typing import Any
+
+import pytest
+
+from controller.checking import check_template
+from controller.records import claim_trimmer, class_trimmer, trim_pod
+from tests.unit.controller.builders import DRIVER, claim, device_class, pod, request, result
+
+HEAD = {"apiVersion": "vgpu.dra-driver.io/v1alpha1", "kind": "VGPUConfig"}
+
+
+def problem(obj: dict[str, Any]) -> str:
+    record = claim_trimmer(DRIVER)(obj)
+    assert record is not None
+    return record.problem
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"memroy": "1Gi"}, "memroy: unknown field, expected one of memory, cores, policy, apiVersion, kind"),
+        (
+            {"memory": "-1Gi"},
+            """memory: found '-1Gi', expected a quantity of memory above 0 such as "8Gi" or "500Mi\"""",
+        ),
+        ({"cores": 0}, "cores: found 0, expected a whole number from 1 to 100 (percent of one device)"),
+        ({"cores": "30"}, "cores: found '30', expected a whole number from 1 to 100 (percent of one device)"),
+        ({"policy": "Turbo"}, """policy: found 'Turbo', expected "Fixed" or "Burst\""""),
+    ],
+)
+def test_a_wrong_field_is_named_with_what_was_found_and_expected(parameters: dict[str, Any], message: str) -> None:
+    assert problem(claim(config=HEAD | parameters)) == f"ResourceClaim demo/c: {message}"
+
+
+def test_right_parameters_are_no_problem() -> None:
+    assert problem(claim(config=HEAD | {"memory": "1Gi", "cores": 30, "policy": "Burst"})) == ""
+
+
+def test_parameters_of_other_drivers_are_not_ours_to_judge() -> None:
+    foreign = claim(config={"kind": "Anything"})
+    foreign["spec"]["devices"]["config"][0]["opaque"]["driver"] = "other.example"
+    assert problem(foreign) == ""
+
+
+def test_a_request_that_is_no_amount_is_a_problem_of_the_claim() -> None:
+    assert problem(claim(memory="-1Gi")) == (
+        "ResourceClaim demo/c: request gpu: capacity: memory: found '-1Gi', expected a whole number of 0 or above"
+    )
+
+
+def test_a_template_is_checked_like_the_claims_that_it_makes() -> None:
+    template = {
+        "metadata": {"namespace": "demo", "name": "t", "uid": "u"},
+        "spec": {"spec": claim(config=HEAD | {"cores": 101})["spec"]},
+    }
+    assert check_template(template, DRIVER) == (
+        "ResourceClaimTemplate demo/t: cores: found 101, expected a whole number from 1 to 100 (percent of one device)"
+    )
+    template["spec"] = {"spec": claim(memory="-1")["spec"]}
+    assert check_template(template, DRIVER) == (
+        "ResourceClaimTemplate demo/t: request gpu: capacity: memory: found '-1', expected a whole number of 0 or above"
+    )
+
+
+def test_of_an_allocated_claim_only_what_it_holds_of_our_devices_is_kept() -> None:
+    trim = claim_trimmer(DRIVER)
+    mixed = claim(results=[result("gpu-0", memory="1Gi"), result("nic-0", driver="other.example")], config=HEAD)
+    record = trim(mixed)
+    assert record is not None
+    assert record.view is not None
+    assert record.view.allocation is not None
+    assert [held.device for held in record.view.allocation.results] == ["gpu-0"]
+    assert record.view.requests == ()
+    assert trim(claim(results=[result("nic-0", driver="other.example")])) is None
+
+
+def test_classes_are_ours_if_they_name_our_driver() -> None:
+    trim = class_trimmer(DRIVER)
+    assert trim(device_class("team-gpus"))
+    assert trim({"metadata": {"name": "x"}, "spec": {"config": [{"opaque": {"driver": DRIVER}}]}})
+    assert trim(device_class("nics", "other.example")) is None
+    assert trim({"metadata": {"name": "all"}}) is None
+
+
+def test_a_pod_is_kept_with_the_claims_that_were_made_for_it() -> None:
+    made = pod("p", "shared")
+    made["spec"]["resourceClaims"].append({"name": "own", "resourceClaimTemplateName": "t"})
+    made["spec"]["resourceClaims"].append({"name": "later", "resourceClaimTemplateName": "t"})
+    made["status"]["resourceClaimStatuses"] = [{"name": "own", "resourceClaimName": "p-own-x7k2p"}]
+    record = trim_pod(made)
+    assert record is not None
+    assert record.claims == (("demo", "shared"), ("demo", "p-own-x7k2p"))
+    assert record.unschedulable
+    assert trim_pod(pod("plain")) is None
+
+
+def test_requests_of_a_waiting_claim_are_kept() -> None:
+    record = claim_trimmer(DRIVER)(claim(requests=[request("gpu", memory="1Gi")], config=HEAD))
+    assert record is not None
+    assert record.view is not None
+    assert record.view.requests[0].capacity == {"memory": 1 << 30}
+    assert record.view.configs == ()

@@ -1,0 +1,91 @@
+"""`dra-driver explain`: the reasons in text, from one look at the cluster."""
+
+import pytest
+
+from api import kube as kube_api
+from api.errors import NotFoundError
+from api.kubefake import FakeKube
+from controller.consumable import ConsumableMode
+from controller.explaining import explain_claim, explain_pod
+from controller.publishing import Pool, render
+from tests.unit.controller.builders import (
+    CLAIMS,
+    CLASSES,
+    DRIVER,
+    SLICES,
+    claim,
+    device_class,
+    facts,
+    pod,
+    result,
+    state_inventory,
+    status,
+)
+
+CONFIG = {"apiVersion": "vgpu.dra-driver.io/v1alpha1", "kind": "VGPUConfig", "cores": 0}
+GPU = facts().name
+
+
+@pytest.fixture
+def kube() -> FakeKube:
+    """One node with a GPU of 10 GiB, of which 6 are taken, and a broken one."""
+    fake = FakeKube()
+    fake.create(CLASSES, device_class())
+    stated = status(facts(), facts(1, healthy=False, health="Xid 79"))
+    state_inventory(fake, "n1", stated)
+    for obj in render(Pool(DRIVER, "n1", "uid", ConsumableMode().offer(stated).slices, "v1"), 1):
+        fake.create(SLICES, obj)
+    fake.create(CLAIMS, claim("held", results=[result(GPU, memory="6Gi", cores="60", shares="1")]))
+    return fake
+
+
+def test_a_waiting_claim_is_explained_device_by_device(kube: FakeKube) -> None:
+    kube.create(CLAIMS, claim("waits", memory="8Gi", cores="30", config=CONFIG))
+    assert explain_claim(kube, "demo", "waits").splitlines() == [
+        "ResourceClaim demo/waits: cores: found 0, expected a whole number from 1 to 100 (percent of one device)",
+        "ResourceClaim demo/waits: request gpu (cores 30, memory 8Gi): 0 of 2 devices can serve it",
+        f"  n1/{GPU}: CardInsufficientMemory (4Gi free of 10Gi, asked 8Gi)",
+        f"  n1/{facts(1).name}: CardUnhealthy (Xid 79)",
+    ]
+
+
+def test_an_allocated_claim_shows_what_it_holds(kube: FakeKube) -> None:
+    assert explain_claim(kube, "demo", "held") == (
+        f"ResourceClaim demo/held: request gpu holds n1/{GPU}, cores 60, memory 6Gi, shares 1"
+    )
+
+
+def test_the_claims_of_a_pod_are_explained_together(kube: FakeKube) -> None:
+    kube.create(CLAIMS, claim("a", memory="3Gi"))
+    kube.create(CLAIMS, claim("b", memory="3Gi"))
+    kube.create(kube_api.PODS, pod("p", "a", "b", "missing"))
+    assert explain_pod(kube, "demo", "p").splitlines() == [
+        "ResourceClaim demo/missing: there is none; the pod waits for it",
+        "ResourceClaim demo/b: request gpu (memory 3Gi): 0 of 2 devices can serve it",
+        f"  n1/{GPU}: CardInsufficientMemory (1Gi free of 10Gi, asked 3Gi)",
+        f"  n1/{facts(1).name}: CardUnhealthy (Xid 79)",
+    ]
+
+
+def test_a_pod_without_claims_is_said_to_have_none(kube: FakeKube) -> None:
+    kube.create(kube_api.PODS, pod("plain"))
+    assert explain_pod(kube, "demo", "plain") == (
+        "Pod demo/plain: it has no ResourceClaims, or they have not been made yet"
+    )
+
+
+def test_claims_of_other_drivers_are_not_explained(kube: FakeKube) -> None:
+    kube.create(CLASSES, device_class("nics", "other.example"))
+    kube.create(CLAIMS, claim("nic", requests=[{"name": "r", "exactly": {"deviceClassName": "nics"}}]))
+    kube.create(CLAIMS, claim("has-nic", results=[result("nic-0", driver="other.example")]))
+    assert explain_claim(kube, "demo", "nic") == (
+        "ResourceClaim demo/nic: none of its DeviceClasses selects devices of vgpu.dra-driver.io"
+    )
+    assert explain_claim(kube, "demo", "has-nic") == (
+        "ResourceClaim demo/has-nic: allocated, by another driver than vgpu.dra-driver.io"
+    )
+
+
+def test_a_claim_that_does_not_exist_is_an_error(kube: FakeKube) -> None:
+    with pytest.raises(NotFoundError):
+        explain_claim(kube, "demo", "nothing")

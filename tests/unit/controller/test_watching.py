@@ -1,0 +1,114 @@
+"""Caches: listed once, watched then; they survive breaks, outages and 410 Gone without losing a change."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from api.errors import KubeError
+from api.kube import NODES
+from api.kubefake import FakeKube
+from controller.watching import Key, Kind, Watcher
+from tests.unit.controller.builders import wait_until
+
+
+class Changes:
+    """Nodes by a label, and what was reported of them."""
+
+    def __init__(self, kube: FakeKube) -> None:
+        self.seen: list[tuple[Key, str | None, str | None]] = []
+        self.outages = 0
+        kind = Kind(NODES, _color, lambda *change: self.seen.append(change), timeout_s=1)
+        self.watcher = Watcher(kube, kind, self._outage_ended)
+        self.watcher.start()
+
+    def _outage_ended(self) -> None:
+        self.outages += 1
+
+
+def _color(node: Any) -> str | None:
+    color = node["metadata"].get("labels", {}).get("color")
+    return str(color) if color else None
+
+
+def node(name: str, color: str = "red") -> dict[str, Any]:
+    return {"metadata": {"name": name, "labels": {"color": color}}}
+
+
+@pytest.fixture
+def kube() -> FakeKube:
+    return FakeKube()
+
+
+@pytest.fixture
+def changes(kube: FakeKube) -> Iterator[Changes]:
+    kube.create(NODES, node("n1"))
+    found = Changes(kube)
+    assert found.watcher.synced.wait(5)
+    yield found
+    found.watcher.stop()
+    kube.set_down(True)
+    assert found.watcher.join(5)
+
+
+def test_what_is_there_is_reported_and_kept_trimmed(changes: Changes) -> None:
+    assert changes.seen == [(("", "n1"), None, "red")]
+    assert changes.watcher.get(("", "n1")) == "red"
+    assert len(changes.watcher) == 1
+
+
+def test_changes_are_reported_with_old_and_new(kube: FakeKube, changes: Changes) -> None:
+    kube.patch(NODES, node("n1"), node("n1", "blue"))
+    kube.delete(NODES, node("n1"))
+    wait_until(lambda: len(changes.seen) == 3)
+    assert changes.seen[1:] == [(("", "n1"), "red", "blue"), (("", "n1"), "blue", None)]
+    assert changes.watcher.items() == {}
+
+
+def test_objects_that_the_trim_drops_do_not_exist(kube: FakeKube, changes: Changes) -> None:
+    kube.create(NODES, {"metadata": {"name": "plain"}})
+    kube.create(NODES, node("n2"))
+    kube.patch(NODES, node("n2"), {"metadata": {"labels": {"color": None}}})
+    wait_until(lambda: len(changes.seen) == 3)
+    assert [key[1] for key, _, _ in changes.seen] == ["n1", "n2", "n2"]
+    assert changes.seen[2] == (("", "n2"), "red", None)
+
+
+def test_a_broken_watch_resumes_without_listing_anew(kube: FakeKube, changes: Changes) -> None:
+    kube.set_down(True)
+    wait_until(lambda: kube.requests.count(("watch", "/api/v1/nodes")) >= 2)
+    kube.set_down(False)
+    kube.create(NODES, node("n2"))
+    wait_until(lambda: changes.watcher.get(("", "n2")))
+    assert kube.requests.count(("list", "/api/v1/nodes")) == 1
+    assert changes.outages == 1
+
+
+def test_after_410_gone_all_is_listed_and_what_vanished_is_reported(kube: FakeKube, changes: Changes) -> None:
+    kube.set_down(True)
+    wait_until(lambda: kube.requests.count(("watch", "/api/v1/nodes")) >= 2)
+    kube.set_down(False)
+    kube.create(NODES, node("n2"))
+    kube.delete(NODES, node("n1"))
+    kube.forget_events()
+    wait_until(lambda: set(changes.watcher.items()) == {("", "n2")})
+    assert (("", "n1"), "red", None) in changes.seen
+    assert kube.requests.count(("list", "/api/v1/nodes")) == 2
+
+
+def test_the_cache_knows_how_far_it_has_seen(kube: FakeKube, changes: Changes) -> None:
+    version = kube.create(NODES, node("n2"))["metadata"]["resourceVersion"]
+    wait_until(lambda: changes.watcher.has_seen(version))
+    assert changes.watcher.get(("", "n2")) == "red"
+    assert not changes.watcher.has_seen(str(int(version) + 1000))
+
+
+def test_a_kind_that_is_not_served_yet_is_asked_for_until_it_is() -> None:
+    kube = FakeKube()
+    kube.create(NODES, node("n1"))
+    kube.fail_next(KubeError("the server could not find the requested resource", 404))
+    found = Changes(kube)
+    assert found.watcher.synced.wait(5)
+    found.watcher.stop()
+    kube.set_down(True)
+    assert found.watcher.join(5)
