@@ -76,14 +76,16 @@ bool vgpu_books_reap_locked(int descriptor, struct vgpu_books *books) {
         }
         lock_byte(descriptor, F_UNLCK, VGPU_SLOT_LOCKS + i);
     }
+    /* Whoever counted anew may have died after it had settled the slots: the flag alone tells. */
+    uncertain |= (__atomic_load_n(&books->used, __ATOMIC_SEQ_CST) & VGPU_RECOUNT) != 0;
     return (uncertain && vgpu_books_recount(descriptor, books) == 0) || progress;
 }
 
 /* Hold every dead slot's lock, and wait until no living process has bytes in flight. 0, or -1 when one keeps us
  * waiting. */
-static int settle(int descriptor, struct vgpu_books *books, bool dead[VGPU_SLOTS]) {
+static int settle(int descriptor, struct vgpu_books *books, uint32_t high, bool dead[VGPU_SLOTS]) {
     uint64_t deadline = vgpu_now_ns() + RECOUNT_PATIENCE_NS;
-    for (uint32_t i = 0; i < VGPU_SLOTS; i++) {
+    for (uint32_t i = 0; i < high; i++) {
         struct vgpu_slot *slot = &books->slots[i];
         dead[i] = false;
         if (is_clean(slot))
@@ -106,10 +108,11 @@ int vgpu_books_recount(int descriptor, struct vgpu_books *books) {
     if (lock_byte(descriptor, F_WRLCK, VGPU_RECOUNT_LOCK) != 0)
         return -1; /* somebody else is at it */
     __atomic_fetch_or(&books->used, VGPU_RECOUNT, __ATOMIC_SEQ_CST);
-    int result = settle(descriptor, books, dead);
+    uint32_t high = slots_high(books); /* slots claimed from now on can't get any bytes */
+    int result = settle(descriptor, books, high, dead);
     if (result == 0) {
         uint64_t sum = 0;
-        for (uint32_t i = 0; i < VGPU_SLOTS; i++) {
+        for (uint32_t i = 0; i < high; i++) {
             struct vgpu_slot *slot = &books->slots[i];
             if (dead[i]) {
                 __atomic_store_n(&slot->reserved_bytes, 0, __ATOMIC_SEQ_CST);
@@ -124,7 +127,7 @@ int vgpu_books_recount(int descriptor, struct vgpu_books *books) {
         /* A stopped process has bytes in flight: `used` stays as it is, at worst too high. */
         __atomic_fetch_and(&books->used, ~VGPU_RECOUNT, __ATOMIC_SEQ_CST);
     }
-    for (uint32_t i = 0; i < VGPU_SLOTS; i++)
+    for (uint32_t i = 0; i < high; i++)
         if (dead[i])
             lock_byte(descriptor, F_UNLCK, VGPU_SLOT_LOCKS + i);
     lock_byte(descriptor, F_UNLCK, VGPU_RECOUNT_LOCK);

@@ -1,0 +1,241 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The core's arithmetic, without files, driver or preloading.
+ */
+#include "check.h"
+#include "core/estimator.h"
+#include "core/limiter.h"
+#include "core/ptrmap.h"
+#include "core/quota.h"
+
+#include <stdint.h>
+
+static struct vgpu_books books;
+static struct vgpu_slot *slot = &books.slots[0];
+
+static void a_reservation_that_fits_exactly_is_granted_and_one_byte_more_is_not(void) {
+    CHECK(vgpu_quota_reserve(&books, slot, 1000, 600), VGPU_OK);
+    CHECK(vgpu_quota_reserve(&books, slot, 1000, 401), VGPU_OVER);
+    CHECK(vgpu_quota_reserve(&books, slot, 1000, 400), VGPU_OK);
+    CHECK(vgpu_quota_reserve(&books, slot, 1000, 1), VGPU_OVER);
+    CHECK(vgpu_quota_used(&books), 1000);
+    CHECK(slot->reserved_bytes, 1000);
+    CHECK(slot->inflight_bytes, 0);
+    CHECK(books.peak_bytes, 1000);
+}
+
+static void a_size_that_overflows_is_refused(void) {
+    CHECK(vgpu_quota_reserve(&books, slot, 1000, 10), VGPU_OK);
+    CHECK(vgpu_quota_reserve(&books, slot, 1000, UINT64_MAX), VGPU_OVER);
+    CHECK(vgpu_quota_reserve(&books, slot, UINT64_MAX >> 1, (UINT64_MAX >> 1) - 9), VGPU_OVER);
+    CHECK(vgpu_quota_used(&books), 10);
+}
+
+static void a_limit_below_what_is_in_use_denies_and_takes_nothing_away(void) {
+    uint64_t credited;
+    CHECK(vgpu_quota_reserve(&books, slot, 1000, 800), VGPU_OK);
+    CHECK(vgpu_quota_reserve(&books, slot, 500, 1), VGPU_OVER);
+    CHECK(vgpu_quota_used(&books), 800);
+    CHECK(vgpu_quota_credit(&books, slot, 301, &credited), VGPU_OK);
+    CHECK(vgpu_quota_reserve(&books, slot, 500, 1), VGPU_OK);
+}
+
+static void a_process_gives_back_no_more_than_it_has(void) {
+    uint64_t credited;
+    CHECK(vgpu_quota_reserve(&books, slot, 1000, 100), VGPU_OK);
+    CHECK(vgpu_quota_reserve(&books, &books.slots[1], 1000, 300), VGPU_OK);
+    CHECK(vgpu_quota_credit(&books, slot, 250, &credited), VGPU_OK);
+    CHECK(credited, 100);
+    CHECK(vgpu_quota_used(&books), 300);
+}
+
+static void damaged_books_never_wrap_below_zero(void) {
+    uint64_t credited;
+    CHECK(vgpu_quota_reserve(&books, slot, 1000, 100), VGPU_OK);
+    books.used = 40; /* a tenant wrote into its books */
+    CHECK(vgpu_quota_credit(&books, slot, 100, &credited), VGPU_OK);
+    CHECK(vgpu_quota_used(&books), 0);
+}
+
+static void nothing_changes_while_somebody_counts_anew(void) {
+    uint64_t credited;
+    CHECK(vgpu_quota_reserve(&books, slot, 1000, 100), VGPU_OK);
+    books.used |= VGPU_RECOUNT;
+    CHECK(vgpu_quota_reserve(&books, slot, 1000, 1), VGPU_BUSY);
+    CHECK(vgpu_quota_credit(&books, slot, 1, &credited), VGPU_BUSY);
+    CHECK(slot->inflight_bytes, 0);
+    CHECK(slot->reserved_bytes, 100);
+    CHECK(vgpu_quota_used(&books), 100);
+}
+
+static void a_bucket_fills_with_its_rate_and_no_further_than_its_burst(void) {
+    vgpu_bucket_refill(&books, 1000000000, 25);
+    CHECK(books.bucket_ns, 0); /* new: level */
+    vgpu_bucket_refill(&books, 1000000000 + 40 * 1000 * 1000, 25);
+    CHECK(books.bucket_ns, 10 * 1000 * 1000);
+    vgpu_bucket_refill(&books, UINT64_C(3600) * 1000000000, 25);
+    CHECK(books.bucket_ns, VGPU_BURST_NS / 4);
+}
+
+static void debt_is_kept_in_full_and_waited_off_at_the_rate(void) {
+    vgpu_bucket_refill(&books, 1000000000, 25);
+    int64_t level = vgpu_bucket_draw(&books, INT64_C(10) * 1000000000);
+    CHECK(level, INT64_C(-10) * 1000000000);
+    CHECK(vgpu_bucket_wait_ns(level, 25), INT64_C(40) * 1000000000);
+    vgpu_bucket_refill(&books, UINT64_C(31) * 1000000000, 25);
+    CHECK(vgpu_bucket_wait_ns(books.bucket_ns, 25), INT64_C(10) * 1000000000);
+    CHECK(vgpu_bucket_wait_ns(books.bucket_ns, 50), INT64_C(5) * 1000000000);
+}
+
+static void a_clock_that_went_back_starts_the_bucket_anew(void) {
+    vgpu_bucket_refill(&books, UINT64_C(5000) * 1000000000, 25);
+    vgpu_bucket_draw(&books, 1000);
+    vgpu_bucket_refill(&books, UINT64_C(7) * 1000000000, 25);
+    CHECK(books.bucket_ns, 0);
+    vgpu_bucket_refill(&books, UINT64_C(7) * 1000000000 + 1000 * 1000, 25);
+    CHECK(books.bucket_ns, 250 * 1000);
+}
+
+static void many_small_refills_add_up_to_one_large(void) {
+    vgpu_bucket_refill(&books, 1000000000, 33);
+    for (uint64_t i = 1; i <= 400; i++)
+        vgpu_bucket_refill(&books, 1000000000 + i * 77777, 33);
+    int64_t expected = 400 * 77777LL * 33 / 100;
+    CHECK(expected - books.bucket_ns >= 0 && expected - books.bucket_ns <= 400, 1);
+}
+
+static void new_work_is_measured_and_paid_for_once_it_is_known(void) {
+    struct vgpu_estimate *estimate = vgpu_estimate_of(4711);
+    bool sample;
+    CHECK(vgpu_estimate_launch(estimate, &sample), 0);
+    CHECK(sample, 1);
+    CHECK(vgpu_estimate_launch(estimate, &sample), 0);
+    CHECK(vgpu_estimate_measured(estimate, 5000), 10000);
+    CHECK(vgpu_estimate_launch(estimate, &sample), 5000);
+    CHECK(vgpu_estimate_measured(estimate, 5000), 0);
+}
+
+static void an_estimate_is_the_least_of_late_and_follows_work_that_grows(void) {
+    struct vgpu_estimate *estimate = vgpu_estimate_of(4711);
+    bool sample;
+    vgpu_estimate_measured(estimate, 9000); /* with a neighbour's slice in it */
+    vgpu_estimate_measured(estimate, 3000);
+    vgpu_estimate_measured(estimate, 7000);
+    CHECK(vgpu_estimate_launch(estimate, &sample), 3000);
+    for (int i = 0; i < 16; i++)
+        vgpu_estimate_measured(estimate, 8000);
+    CHECK(vgpu_estimate_launch(estimate, &sample), 8000);
+}
+
+static void known_short_work_is_measured_once_in_256_launches(void) {
+    struct vgpu_estimate *estimate = vgpu_estimate_of(4711);
+    bool sample;
+    for (int i = 0; i < 8; i++) {
+        vgpu_estimate_launch(estimate, &sample);
+        vgpu_estimate_measured(estimate, 1000);
+    }
+    int samples = 0;
+    for (int i = 0; i < 2560; i++) {
+        vgpu_estimate_launch(estimate, &sample);
+        samples += sample;
+    }
+    CHECK(samples, 10);
+}
+
+static void known_long_work_is_measured_every_time(void) {
+    struct vgpu_estimate *estimate = vgpu_estimate_of(4711);
+    bool sample;
+    for (int i = 0; i < 8; i++) {
+        vgpu_estimate_launch(estimate, &sample);
+        vgpu_estimate_measured(estimate, 200 * 1000 * 1000);
+    }
+    vgpu_estimate_launch(estimate, &sample);
+    CHECK(sample, 1);
+}
+
+static void more_kinds_of_work_than_the_table_holds_share_estimates(void) {
+    bool sample;
+    for (uint64_t key = 1; key < 20000; key++)
+        vgpu_estimate_launch(vgpu_estimate_of(key), &sample);
+    CHECK(vgpu_estimate_of(19999) != NULL, 1);
+}
+
+static struct vgpu_charge charge_of(uint64_t key) {
+    return (struct vgpu_charge){.key = key, .kind = VGPU_KIND_POINTER, .bytes = key * 3, .owner = (void *)(key % 2)};
+}
+
+static void the_table_finds_each_of_100000_entries_and_nothing_else(void) {
+    struct vgpu_charge found, replaced;
+    for (uint64_t i = 1; i <= 100000; i++) {
+        struct vgpu_charge charge = charge_of(0x700000000000 + i * 512);
+        CHECK(vgpu_ptrmap_put(&charge, &replaced), 1);
+        CHECK(replaced.bytes, 0);
+    }
+    CHECK(vgpu_ptrmap_take(0x700000000001, VGPU_KIND_POINTER, &found), 0);
+    CHECK(vgpu_ptrmap_take(0x700000000200, VGPU_KIND_ARRAY, &found), 0);
+    for (uint64_t i = 100000; i >= 1; i--) {
+        uint64_t key = 0x700000000000 + i * 512;
+        CHECK(vgpu_ptrmap_take(key, VGPU_KIND_POINTER, &found), 1);
+        CHECK(found.bytes, key * 3);
+        CHECK(vgpu_ptrmap_take(key, VGPU_KIND_POINTER, &found), 0);
+    }
+}
+
+static void the_table_survives_millions_of_changes_with_few_live_entries(void) {
+    struct vgpu_charge found, replaced;
+    for (uint64_t i = 1; i <= 2000000; i++) {
+        struct vgpu_charge charge = charge_of(i * 16);
+        CHECK(vgpu_ptrmap_put(&charge, &replaced), 1);
+        if (i > 100)
+            CHECK(vgpu_ptrmap_take((i - 100) * 16, VGPU_KIND_POINTER, &found), 1);
+    }
+}
+
+static void an_old_charge_of_a_key_comes_back_when_it_is_replaced(void) {
+    struct vgpu_charge replaced, charge = charge_of(64);
+    vgpu_ptrmap_put(&charge, &replaced);
+    charge.bytes = 5;
+    CHECK(vgpu_ptrmap_put(&charge, &replaced), 1);
+    CHECK(replaced.bytes, 192);
+}
+
+static void the_end_of_an_owner_takes_all_of_its_entries_and_no_other(void) {
+    struct vgpu_charge found, replaced;
+    int count = 0;
+    for (uint64_t i = 1; i <= 999; i++) {
+        struct vgpu_charge charge = charge_of(i);
+        vgpu_ptrmap_put(&charge, &replaced);
+    }
+    while (vgpu_ptrmap_take_owned((void *)1, &found))
+        count++;
+    CHECK(count, 500);
+    CHECK(vgpu_ptrmap_take(2, VGPU_KIND_POINTER, &found), 1);
+    CHECK(vgpu_ptrmap_take(3, VGPU_KIND_POINTER, &found), 0);
+}
+
+#define CASE(name) {#name, name}
+static const struct test_case cases[] = {
+    CASE(a_reservation_that_fits_exactly_is_granted_and_one_byte_more_is_not),
+    CASE(a_size_that_overflows_is_refused),
+    CASE(a_limit_below_what_is_in_use_denies_and_takes_nothing_away),
+    CASE(a_process_gives_back_no_more_than_it_has),
+    CASE(damaged_books_never_wrap_below_zero),
+    CASE(nothing_changes_while_somebody_counts_anew),
+    CASE(a_bucket_fills_with_its_rate_and_no_further_than_its_burst),
+    CASE(debt_is_kept_in_full_and_waited_off_at_the_rate),
+    CASE(a_clock_that_went_back_starts_the_bucket_anew),
+    CASE(many_small_refills_add_up_to_one_large),
+    CASE(new_work_is_measured_and_paid_for_once_it_is_known),
+    CASE(an_estimate_is_the_least_of_late_and_follows_work_that_grows),
+    CASE(known_short_work_is_measured_once_in_256_launches),
+    CASE(known_long_work_is_measured_every_time),
+    CASE(more_kinds_of_work_than_the_table_holds_share_estimates),
+    CASE(the_table_finds_each_of_100000_entries_and_nothing_else),
+    CASE(the_table_survives_millions_of_changes_with_few_live_entries),
+    CASE(an_old_charge_of_a_key_comes_back_when_it_is_replaced),
+    CASE(the_end_of_an_owner_takes_all_of_its_entries_and_no_other),
+};
+
+int main(int argc, char **argv) {
+    return run_cases(cases, sizeof cases / sizeof cases[0], argc, argv);
+}
