@@ -42,8 +42,16 @@ def found_size(path: Path) -> str:
     return "no file" if size is None else f"{size} bytes"
 
 
-def create(path: Path, head: bytes, length: int, mode: int) -> None:
-    """Write a file of `length` bytes that starts with `head`, whole or not at all."""
+def create(path: Path, content: tuple[bytes, int], mode: int, *, durable: bool) -> None:
+    """Write a file, whole or not at all.
+
+    Args:
+        path: of the file.
+        content: how it starts, and its length in bytes; the rest is zeros.
+        mode: whatever the umask says.
+        durable: on disk when this returns; else after a crash of the machine it may be missing, or hold zeros.
+    """
+    head, length = content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         with temporary.open("xb") as file:
@@ -51,7 +59,8 @@ def create(path: Path, head: bytes, length: int, mode: int) -> None:
             file.truncate(length)
             os.fchmod(file.fileno(), mode)  # not subject to the umask: the container's user may be anybody
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -18,8 +18,8 @@ from libvgpu.limitsfile import Limits, read_limits
 __all__ = ["Books", "Limits", "Policy", "ProcessUsage", "create_share", "read_books", "read_limits", "update_limits"]
 
 
-def create_share(directory: Path, limits: Limits) -> None:
-    """Create the limits and books of a share, durably; with the same arguments, any number of times.
+def create_share(directory: Path, limits: Limits, *, durable: bool = True) -> None:
+    """Create the limits and books of a share; with the same arguments, any number of times.
 
     Existing limits are updated in place (running processes see them); existing books are kept while they are sound or
     in use.
@@ -31,12 +31,13 @@ def create_share(directory: Path, limits: Limits) -> None:
     directory.mkdir(parents=True, exist_ok=True, mode=0o755)
     limits_file, books_file = directory / names.LIMITS_FILE, directory / names.BOOKS_FILE
     if not booksfile.is_usable(books_file):
-        files.create(books_file, booksfile.header(), layout().constants.VGPU_BOOKS_FILE_BYTES, 0o666)
+        content = booksfile.header(), layout().constants.VGPU_BOOKS_FILE_BYTES
+        files.create(books_file, content, 0o666, durable=durable)
     if files.size_of(limits_file) == len(raw):
         update_limits(directory, limits)
     else:
-        files.create(limits_file, raw, len(raw), 0o644)
-    for folder in (directory, directory.parent):
+        files.create(limits_file, (raw, len(raw)), 0o644, durable=durable)
+    for folder in (directory, directory.parent) if durable else ():
         files.fsync_directory(folder)
 
 
