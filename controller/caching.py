@@ -78,9 +78,9 @@ class ClusterCache:
         ended = [watcher.join(timeout_s) for watcher in self._kinds.all]
         return all(ended)
 
-    def synced(self) -> bool:
-        """Say whether every kind has been listed."""
-        return all(watcher.synced.is_set() for watcher in self._kinds.all)
+    def unsynced(self) -> list[str]:
+        """Return the kinds that have not been listed yet."""
+        return [watcher.plural for watcher in self._kinds.all if not watcher.synced.is_set()]
 
     def wait_synced(self, timeout_s: float) -> bool:
         """Wait until every kind has been listed, at most so long for each; return whether it is so."""
@@ -219,7 +219,11 @@ class ClusterCache:
         self._listeners.template(key)
 
     def on_class(self, _key: Key, _old: bool | None, _new: bool | None) -> None:
-        """A DeviceClass came or went: which claims are ours is asked when it matters."""
+        """A DeviceClass came or went, and with it the answer to which of the waiting claims are ours."""
+        with self._lock:
+            waiting = list(self._waiting)
+        for claim in waiting:
+            self._listeners.claim(claim)
 
     def on_outage_end(self) -> None:
         """The API server answers again."""

@@ -99,6 +99,7 @@ class LeaderElector:
         self._leads_until = 0.0
         self._leading = False
         self._contact = 0.0
+        self._trouble = ""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="leader-election", daemon=True)
 
@@ -139,8 +140,12 @@ class LeaderElector:
         try:
             held = self._take_or_renew(asked)
         except KubeError as error:
-            log.warning("cannot reach the Lease", extra={"lease": self._settings.name, "error": str(error)})
+            # Once for each trouble, and not every two seconds.
+            level = logging.DEBUG if str(error) == self._trouble else logging.WARNING
+            log.log(level, "cannot reach the Lease", extra={"lease": self._settings.name, "error": str(error)})
+            self._trouble = str(error)
             return
+        self._trouble = ""
         self._contact = time.monotonic()
         self._leads_until = asked + self._settings.renew_deadline_s if held else 0.0
 

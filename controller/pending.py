@@ -22,6 +22,7 @@ from controller.watching import Key
 
 _MAX_PODS = 10
 """Pods that get an event of their own for one claim; a claim that 1,000 pods share is no reason for 1,000 events."""
+_MAX_LOOK_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class PendingKeeper:
         self._clock = clock
         self._said: dict[tuple[Topic, str], Said] = {}
         self._waiting: set[Key] = set()
+        self._quiet: dict[Topic, int] = {}
+        """Looks at a claim whose pods wait that found nothing to say, in a row."""
 
     def sync_claim(self, key: Key) -> float | None:
         """Say what there is to say about a claim; return after how many seconds to look again, None: when it changes.
@@ -93,11 +96,20 @@ class PendingKeeper:
         if not note:
             self._said.pop((topic, names.EVENT_UNSATISFIABLE), None)
             self._note_waiting(key, waits=False)
-            return None
+            return self._look_again_s(topic) if pods and record.view is not None else None
+        self._quiet.pop(topic, None)
         message = Message(names.EVENT_UNSATISFIABLE, note, "Allocating")
         about_pods = [(pod.subject, record.subject) for pod in pods]
         self._note_waiting(key, waits=True)
         return self._say(topic, message, [(record.subject, pods[0].subject), *about_pods])
+
+    def _look_again_s(self, topic: Topic) -> float:
+        """Return the delay to the next look at a claim whose pods wait for something else today.
+
+        The first looks come soon: the scheduler may know an allocation that has not arrived here.
+        """
+        looks = self._quiet[topic] = self._quiet.get(topic, 0) + 1
+        return min(2.0 ** (looks - 1), _MAX_LOOK_S)
 
     def _note(self, view: ClaimView, pod: PodRecord) -> str:
         """Return why a claim waits, or nothing if it does not wait for our devices."""
@@ -128,6 +140,7 @@ class PendingKeeper:
     def _forget(self, topic: Topic) -> None:
         for reason in (EVENT_CONFIG_INVALID, names.EVENT_UNSATISFIABLE):
             self._said.pop((topic, reason), None)
+        self._quiet.pop(topic, None)
         self._note_waiting(topic.key, waits=False)
 
     def _note_waiting(self, key: Key, *, waits: bool) -> None:

@@ -117,7 +117,7 @@ class Term:
         self._set_mode(cache, keeper, mode)
         cache.start()
         while not cache.wait_synced(_RENEW_CACHE_S):
-            self._trouble = "waiting for the first lists from the API server"
+            self._trouble = f"the API server has not listed {', '.join(cache.unsynced())} yet"
             if self._stopping.is_set():
                 return None
         log.info("at work", extra={"version": version, "mode": mode.name, "slices": cache.slice_count()})

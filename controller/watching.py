@@ -80,6 +80,11 @@ class Watcher(Generic[T]):
         return not self._thread.is_alive()
 
     @property
+    def plural(self) -> str:
+        """Name of the kind."""
+        return self._kind.resource.plural
+
+    @property
     def synced(self) -> threading.Event:
         """Set once the first list is in the cache."""
         return self._synced
@@ -116,6 +121,11 @@ class Watcher(Generic[T]):
                 self._version = None
             except KubeError as error:
                 self._wait(error)
+            except Exception as error:
+                # An answer that is no JSON, say. A watcher that ends would leave a cache that is wrong for ever.
+                log.exception("cannot watch", extra={"kind": self._kind.resource.plural})
+                self._version = None
+                self._wait(KubeError(str(error)))
 
     def _wait(self, error: KubeError) -> None:
         self._failures += 1
@@ -157,12 +167,20 @@ class Watcher(Generic[T]):
             log.info("watching again", extra={"kind": self._kind.resource.plural, "failures": failures})
             self._on_outage_end()
 
+    def _trim(self, key: Key, obj: Object) -> T | None:
+        try:
+            return self._kind.trim(obj)
+        except Exception:
+            # One object that nobody thought of must not hide all others.
+            log.exception("cannot read, left out", extra={"kind": self._kind.resource.plural, "key": "/".join(key)})
+            return None
+
     def _advance(self, metadata: Object) -> None:
         self._version = version = str(metadata["resourceVersion"])
         self._seen = int(version) if version.isdecimal() else 0
 
     def _change(self, key: Key, obj: Any, position: Object | None = None) -> None:
-        new = None if obj is None else self._kind.trim(obj)
+        new = None if obj is None else self._trim(key, obj)
         with self._lock:
             old = self._kept.get(key)
             if new is None:

@@ -24,6 +24,7 @@ from tests.unit.controller.builders import (
     facts,
     make_controller,
     pod,
+    request,
     result,
     state_inventory,
     status,
@@ -308,6 +309,57 @@ def test_a_pending_claim_is_counted_until_it_is_allocated(kube: FakeKube) -> Non
     kube.patch(CLAIMS, stored, {"status": allocated["status"]}, "status")
     wait_until(lambda: registry.get_sample_value("vgpu_controller_pending_claims") == 0)
     controller.stop()
+
+
+def test_a_claim_is_looked_at_again_when_what_others_hold_arrives_late(kube: FakeKube, controller: Controller) -> None:
+    add_node(kube)
+    state_inventory(kube, "n1", status(facts()))
+    wait_until(lambda: SLICE_N1 in slices(kube))
+    kube.create(CLAIMS, claim("waits", memory="8Gi"))
+    kube.create(kube_api.PODS, pod("p", "waits"))
+    wait_until(controller.idle)
+    assert events(kube, "waits") == []
+    kube.create(CLAIMS, claim("held", results=[result(facts().name, memory="6Gi", cores="0", shares="1")]))
+    wait_until(lambda: events(kube, "waits"))
+
+
+def test_a_device_class_that_comes_late_makes_its_claims_ours(kube: FakeKube, controller: Controller) -> None:
+    kube.create(CLAIMS, claim("waits", requests=[request("gpu", device_class="team")]))
+    kube.create(kube_api.PODS, pod("p", "waits"))
+    wait_until(controller.idle)
+    kube.create(CLASSES, device_class("team"))
+    wait_until(lambda: events(kube, "waits"))
+    assert events(kube, "waits")[0]["note"] == (
+        "ResourceClaim demo/waits: request gpu (a whole device): no node offers a device; is the node agent running?"
+    )
+
+
+def test_a_controller_that_cannot_list_a_kind_says_which(kube: FakeKube) -> None:
+    everything = kube_api.Selection()
+
+    class WithoutCRD(FakeKube):
+        def list(self, resource: Resource, selection: kube_api.Selection = everything) -> JSON:
+            if resource == kube_api.NODE_INVENTORIES:
+                raise KubeError("the server could not find the requested resource", 404)
+            return super().list(resource, selection)
+
+    bare = WithoutCRD()
+    controller = make_controller(bare)
+    assert controller.ready() == "the API server has not answered yet, or not for a while"
+    controller.start()
+    wait_until(lambda: controller.ready() == "the API server has not listed nodeinventories yet")
+    controller.stop()
+    bare.set_down(True)
+
+
+def test_an_object_that_nobody_thought_of_hides_no_other(kube: FakeKube, controller: Controller) -> None:
+    kube.create(kube_api.PODS, {"metadata": {"namespace": "demo", "name": "odd"}, "spec": {"resourceClaims": [3]}})
+    add_node(kube)
+    state_inventory(kube, "n1", status(facts()))
+    wait_until(lambda: SLICE_N1 in slices(kube))
+    kube.create(CLAIMS, claim("waits", memory="80Gi"))
+    kube.create(kube_api.PODS, pod("p", "waits"))
+    wait_until(lambda: events(kube, "waits"))
 
 
 def test_a_claim_of_another_driver_gets_no_event(kube: FakeKube, controller: Controller) -> None:
