@@ -113,17 +113,26 @@ bool vgpu_ptrmap_put(const struct vgpu_charge *charge, struct vgpu_charge *repla
     return good;
 }
 
-bool vgpu_ptrmap_take(uint64_t key, uint32_t kind, struct vgpu_charge *charge) {
+static bool look(uint64_t key, uint32_t kind, struct vgpu_charge *charge, bool take) {
     uint64_t hashed = hash(key, kind);
     struct shard *shard = &shards[hashed % SHARDS];
     lock(shard);
     struct vgpu_charge *entry = find(shard, hashed, key, kind);
     if (entry != NULL) {
         *charge = *entry;
-        remove_entry(shard, entry);
+        if (take)
+            remove_entry(shard, entry);
     }
     unlock(shard);
     return entry != NULL;
+}
+
+bool vgpu_ptrmap_take(uint64_t key, uint32_t kind, struct vgpu_charge *charge) {
+    return look(key, kind, charge, true);
+}
+
+bool vgpu_ptrmap_look(uint64_t key, uint32_t kind, struct vgpu_charge *charge) {
+    return look(key, kind, charge, false);
 }
 
 bool vgpu_ptrmap_take_owned(void *owner, struct vgpu_charge *charge) {

@@ -34,6 +34,9 @@ bool vgpu_ptrmap_put(const struct vgpu_charge *charge, struct vgpu_charge *repla
 /* Take the charge of a key out of the table. False: none known (not ours, or the parent's). */
 bool vgpu_ptrmap_take(uint64_t key, uint32_t kind, struct vgpu_charge *charge);
 
+/* The same, and leave it there. */
+bool vgpu_ptrmap_look(uint64_t key, uint32_t kind, struct vgpu_charge *charge);
+
 /* Take out one entry of an owner; call until false. */
 bool vgpu_ptrmap_take_owned(void *owner, struct vgpu_charge *charge);
 

@@ -1,31 +1,134 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Graphs: a launch of an executable graph is work like a kernel, with an estimate of its own. What is captured into a
- * graph runs, and is paid, when that is launched.
+ * graph runs, and is paid, when that is launched; so is the memory that its allocation nodes take.
  */
+#include "core/ptrmap.h"
 #include "cuda/launch.h"
+#include "cuda/pools.h"
 
 #include <stddef.h>
+#include <stdlib.h>
 
-CUresult cuGraphLaunch(CUgraphExec exec, CUstream hStream) {
+/* ---- What a graph allocates ---- */
+
+static uint64_t node_bytes(CUgraphNode node) {
+    CUresult result;
+    CUgraphNodeType type;
+    CUDA_MEM_ALLOC_NODE_PARAMS params;
+    VGPU_CALL(result, cuGraphNodeGetType, node, &type);
+    if (result != CUDA_SUCCESS || type != CU_GRAPH_NODE_TYPE_MEM_ALLOC)
+        return 0;
+    VGPU_CALL(result, cuGraphMemAllocNodeGetParams, node, &params);
+    return result == CUDA_SUCCESS ? params.bytesize : 0;
+}
+
+/* Of all its allocation nodes together: as much as a launch can need. */
+static uint64_t graph_bytes(CUgraph graph) {
+    CUresult result;
+    size_t count = 0;
+    uint64_t bytes = 0;
+    VGPU_CALL(result, cuGraphGetNodes, graph, NULL, &count);
+    CUgraphNode *nodes = result == CUDA_SUCCESS && count > 0 ? calloc(count, sizeof *nodes) : NULL;
+    if (nodes == NULL)
+        return 0;
+    VGPU_CALL(result, cuGraphGetNodes, graph, nodes, &count);
+    for (size_t i = 0; result == CUDA_SUCCESS && i < count; i++)
+        bytes += node_bytes(nodes[i]);
+    free(nodes);
+    return bytes;
+}
+
+/* Kept beside the executable graph; without a device, since nothing is charged yet. */
+static void remember_bytes(CUgraphExec exec, CUgraph graph) {
+    struct vgpu_charge replaced,
+        charge = {.key = (uintptr_t)exec, .kind = VGPU_KIND_GRAPH, .bytes = graph_bytes(graph)};
+    if (charge.bytes > 0)
+        vgpu_ptrmap_put(&charge, &replaced);
+    else
+        vgpu_ptrmap_take(charge.key, VGPU_KIND_GRAPH, &replaced);
+}
+
+#define INSTANTIATE(exec, graph, symbol, ...)                                                                          \
+    do {                                                                                                               \
+        CUresult result;                                                                                               \
+        VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
+        if (result == CUDA_SUCCESS && vgpu__inside == 0)                                                               \
+            remember_bytes(*(exec), graph);                                                                            \
+        return result;                                                                                                 \
+    } while (0)
+
+CUresult cuGraphInstantiate(CUgraphExec *exec, CUgraph graph, CUgraphNode *error_node, char *log, size_t log_size) {
+    INSTANTIATE(exec, graph, cuGraphInstantiate, exec, graph, error_node, log, log_size);
+}
+
+CUresult cuGraphInstantiate_v2(CUgraphExec *exec, CUgraph graph, CUgraphNode *error_node, char *log, size_t log_size) {
+    INSTANTIATE(exec, graph, cuGraphInstantiate_v2, exec, graph, error_node, log, log_size);
+}
+
+CUresult cuGraphInstantiateWithFlags(CUgraphExec *exec, CUgraph graph, unsigned long long flags) {
+    INSTANTIATE(exec, graph, cuGraphInstantiateWithFlags, exec, graph, flags);
+}
+
+CUresult cuGraphInstantiateWithParams(CUgraphExec *exec, CUgraph graph, CUDA_GRAPH_INSTANTIATE_PARAMS *params) {
+    INSTANTIATE(exec, graph, cuGraphInstantiateWithParams, exec, graph, params);
+}
+
+CUresult cuGraphInstantiateWithParams_ptsz(CUgraphExec *exec, CUgraph graph, CUDA_GRAPH_INSTANTIATE_PARAMS *params) {
+    INSTANTIATE(exec, graph, cuGraphInstantiateWithParams_ptsz, exec, graph, params);
+}
+
+CUresult cuGraphExecDestroy(CUgraphExec exec) {
+    CUresult result;
+    struct vgpu_charge charge;
+    if (vgpu__inside == 0)
+        vgpu_ptrmap_take((uintptr_t)exec, VGPU_KIND_GRAPH, &charge);
+    VGPU_CALL(result, cuGraphExecDestroy, exec);
+    return result;
+}
+
+/* ---- Launching ---- */
+
+struct graph_launch {
+    CUgraphExec exec;
+    CUstream stream;
+    bool per_thread;
+};
+
+static CUresult forward(void *argument) {
+    const struct graph_launch *g = argument;
+    CUresult result;
+    if (g->per_thread)
+        VGPU_CALL(result, cuGraphLaunch_ptsz, g->exec, g->stream);
+    else
+        VGPU_CALL(result, cuGraphLaunch, g->exec, g->stream);
+    return result;
+}
+
+static CUresult launch_graph(struct graph_launch g) {
     struct vgpu__launch launch;
-    CUresult result = vgpu__launch_begin(&launch, vgpu__launch_key(exec, 0), hStream);
+    struct vgpu_charge memory;
+    CUstream stream = g.per_thread ? vgpu__per_thread(g.stream) : g.stream;
+    CUresult result = vgpu__launch_begin(&launch, vgpu__launch_key(g.exec, 0), stream);
     if (result != CUDA_SUCCESS)
         return result;
-    VGPU_CALL(result, cuGraphLaunch, exec, hStream);
+    if (vgpu__inside == 0 && vgpu_ptrmap_look((uintptr_t)g.exec, VGPU_KIND_GRAPH, &memory))
+        result = vgpu__pools_graph_launch(memory.bytes, forward, &g);
+    else
+        result = forward(&g);
     vgpu__launch_end(&launch, result);
     return result;
+}
+
+CUresult cuGraphLaunch(CUgraphExec exec, CUstream hStream) {
+    return launch_graph((struct graph_launch){exec, hStream, false});
 }
 
 CUresult cuGraphLaunch_ptsz(CUgraphExec exec, CUstream hStream) {
-    struct vgpu__launch launch;
-    CUresult result = vgpu__launch_begin(&launch, vgpu__launch_key(exec, 0), vgpu__per_thread(hStream));
-    if (result != CUDA_SUCCESS)
-        return result;
-    VGPU_CALL(result, cuGraphLaunch_ptsz, exec, hStream);
-    vgpu__launch_end(&launch, result);
-    return result;
+    return launch_graph((struct graph_launch){exec, hStream, true});
 }
+
+/* ---- Capture ---- */
 
 #define CAPTURE(change, symbol, ...)                                                                                   \
     do {                                                                                                               \

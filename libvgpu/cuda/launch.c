@@ -117,10 +117,11 @@ static void settle(struct vgpu__launch *launch, struct vgpu_estimate *estimate, 
         launch->sample = vgpu__sample_begin(context, launch->stream, estimate);
 }
 
-/* True if the stream is being captured: the work runs when its graph is launched. */
-static bool is_captured(CUstream stream) {
+bool vgpu__launch_captured(CUstream stream) {
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
     CUresult result;
+    if (__atomic_load_n(&captures, __ATOMIC_RELAXED) <= 0)
+        return false; /* no call of the driver: the usual case */
     VGPU_CALL(result, cuStreamIsCapturing, stream, &status);
     return result == CUDA_SUCCESS && status != CU_STREAM_CAPTURE_STATUS_NONE;
 }
@@ -141,7 +142,7 @@ CUresult vgpu__launch_begin(struct vgpu__launch *launch, uint64_t key, CUstream 
         if (device == NULL)
             return result;
     }
-    if (__atomic_load_n(&captures, __ATOMIC_RELAXED) > 0 && is_captured(stream))
+    if (vgpu__launch_captured(stream))
         return CUDA_SUCCESS;
     if (device != thread.device)
         turn_to(device);

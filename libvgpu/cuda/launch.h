@@ -39,6 +39,9 @@ static inline CUstream vgpu__per_thread(CUstream stream) {
  * meanwhile. */
 void vgpu__launch_capture(int change);
 
+/* True if the stream is being captured: what is put on it runs, and takes memory, when its graph is launched. */
+bool vgpu__launch_captured(CUstream stream);
+
 /* A context is about to end, and with it the events in it. */
 void vgpu__launch_leave_context(CUcontext context);
 

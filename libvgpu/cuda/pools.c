@@ -10,6 +10,7 @@
 #include "cuda/pools.h"
 
 #include "core/quota.h"
+#include "cuda/launch.h"
 #include "cuda/memory.h"
 
 #include <pthread.h>
@@ -18,7 +19,9 @@
 
 struct pool {
     struct pool *next;
-    CUmemoryPool handle;        /* NULL: destroyed, kept alive by what is not freed yet */
+    CUmemoryPool handle; /* NULL: destroyed, kept alive by what is not freed yet; or the memory of a device's graphs */
+    bool of_graphs;
+    CUdevice ordinal;           /* of_graphs */
     struct vgpu_device *device; /* NULL: not on a device (host memory) */
     uint64_t charged_bytes;
     uint64_t live_bytes; /* allocations that were not freed */
@@ -59,7 +62,7 @@ static struct vgpu_device *device_of_own_pool(CUmemoryPool handle) {
 
 static struct pool *pool_of(CUmemoryPool handle) {
     for (struct pool *pool = pools; pool != NULL; pool = pool->next)
-        if (pool->handle == handle)
+        if (pool->handle == handle && !pool->of_graphs)
             return pool;
     return remember(handle, device_of_own_pool(handle));
 }
@@ -68,9 +71,20 @@ static struct pool *pool_of(CUmemoryPool handle) {
 static uint64_t held_bytes(const struct pool *pool) {
     unsigned long long held = 0;
     CUresult result = CUDA_ERROR_INVALID_HANDLE;
-    if (pool->handle != NULL)
+    if (pool->of_graphs)
+        VGPU_CALL(result, cuDeviceGetGraphMemAttribute, pool->ordinal, CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT, &held);
+    else if (pool->handle != NULL)
         VGPU_CALL(result, cuMemPoolGetAttribute, pool->handle, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, &held);
     return result == CUDA_SUCCESS ? held : pool->live_bytes;
+}
+
+static void trim(const struct pool *pool) {
+    CUresult result = CUDA_SUCCESS;
+    if (pool->of_graphs)
+        VGPU_CALL(result, cuDeviceGraphMemTrim, pool->ordinal);
+    else if (pool->handle != NULL)
+        VGPU_CALL(result, cuMemPoolTrimTo, pool->handle, 0);
+    (void)result; /* what it could not trim it still holds: settle() sees that */
 }
 
 static bool settle(struct pool *pool) {
@@ -82,15 +96,13 @@ static bool settle(struct pool *pool) {
     return true;
 }
 
-static bool shrink(struct vgpu_device *device, bool trim) {
+static bool shrink(struct vgpu_device *device, bool trim_first) {
     bool progress = false;
     for (struct pool *pool = pools; pool != NULL; pool = pool->next) {
-        CUresult trimmed = CUDA_SUCCESS;
         if (pool->device != device)
             continue;
-        if (trim && pool->handle != NULL)
-            VGPU_CALL(trimmed, cuMemPoolTrimTo, pool->handle, 0);
-        (void)trimmed; /* what it could not trim it still holds: settle() sees that */
+        if (trim_first)
+            trim(pool);
         progress |= settle(pool);
     }
     return progress;
@@ -195,7 +207,7 @@ static CUresult allocate(struct request r) {
     CUresult result = CUDA_SUCCESS;
     CUcontext context;
     CUmemoryPool handle = r.pool;
-    if (vgpu__inside > 0)
+    if (vgpu__inside > 0 || vgpu__launch_captured(r.per_thread ? vgpu__per_thread(r.stream) : r.stream))
         return forward(&r);
     if (vgpu__cuda_current(&context, &result) == NULL)
         return result;
@@ -252,9 +264,11 @@ void vgpu__pooled_freed(const struct vgpu_charge *charge) {
 }
 
 /* Memory that is not from a pool may be freed in stream order too. */
-#define FREE(symbol, dptr, hStream)                                                                                    \
+#define FREE(symbol, dptr, hStream, stream)                                                                            \
     do {                                                                                                               \
         CUresult result;                                                                                               \
+        if (vgpu__launch_captured(stream))                                                                             \
+            return VGPU_REAL(symbol)(dptr, hStream);                                                                   \
         struct vgpu_charge plain = vgpu__give(VGPU_KIND_POINTER, dptr), pooled = vgpu__give(VGPU_KIND_POOLED, dptr);   \
         VGPU_CALL(result, symbol, dptr, hStream);                                                                      \
         vgpu__given(&plain, result);                                                                                   \
@@ -262,11 +276,62 @@ void vgpu__pooled_freed(const struct vgpu_charge *charge) {
     } while (0)
 
 CUresult cuMemFreeAsync(CUdeviceptr dptr, CUstream hStream) {
-    FREE(cuMemFreeAsync, dptr, hStream);
+    FREE(cuMemFreeAsync, dptr, hStream, hStream);
 }
 
 CUresult cuMemFreeAsync_ptsz(CUdeviceptr dptr, CUstream hStream) {
-    FREE(cuMemFreeAsync_ptsz, dptr, hStream);
+    FREE(cuMemFreeAsync_ptsz, dptr, hStream, vgpu__per_thread(hStream));
+}
+
+/* ---- Memory of graphs ---- */
+
+static struct pool *pool_of_graphs(CUdevice ordinal, struct vgpu_device *device) {
+    for (struct pool *pool = pools; pool != NULL; pool = pool->next)
+        if (pool->of_graphs && pool->ordinal == ordinal)
+            return pool;
+    struct pool *pool = remember(NULL, device);
+    if (pool != NULL) {
+        pool->of_graphs = true;
+        pool->ordinal = ordinal;
+    }
+    return pool;
+}
+
+/* A launched graph may use what its device's graphs hold already; it may also need all of its bytes anew. */
+CUresult vgpu__pools_graph_launch(uint64_t bytes, CUresult (*launch)(void *), void *argument) {
+    CUresult result;
+    CUcontext context;
+    CUdevice ordinal;
+    struct vgpu_device *device = vgpu__cuda_current(&context, &result);
+    if (device == NULL)
+        return result;
+    VGPU_CALL(result, cuCtxGetDevice, &ordinal);
+    if (result != CUDA_SUCCESS)
+        return result;
+    pthread_mutex_lock(&lock);
+    struct pool *pool = pool_of_graphs(ordinal, device);
+    uint64_t reserved = 0, have = pool != NULL ? pool->charged_bytes : 0;
+    if (pool == NULL || (bytes > have && !reserve(pool, bytes - have, &reserved))) {
+        pthread_mutex_unlock(&lock);
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    result = launch(argument);
+    charge_growth(pool, reserved);
+    pthread_mutex_unlock(&lock);
+    return result;
+}
+
+CUresult cuDeviceGraphMemTrim(CUdevice ordinal) {
+    CUresult result;
+    VGPU_CALL(result, cuDeviceGraphMemTrim, ordinal);
+    if (result == CUDA_SUCCESS && vgpu__inside == 0) {
+        pthread_mutex_lock(&lock);
+        for (struct pool *pool = pools; pool != NULL; pool = pool->next)
+            if (pool->of_graphs && pool->ordinal == ordinal)
+                settle(pool);
+        pthread_mutex_unlock(&lock);
+    }
+    return result;
 }
 
 /* ---- Pools themselves ---- */

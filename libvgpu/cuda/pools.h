@@ -7,6 +7,7 @@
 
 #include "core/ptrmap.h"
 #include "core/share.h"
+#include "cuda/real.h"
 
 /* Give back what pools of the device have let go of since we last looked (they do when a stream is synchronised). */
 void vgpu__pools_settle(struct vgpu_device *device);
@@ -16,6 +17,9 @@ bool vgpu__pools_shrink(struct vgpu_device *device);
 
 /* An allocation of a pool was freed (charge->owner is ours): the driver has taken it back, or will in stream order. */
 void vgpu__pooled_freed(const struct vgpu_charge *charge);
+
+/* Launch a graph whose allocation nodes take `bytes`: reserved before, charged after as the driver holds it. */
+CUresult vgpu__pools_graph_launch(uint64_t bytes, CUresult (*launch)(void *), void *argument);
 
 /* In a fork's child. */
 void vgpu__pools_forget(void);
