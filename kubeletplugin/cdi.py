@@ -16,7 +16,7 @@ from api import names
 from api.errors import StateError
 from api.names import ClaimUID
 from kubeletplugin.devices import Device, DeviceFile, Driver
-from kubeletplugin.files import read_if_there, remove_durably, write_durably
+from kubeletplugin.files import read_if_there, remove, write_atomically
 from kubeletplugin.libraries import InstalledLibrary
 
 Spec = dict[str, Any]
@@ -124,7 +124,10 @@ def _mount(host_path: Path, container_path: Path, options: list[str]) -> dict[st
 
 
 class SpecFolder:
-    """The folder where the container runtime looks for specs, and ours in it."""
+    """The folder where the container runtime looks for specs, and ours in it.
+
+    It is a part of /run: a reboot empties it, and each prepare compares and mends what is there. So no fsync.
+    """
 
     def __init__(self, folder: Path, vendor: str) -> None:
         self._folder = folder
@@ -146,7 +149,7 @@ class SpecFolder:
         """Write the spec of the devices if it differs from what is there; without one, remove it."""
         path = self._folder / f"{self._vendor}-{names.CDI_CLASS_GPU}.json"
         if spec is None:
-            remove_durably(path)
+            remove(path)
         else:
             self._write(path, spec)
 
@@ -157,7 +160,7 @@ class SpecFolder:
     def remove_claim(self, uid: ClaimUID) -> bool:
         """Remove the spec of a claim; return whether there was one."""
         try:
-            return remove_durably(self._path(uid))
+            return remove(self._path(uid))
         except FileNotFoundError:
             return False
 
@@ -173,7 +176,7 @@ class SpecFolder:
         return self._folder / f"{self._vendor}-{names.CDI_CLASS_CLAIM}_{uid}.json"
 
     def _write(self, path: Path, spec: Spec) -> None:
-        content = json.dumps(spec, indent=1).encode()
+        content = json.dumps(spec).encode()
         if read_if_there(path) != content:
             self.prepare()
-            write_durably(path, content)
+            write_atomically(path, content)

@@ -1,7 +1,7 @@
 """Durable files of the agent: whole or not at all, on disk before they are relied on.
 
-Called by the checkpoint, the CDI specs and the library's installation. The order is always: temporary file, fsync,
-rename, fsync of the folder. A temporary file has one name per target, so that what a crash leaves is overwritten by
+Called by the ledger, the CDI specs and the library's installation. The order is always: temporary file, fsync, rename,
+fsync of the folder. A temporary file has one name per target, so that what a crash leaves is overwritten by
 the next try.
 """
 
@@ -15,32 +15,34 @@ _TEMPORARY_SUFFIX = ".tmp"
 
 
 def write_durably(path: Path, content: bytes, mode: int = 0o644) -> None:
-    """Replace a file's content; after a crash at any moment the file holds the old or the new content.
+    """Replace a file's content; after a crash at any moment, of the machine too, it has the old or the new content.
 
     The caller sees to it that nobody else writes the same path at the same time.
     """
-    temporary = temporary_path(path)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-    try:
-        _write_all(descriptor, content)
-        os.fchmod(descriptor, mode)  # the umask has no say: the container runtime reads some of these files
-        os.fsync(descriptor)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(descriptor)
-    temporary.rename(path)
+    _write(path, content, mode, durable=True)
     fsync_directory(path.parent)
 
 
+def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Replace a file's content; readers see the old or the new content. For what is made anew from a durable record.
+
+    After a crash of the machine the file may be missing or damaged.
+    """
+    _write(path, content, mode, durable=False)
+
+
 def remove_durably(path: Path) -> bool:
-    """Remove a file, and what a crash left of a try to write it; return whether there was anything."""
-    found = _unlink(temporary_path(path))
-    found = _unlink(path) or found
+    """Remove a file, for good; return whether there was anything."""
+    found = remove(path)
     if found:
         fsync_directory(path.parent)
     return found
+
+
+def remove(path: Path) -> bool:
+    """Remove a file, and what a crash left of a try to write it; return whether there was anything."""
+    found = _unlink(temporary_path(path))
+    return _unlink(path) or found
 
 
 def temporary_path(path: Path) -> Path:
@@ -124,6 +126,22 @@ class FileLock:
             return self._path.stat().st_ino == os.fstat(descriptor).st_ino
         except FileNotFoundError:
             return False
+
+
+def _write(path: Path, content: bytes, mode: int, *, durable: bool) -> None:
+    temporary = temporary_path(path)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        _write_all(descriptor, content)
+        os.fchmod(descriptor, mode)  # the umask has no say: the container runtime reads some of these files
+        if durable:
+            os.fsync(descriptor)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+    temporary.rename(path)
 
 
 def _write_all(descriptor: int, content: bytes) -> None:

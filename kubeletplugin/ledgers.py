@@ -36,8 +36,8 @@ class Ledger:
         self._recover = recover
         self._lock = threading.Lock()
         self._claims: dict[ClaimUID, PreparedClaim] = {}
-        self._inodes: dict[ClaimUID, int] = {}
-        """Of the file that a claim was read from; 0: reserved, and not written yet."""
+        self._unwritten: set[ClaimUID] = set()
+        """Reserved, and not in the folder yet."""
 
     def load(self) -> None:
         """Read all records; called once at start. Damaged ones are put aside and rebuilt."""
@@ -62,7 +62,8 @@ class Ledger:
 
         Args:
             uid: of the claim.
-            decide: gets what is prepared without this claim; raises if it does not fit. Must be quick and do no I/O.
+            decide: gets what is prepared now, which may include this claim; raises if it does not fit. Must be quick
+                and do no I/O.
 
         Returns:
             The claim as decided, and as it was recorded before (None: it was not).
@@ -70,25 +71,25 @@ class Ledger:
         with self._lock:
             self._refresh()
             former = self._claims.get(uid)
-            decided = decide({other: claim for other, claim in self._claims.items() if other != uid})
+            decided = decide(self._claims)
+            if decided == former:
+                return former, former
             decided = decided.keeping_extra_of(former)
-            if decided != former:
-                self._claims[uid] = decided
-                self._inodes[uid] = 0
+            self._claims[uid] = decided
+            self._unwritten.add(uid)
             return decided, former
 
     def write(self, claim: PreparedClaim) -> None:
         """Make the record of a reserved claim durable."""
-        path = self._path(claim.uid)
-        write_durably(path, encode(claim), 0o600)
+        write_durably(self._path(claim.uid), encode(claim), 0o600)
         with self._lock:
-            self._inodes[claim.uid] = path.stat().st_ino
+            self._unwritten.discard(claim.uid)
 
     def add(self, claim: PreparedClaim) -> None:
         """Count a claim that was found on the node without a record, and write one."""
         with self._lock:
             self._claims[claim.uid] = claim
-            self._inodes[claim.uid] = 0
+            self._unwritten.add(claim.uid)
         self.write(claim)
 
     def take_back(self, uid: ClaimUID, former: PreparedClaim | None) -> None:
@@ -98,45 +99,42 @@ class Ledger:
             return
         with self._lock:
             self._claims[uid] = former
-            self._inodes[uid] = 0
+            self._unwritten.add(uid)
         self.write(former)
 
     def remove(self, uid: ClaimUID) -> bool:
         """Remove the record of a claim; return whether there was one."""
         found = remove_durably(self._path(uid))
         with self._lock:
-            self._inodes.pop(uid, None)
+            self._unwritten.discard(uid)
             return self._claims.pop(uid, None) is not None or found
 
     def _path(self, uid: ClaimUID) -> Path:
         return self._folder / f"{uid}{_SUFFIX}"
 
     def _refresh(self) -> None:
+        """Take over what another instance has written or removed since the last look."""
         with os.scandir(self._folder) as entries:
-            found = {
-                ClaimUID(entry.name.removesuffix(_SUFFIX)): entry.inode()
-                for entry in entries
-                if entry.name.endswith(_SUFFIX) and not entry.name.startswith(".")
-            }
-        for uid in [uid for uid, inode in self._inodes.items() if inode and uid not in found]:
-            del self._claims[uid], self._inodes[uid]
-        for uid, inode in found.items():
-            if self._inodes.get(uid, -1) not in {0, inode}:
-                self._read(uid, inode)
+            found = {entry.name for entry in entries}
+        for uid in [uid for uid in self._claims if f"{uid}{_SUFFIX}" not in found and uid not in self._unwritten]:
+            del self._claims[uid]
+        if len(found) == len(self._claims) - len(self._unwritten):
+            return  # the usual case: nothing but what is known
+        for name in found:
+            uid = ClaimUID(name.removesuffix(_SUFFIX))
+            if name.endswith(_SUFFIX) and not name.startswith(".") and uid not in self._claims:
+                self._read(uid)
 
-    def _read(self, uid: ClaimUID, inode: int) -> None:
+    def _read(self, uid: ClaimUID) -> None:
         path = self._path(uid)
         try:
-            claim = decode(path.read_bytes(), uid, str(path))
+            self._claims[uid] = decode(path.read_bytes(), uid, str(path))
         except FileNotFoundError:
             return  # removed by another instance since the folder was read
         except StateError as error:
             recovered = self._quarantine(path, uid, error)
-            if recovered is None:
-                return
-            claim, inode = recovered, path.stat().st_ino
-        self._claims[uid] = claim
-        self._inodes[uid] = inode
+            if recovered is not None:
+                self._claims[uid] = recovered
 
     def _quarantine(self, path: Path, uid: ClaimUID, error: StateError) -> PreparedClaim | None:
         aside = path.with_name(path.name + _QUARANTINE_SUFFIX)

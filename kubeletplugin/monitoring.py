@@ -17,6 +17,7 @@ from kubeletplugin.preparedclaims import PreparedClaim
 from libvgpu.shares import Books, Limits, read_books, read_limits, update_limits
 
 _log = logging.getLogger(__name__)
+_ROUNDS_TO_WARN = 3
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Monitor:
         self._shares_dir = shares_dir
         self._clock = clock
         self._readings: dict[str, ShareReading] = {}
-        self._unreadable: set[str] = set()
+        self._unreadable: dict[str, int] = {}
+        """Rounds in which a share could not be read."""
         self.last_round_s = clock()
         """When the last round ended; on the clock that was given."""
 
@@ -48,13 +50,13 @@ class Monitor:
         """Read all books, and steer the shares that may burst."""
         former = self._readings
         found: dict[str, ShareReading] = {}
-        for claim in self._ledger.prepared().values():
-            for planned in claim.shares():
-                reading = self._read(claim, planned.share)
-                if reading is not None:
-                    found[planned.share] = reading
+        shares = {limits.share: claim for claim in self._ledger.prepared().values() for limits in claim.shares()}
+        for share, claim in shares.items():
+            reading = self._read(claim, share)
+            if reading is not None:
+                found[share] = reading
         self._readings = found
-        self._unreadable &= {limits.share for claim in self._ledger.prepared().values() for limits in claim.shares()}
+        self._unreadable = {share: rounds for share, rounds in self._unreadable.items() if share in shares}
         self._grant([Activity(reading.limits, _active(reading, former.get(share))) for share, reading in found.items()])
         self.last_round_s = self._clock()
 
@@ -63,11 +65,12 @@ class Monitor:
         try:
             reading = ShareReading(claim, read_limits(folder), read_books(folder))
         except StateError as error:
-            if share not in self._unreadable:
+            # Once is not worth a word: the claim may be half-way through being prepared or undone.
+            self._unreadable[share] = self._unreadable.get(share, 0) + 1
+            if self._unreadable[share] == _ROUNDS_TO_WARN:
                 _log.warning("share cannot be read", extra={"claim_uid": claim.uid, "error": str(error)})
-            self._unreadable.add(share)
             return None
-        self._unreadable.discard(share)
+        self._unreadable.pop(share, None)
         return reading
 
     def _grant(self, activities: list[Activity]) -> None:

@@ -134,7 +134,8 @@ class NodeState:
                 granted_percent=present.granted_percent,
             )
         if present != limits or not (folder / names.BOOKS_FILE).exists():
-            create_share(folder, limits)
+            # Not durable: the record is, and each prepare compares and mends what a crash of the machine damaged.
+            create_share(folder, limits, durable=False)
 
     def _recover(self, uid: ClaimUID) -> PreparedClaim | None:
         """Rebuild a record from the limits of the claim's shares: enough to count and to undo it."""

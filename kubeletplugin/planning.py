@@ -35,7 +35,7 @@ def plan(claim: ClaimView, node: NodeView, prepared: Prepared) -> PreparedClaim:
     Args:
         claim: as the API server has it.
         node: this node.
-        prepared: the other claims of the node.
+        prepared: the claims of the node; a former record of this claim among them does not count.
 
     Raises:
         ClaimError: the allocation cannot be served by this node as it stands, or the parameters ask for more than it.
@@ -49,7 +49,7 @@ def plan(claim: ClaimView, node: NodeView, prepared: Prepared) -> PreparedClaim:
         devices=tuple(_plan_device(claim, result, node) for result in _our_results(claim, node)),
     )
     for uuid in {limits.device_uuid for limits in planned.shares()}:
-        _check_capacity(planned, node.devices.find(names.device_name(uuid), str(claim)), prepared.values())
+        _check_capacity(planned, node.devices.find(names.device_name(uuid), str(claim)), prepared)
     return planned
 
 
@@ -137,10 +137,15 @@ def _compute_share(allocated: int, config: VGPUConfig, where: str) -> tuple[int,
     return cores, cores, Policy.FIXED
 
 
-def _check_capacity(planned: PreparedClaim, device: Device, others: Iterable[PreparedClaim]) -> None:
+def _check_capacity(planned: PreparedClaim, device: Device, prepared: Prepared) -> None:
     """Refuse what a device does not have: before 1.36 the scheduler could give out one device twice."""
-    holders = [(claim, limits) for claim in (planned, *others) for limits in claim.shares()]
-    holders = [(claim, limits) for claim, limits in holders if limits.device_uuid == device.uuid]
+    claims = [planned, *(claim for uid, claim in prepared.items() if uid != planned.uid)]
+    holders = [
+        (claim, prepared_device.limits)
+        for claim in claims
+        for prepared_device in claim.devices
+        if prepared_device.limits is not None and prepared_device.limits.device_uuid == device.uuid
+    ]
     memory_bytes = sum(limits.memory_bytes for _, limits in holders)
     if memory_bytes > device.memory_bytes:
         held = _held(holders, lambda limits: limits.memory_bytes, format_bytes)

@@ -1,7 +1,8 @@
 """A kubelet as a plugin meets it: finds it by its registration socket, calls it over gRPC, repeats what failed.
 
-It does what the real one does (k8s.io/kubernetes/pkg/kubelet/cm/dra): takes the first version that it knows; fails a pod if
-any claim has an error or no answer, and then sends all claims again; undoes claims by uid, whatever became of them.
+It does what the real one does (k8s.io/kubernetes/pkg/kubelet/cm/dra): takes the first version that it knows; fails a
+pod if any claim has an error or no answer, and then sends all claims again; undoes claims by uid, whatever became of
+them.
 """
 
 from collections.abc import Iterable, Iterator
@@ -57,7 +58,7 @@ class FakeKubelet:
     health_versions: tuple[str, ...] = ("v1.DRAResourceHealth", "v1alpha1.DRAResourceHealth")
     info: Any = None
     version: str = ""
-    _channels: list[grpc.Channel] = field(default_factory=list)
+    _channels: dict[Path, grpc.Channel] = field(default_factory=dict)
 
     def register(self, refusal: str = "") -> None:
         """Find the plugin's socket, ask what it is, and tell it the outcome."""
@@ -108,7 +109,7 @@ class FakeKubelet:
 
     def close(self) -> None:
         """Drop all connections."""
-        for channel in self._channels:
+        for channel in self._channels.values():
             channel.close()
         self._channels.clear()
 
@@ -117,9 +118,9 @@ class FakeKubelet:
         return messages, services.DRAPluginStub(self._channel(Path(self.info.endpoint)))
 
     def _channel(self, socket: Path) -> grpc.Channel:
-        channel = grpc.insecure_channel(f"unix:{socket}")
-        self._channels.append(channel)
-        return channel
+        if socket not in self._channels:
+            self._channels[socket] = grpc.insecure_channel(f"unix:{socket}")
+        return self._channels[socket]
 
 
 def _message(messages: Any, claim: Ref) -> Any:

@@ -1,0 +1,265 @@
+"""How long the node agent takes to prepare and undo claims: `python -m tests.bench.prepare [--kubeconfig F]`.
+
+The agent runs in a process of its own, as it does on a node, and is called over its socket. Claims are read from a
+real API server if a kubeconfig is given, else from a small HTTP server in a third process. Called by `make bench`.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from api import kube
+from api.errors import NotFoundError
+from api.kube import HTTPKubeClient
+from kubeletplugin.agent import AgentSettings, NodeAgent
+from kubeletplugin.claimreading import ClaimReader, ClaimReference
+from kubeletplugin.devices import DeviceTable
+from kubeletplugin.discovery import FakeDiscovery
+from kubeletplugin.libraries import install_library
+from kubeletplugin.nodestates import NodePaths, NodeState
+from kubeletplugin.planning import NodeView, plan
+from libvgpu.paths import library_path
+from tests.unit.kubeletplugin.builders import CLAIMS, NODE, claim_object, discovery, gpu, result
+from tests.unit.kubeletplugin.fakekubelet import FakeKubelet, Ref
+
+_DEVICES = [gpu(number, 80 << 30) for number in range(8)]
+_AT_ONCE = 100
+_NAMESPACE = "default"
+
+Claim = dict[str, Any]
+
+
+def main() -> None:
+    """Measure and print; or be one of the other two processes."""
+    parser = argparse.ArgumentParser(description="Measure prepare and unprepare of the node agent.")
+    parser.add_argument("--kubeconfig", help="a real API server to read claims from")
+    parser.add_argument("--rounds", type=int, default=200, help="single calls to measure")
+    parser.add_argument("--dir", type=Path, help="folder for state, CDI specs and sockets (its disk is measured)")
+    parser.add_argument("--serve-agent", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--serve-claims", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve_agent:
+        _serve_agent(options.serve_agent, options.kubeconfig)
+    elif options.serve_claims:
+        _serve_claims(options.serve_claims)
+    else:
+        with tempfile.TemporaryDirectory(prefix="vgpu-", dir=options.dir or "/tmp") as folder:
+            _measure(Path(folder), options.kubeconfig, options.rounds)
+
+
+def _measure(root: Path, kubeconfig: str | None, rounds: int) -> None:
+    claims = [_claim(number) for number in range(rounds + _AT_ONCE)]
+    with contextlib.ExitStack() as stack:
+        if kubeconfig is None:
+            kubeconfig = stack.enter_context(_local_claims(root, claims))
+        else:
+            stack.enter_context(_stored_claims(kubeconfig, claims))
+        refs = [Ref(claim["metadata"]["uid"], _NAMESPACE, claim["metadata"]["name"]) for claim in claims]
+        _print_steps(root / "steps", kubeconfig, refs[:rounds])
+        agent = stack.enter_context(_child("--serve-agent", root, "--kubeconfig", kubeconfig))
+        kubelet = stack.enter_context(contextlib.closing(FakeKubelet(root / "kubelet")))
+        kubelet.register()
+        for ref in refs[:5]:  # connections are made, modules loaded
+            kubelet.prepare(ref)
+            kubelet.unprepare(ref)
+        single, burst = refs[:rounds], refs[rounds:]
+        before_s = _cpu_s(int(agent))
+        _print("prepare, one at a time", [_timed(kubelet.prepare, ref) for ref in single])
+        print(f"{'  agent, CPU per call':45} {(_cpu_s(int(agent)) - before_s) / len(single) * 1e3:12.2f} ms")
+        _print("prepare again", [_timed(kubelet.prepare, ref) for ref in single])
+        _print("unprepare, one at a time", [_timed(kubelet.unprepare, ref) for ref in single])
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            for name, call in (("prepare", kubelet.prepare), ("unprepare", kubelet.unprepare)):
+                _print(f"{name}, {_AT_ONCE} calls at once", _all_at_once(pool, call, burst))
+        _print(f"prepare, one call with {_AT_ONCE} claims", [_timed(kubelet.prepare, *burst)])
+        _print(f"unprepare, one call with {_AT_ONCE} claims", [_timed(kubelet.unprepare, *burst)])
+
+
+def _print_steps(root: Path, kubeconfig: str, refs: Sequence[Ref]) -> None:
+    """Measure the parts of a prepare, in this process and one after the other."""
+    paths = NodePaths(root / "state", root / "cdi")
+    state = NodeState(paths, "vgpu.dra-driver.io", NODE, install_library(_library(root), paths.library_dir))
+    state.load()
+    reader = ClaimReader(HTTPKubeClient(kubeconfig))
+    view = NodeView("vgpu.dra-driver.io", NODE, DeviceTable(_DEVICES))
+    seconds: dict[str, list[float]] = {}
+
+    def step(name: str, action: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        found = action()
+        seconds.setdefault(name, []).append(time.perf_counter() - start)
+        return found
+
+    for ref in refs:
+        reference = ClaimReference(ref.namespace, ref.name, ref.uid)  # type: ignore[arg-type]
+        claim = step("read the claim (GET)", lambda: reader.read(reference))  # noqa: B023 - called at once
+        planned, _ = step("plan and reserve", lambda: state.ledger.reserve(claim.uid, lambda o: plan(claim, view, o)))  # noqa: B023
+        step("write the record", lambda: state.ledger.write(planned))  # noqa: B023
+        step("write shares and CDI spec", lambda: state.put(planned))  # noqa: B023
+    for ref in refs:
+        step("undo", lambda: state.remove(ref.uid))  # type: ignore[arg-type]  # noqa: B023
+    for name, figures in seconds.items():
+        _print(f"  step: {name}", figures)
+
+
+def _claim(number: int) -> Claim:
+    device = _DEVICES[number % len(_DEVICES)]
+    return claim_object(f"bench-{number}", [result(device, "100Mi", "0")], uid=str(uuid.uuid4()))
+
+
+def _cpu_s(pid: int) -> float:
+    """Return the CPU seconds of a process: unlike the wall clock, they do not mind a busy machine."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _timed(call: Callable[..., Any], *arguments: Any) -> float:
+    start = time.perf_counter()
+    call(*arguments)
+    return time.perf_counter() - start
+
+
+def _all_at_once(pool: ThreadPoolExecutor, call: Callable[..., Any], refs: Sequence[Ref]) -> list[float]:
+    barrier = threading.Barrier(len(refs))
+
+    def wait_and_call(ref: Ref) -> float:
+        barrier.wait()
+        return _timed(call, ref)
+
+    return list(pool.map(wait_and_call, refs))
+
+
+def _print(name: str, seconds: Sequence[float]) -> None:
+    if len(seconds) == 1:
+        print(f"{name:45} {seconds[0] * 1e3:8.2f} ms")
+        return
+    p99 = statistics.quantiles(seconds, n=100)[98]
+    print(f"{name:45} p50 {statistics.median(seconds) * 1e3:7.2f} ms   p99 {p99 * 1e3:7.2f} ms")
+
+
+@contextlib.contextmanager
+def _child(*arguments: str | Path) -> Iterator[str]:
+    """Run another process of this benchmark; yields the line that it says once it serves."""
+    command = [sys.executable, "-m", "tests.bench.prepare", *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.communicate("", timeout=30)  # end of file on stdin ends it
+
+
+@contextlib.contextmanager
+def _local_claims(root: Path, claims: Sequence[Claim]) -> Iterator[str]:
+    (root / "claims.json").write_text(json.dumps(claims))
+    with _child("--serve-claims", root / "claims.json") as url:
+        config = {
+            "clusters": [{"name": "bench", "cluster": {"server": url}}],
+            "users": [{"name": "bench", "user": {}}],
+            "contexts": [{"name": "bench", "context": {"cluster": "bench", "user": "bench"}}],
+            "current-context": "bench",
+        }
+        (root / "kubeconfig").write_text(json.dumps(config))
+        yield str(root / "kubeconfig")
+
+
+@contextlib.contextmanager
+def _stored_claims(kubeconfig: str, claims: Sequence[Claim]) -> Iterator[None]:
+    """Store the claims, with their allocation, and take over the uids that they got."""
+    client = HTTPKubeClient(kubeconfig)
+    try:
+        for claim in claims:
+            claim["metadata"].pop("uid")
+            stored = client.create(CLAIMS, claim)
+            claim["metadata"] = stored["metadata"]
+            for entry in claim["status"]["allocation"]["devices"]["results"]:
+                entry["shareID"] = str(uuid.uuid4())
+            client.replace(CLAIMS, {**stored, "status": claim["status"]}, "status")
+        yield
+    finally:
+        for claim in claims:
+            with contextlib.suppress(NotFoundError):
+                client.delete(CLAIMS, {"metadata": {"namespace": _NAMESPACE, "name": claim["metadata"]["name"]}})
+
+
+def _library(root: Path) -> Path:
+    try:
+        return library_path()
+    except Exception:  # noqa: BLE001 - the agent can be measured before the library is built
+        root.mkdir(parents=True, exist_ok=True)
+        stand_in = root / "libvgpu.so"
+        stand_in.write_bytes(b"a stand-in for the library")
+        return stand_in
+
+
+def _serve_agent(root: Path, kubeconfig: str) -> None:
+    settings = AgentSettings(NODE, root / "kubelet", root / "cdi", root / "state", library=_library(root))
+    agent = NodeAgent(HTTPKubeClient(kubeconfig), settings, FakeDiscovery(discovery(*_DEVICES)), CollectorRegistry())
+    agent.start()
+    print(os.getpid(), flush=True)
+    sys.stdin.read()
+    agent.stop()
+
+
+class _ClaimHandler(BaseHTTPRequestHandler):
+    """Answers a GET of a claim, and what the agent asks once."""
+
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1  # one segment per answer: no waiting for the peer's delayed acknowledgement
+    answers: dict[str, bytes]
+
+    def do_GET(self) -> None:
+        answer = self.answers.get(self.path)
+        self._answer(200, answer) if answer else self._answer(404, b'{"message": "not found"}')
+
+    def do_PATCH(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer(200, b'{"metadata": {}, "status": {}}')
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name is the base class's
+        pass
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def _serve_claims(file: Path) -> None:
+    group = {"versions": [{"version": "v1"}]}
+    answers: dict[str, Any] = {
+        kube.NODES.path(name=NODE): {"metadata": {"uid": "node-uid"}},
+        "/apis/resource.k8s.io": group,
+    }
+    for claim in json.loads(file.read_text()):
+        answers[CLAIMS.path(_NAMESPACE, claim["metadata"]["name"])] = claim
+    _ClaimHandler.answers = {path: json.dumps(answer).encode() for path, answer in answers.items()}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _ClaimHandler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    print(f"http://127.0.0.1:{server.server_port}", flush=True)
+    sys.stdin.read()
+    server.shutdown()
+    thread.join()
+
+
+if __name__ == "__main__":
+    main()
