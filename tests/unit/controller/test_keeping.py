@@ -3,9 +3,15 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from prometheus_client import CollectorRegistry
 
-from controller.keeping import Action, NodeState, Pulse, decide
-from tests.unit.controller.builders import DRIVER, facts, status
+from api.errors import ConflictError
+from api.kubefake import FakeKube
+from api.nodeinventory import InventoryStatus
+from controller.consumable import ConsumableMode
+from controller.keeping import Action, NodeState, PoolKeeper, Pulse, Sources, decide
+from controller.metrics import Metrics
+from tests.unit.controller.builders import DRIVER, SLICES, facts, status
 
 HEARTBEAT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 STATED = status(facts(), heartbeat=HEARTBEAT)
@@ -91,3 +97,74 @@ def test_a_node_that_went_has_no_heartbeat() -> None:
     pulse.note("n1", HEARTBEAT)
     pulse.note("n1", None)
     assert pulse.age_s("n1") == float("inf")
+
+
+class Node:
+    """The state of one node as the caches give it, over an API server in memory."""
+
+    def __init__(self) -> None:
+        self.kube = FakeKube()
+        self.age_s = 0.0
+        self.leading = True
+        self.inventory: InventoryStatus = STATED
+        self.registry = CollectorRegistry()
+        sources = Sources(
+            node_uid=lambda _: "uid",
+            inventory=lambda _: (True, self.inventory),
+            slices=lambda _: self.kube.objects(SLICES),
+            has_seen=lambda _: True,
+            heartbeat_age_s=lambda _: self.age_s,
+        )
+        self.keeper = PoolKeeper(
+            self.kube,
+            DRIVER,
+            "v1",
+            sources=sources,
+            may_write=lambda: self.leading,
+            metrics=Metrics(self.registry),
+        )
+        self.keeper.set_mode(ConsumableMode())
+
+
+def test_slices_made_after_an_agents_last_heartbeat_are_withdrawn_when_no_other_comes() -> None:
+    node = Node()
+    node.age_s = 40
+    assert node.keeper.sync("n1") == 21
+    assert len(node.kube.objects(SLICES)) == 1
+    node.age_s = 61
+    assert node.keeper.sync("n1") is None
+    assert node.kube.objects(SLICES) == []
+
+
+def test_slices_that_have_seen_a_later_heartbeat_stay_when_the_agent_dies() -> None:
+    node = Node()
+    node.keeper.sync("n1")
+    node.inventory = status(facts(), heartbeat=HEARTBEAT + timedelta(seconds=20))
+    assert node.keeper.sync("n1") is None
+    node.age_s = 61
+    node.keeper.sync("n1")
+    assert len(node.kube.objects(SLICES)) == 1
+
+
+def test_who_does_not_lead_writes_nothing() -> None:
+    node = Node()
+    node.leading = False
+    node.keeper.sync("n1")
+    assert ("create", "/apis/resource.k8s.io/v1/resourceslices") not in node.kube.requests
+    node.leading = True
+    node.keeper.sync("n1")
+    node.leading = False
+    node.inventory = status(heartbeat=HEARTBEAT)
+    node.keeper.sync("n1")
+    (stored,) = node.kube.objects(SLICES)
+    assert len(stored["spec"]["devices"]) == 1
+
+
+def test_a_write_that_somebody_was_faster_with_is_counted_and_left_to_the_next_try() -> None:
+    node = Node()
+    node.kube.fail_next(ConflictError("already exists", 409))
+    with pytest.raises(ConflictError):
+        node.keeper.sync("n1")
+    assert node.registry.get_sample_value("vgpu_controller_write_conflicts_total") == 1
+    node.keeper.sync("n1")
+    assert len(node.kube.objects(SLICES)) == 1

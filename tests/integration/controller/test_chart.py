@@ -1,0 +1,148 @@
+"""The chart on a real API server: it installs, its rights are enough and not more, agents write for their own node."""
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry
+
+from api import kube as kube_api
+from api import nodeinventory
+from api.errors import KubeError
+from api.kube import HTTPKubeClient, Resource
+from controller.controller import Controller, ControllerSettings
+from deploy.local import building
+from tests.integration.controller.conftest import NAMESPACES, Cluster
+from tests.unit.controller.builders import CLAIMS, CLASSES, SLICES, claim, facts, status, wait_until
+
+pytestmark = pytest.mark.cluster
+
+CHART = Path(__file__).parents[3] / "deploy" / "helm" / "dra-driver-vgpu"
+RELEASE = "vgpu"
+CONTROLLER = "vgpu-dra-driver-vgpu-controller"
+AGENT = "vgpu-dra-driver-vgpu-node-agent"
+
+
+@pytest.fixture(scope="module")
+def helm() -> Path:
+    return building.tools() / "helm"
+
+
+def run(helm: Path, *arguments: str) -> str:
+    done = subprocess.run([helm, *arguments], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def rendered(helm: Path, *arguments: str) -> list[dict[str, Any]]:
+    text = run(helm, "template", RELEASE, str(CHART), "--kube-version", "1.36.0", *arguments)
+    return [obj for obj in yaml.safe_load_all(text) if obj]
+
+
+def test_the_chart_has_no_fault_that_helm_finds(helm: Path) -> None:
+    assert "0 chart(s) failed" in run(helm, "lint", "--strict", str(CHART))
+
+
+def test_the_driver_root_is_mounted_where_the_agent_is_told(helm: Path) -> None:
+    for root, inside, told in (("/", "/driver-root", ["/"]), ("/opt/driver", "/opt/driver", [])):
+        (agent,) = [
+            obj for obj in rendered(helm, "--set", f"nodeAgent.driverRoot={root}") if obj["kind"] == "DaemonSet"
+        ]
+        (container,) = agent["spec"]["template"]["spec"]["containers"]
+        assert f"--driver-root={inside}" in container["args"]
+        assert [m["mountPath"] for m in container["volumeMounts"] if m["name"] == "driver-root"] == [inside]
+        env = {entry["name"]: entry.get("value") for entry in container["env"]}
+        assert [env[name] for name in env if name == "DRA_DRIVER_DRIVER_ROOT_ON_HOST"] == told
+
+
+def test_one_replica_gets_no_disruption_budget(helm: Path) -> None:
+    assert [o for o in rendered(helm, "--set", "controller.replicas=1") if o["kind"] == "PodDisruptionBudget"] == []
+
+
+@pytest.fixture
+def installed(helm: Path, cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., HTTPKubeClient]]:
+    """The chart in a namespace of its own; gives clients with the rights of its service accounts."""
+    for obj in cluster.kube.list(CLASSES)["items"]:
+        cluster.kube.delete(CLASSES, obj)  # the chart brings them
+    common = ["--namespace", cluster.namespace, "--kubeconfig", cluster.kubeconfig]
+    run(helm, "install", RELEASE, str(CHART), *common, "--skip-crds")
+
+    def client(account: str, node: dict[str, Any] | None = None) -> HTTPKubeClient:
+        tokens = Resource("", "v1", f"serviceaccounts/{account}/token", namespaced=True)
+        bound = {"boundObjectRef": {"apiVersion": "v1", "kind": "Node", **node}} if node else {}
+        request = {"metadata": {"namespace": cluster.namespace}, "spec": {"expirationSeconds": 600, **bound}}
+        token = cluster.kube.create(tokens, request)["status"]["token"]
+        config = yaml.safe_load(Path(cluster.kubeconfig).read_text())
+        config["users"] = [{"name": config["users"][0]["name"], "user": {"token": token}}]
+        path = tmp_path / f"{account}.kubeconfig"
+        path.write_text(json.dumps(config))
+        return HTTPKubeClient(str(path))
+
+    yield client
+    run(helm, "uninstall", RELEASE, *common)
+
+
+def test_the_controller_does_its_work_with_the_rights_that_the_chart_gives(
+    cluster: Cluster, installed: Callable[..., HTTPKubeClient]
+) -> None:
+    settings = ControllerSettings(cluster.namespace, "a", lease_duration_s=3, renew_deadline_s=2, retry_s=0.3)
+    controller = Controller(installed(CONTROLLER), settings, CollectorRegistry())
+    controller.start()
+    try:
+        cluster.add_node("rights", facts())
+        wait_until(lambda: len(cluster.slices("rights")) == 1, timeout_s=30)
+        first = cluster.slices("rights")[0]["metadata"]["uid"]
+        cluster.kube.delete(SLICES, cluster.slices("rights")[0])
+        wait_until(lambda: [s["metadata"]["uid"] for s in cluster.slices("rights")] not in ([], [first]))
+        wrong = claim("typo", config={"kind": "VGPUConfig"})
+        del wrong["metadata"]["uid"]
+        cluster.create(CLAIMS, wrong)
+        selection = kube_api.Selection(namespace=cluster.namespace, fields="reason=VGPUConfigInvalid")
+        wait_until(lambda: cluster.kube.list(kube_api.EVENTS, selection)["items"], timeout_s=30)
+    finally:
+        controller.stop()
+    wait_until(
+        lambda: not cluster.kube.get(kube_api.LEASES, settings.lease.name, cluster.namespace)["spec"]["holderIdentity"]
+    )
+
+
+def test_an_agent_writes_the_inventory_of_its_own_node_only(
+    cluster: Cluster, installed: Callable[..., HTTPKubeClient]
+) -> None:
+    uid = cluster.add_node("mine")
+    cluster.add_node("other")
+    agent = installed(AGENT, {"name": "mine", "uid": uid})
+    stated = nodeinventory.to_object("mine", status(facts(), node_uid=uid))
+    patch = {"status": stated["status"]}
+
+    def refusal() -> str:
+        # A new policy takes effect after a moment; until then it forbids nothing.
+        try:
+            agent.patch(kube_api.NODE_INVENTORIES, {"metadata": {"name": "other"}}, patch, "status")
+        except KubeError as error:
+            return str(error)
+        return ""
+
+    wait_until(refusal, timeout_s=30)
+    expected = "a node agent may write the NodeInventory of its own node only: found other, expected mine"
+    assert refusal().endswith(expected)
+    agent.patch(kube_api.NODE_INVENTORIES, stated, patch, "status")
+    with pytest.raises(KubeError) as refused:
+        agent.list(SLICES)
+    assert refused.value.status == 403
+    with pytest.raises(KubeError) as refused:
+        agent.list(CLAIMS)
+    assert refused.value.status == 403
+
+
+def test_rendered_objects_are_accepted_by_the_api_server(helm: Path, cluster: Cluster) -> None:
+    arguments = ["--namespace", cluster.namespace, "--kubeconfig", cluster.kubeconfig, "--skip-crds"]
+    for obj in cluster.kube.list(CLASSES)["items"]:
+        cluster.kube.delete(CLASSES, obj)
+    text = run(helm, "install", "dry", str(CHART), *arguments, "--dry-run=server")
+    assert "STATUS: pending-install" in text
+    assert cluster.kube.get(NAMESPACES, cluster.namespace)["status"]["phase"] == "Active"

@@ -1,0 +1,205 @@
+"""The controller against a real API server and a real scheduler."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from api import kube as kube_api
+from api.kube import JSON, LEASES
+from controller.controller import Controller
+from controller.explaining import explain_pod
+from tests.integration.controller.conftest import SERVICE_ACCOUNTS, Cluster
+from tests.unit.controller.builders import CLAIMS, GI, SLICES, claim, facts, state_inventory, status, wait_until
+
+pytestmark = pytest.mark.cluster
+
+Start = Callable[[str], Controller]
+
+
+def published(cluster: Cluster, node: str, devices: int = 1) -> JSON:
+    """The one slice of a node, once it has so many devices."""
+
+    def devices_of(slices: list[JSON]) -> list[Any]:
+        return [device for obj in slices for device in obj["spec"].get("devices") or []]
+
+    wait_until(lambda: len(devices_of(cluster.slices(node))) == devices, timeout_s=30)
+    (found,) = cluster.slices(node)
+    return found
+
+
+def test_the_api_server_stores_the_slice_as_it_was_written(cluster: Cluster, start_controller: Start) -> None:
+    full = facts(
+        architecture="Hopper",
+        compute_capability="9.0",
+        driver_version="580.159.03",
+        runtime_version="13.0",
+        pci_bus_id="0000:65:00.0",
+        pcie_root="pci0000:64",
+        numa_node=0,
+        memory_bytes=10 * GI + 4097,
+    )
+    uid = cluster.add_node("stored", full)
+    controller = start_controller("a")
+    slice_ = published(cluster, "stored")
+    wait_until(controller.idle)
+    assert slice_["metadata"]["name"] == "00000-stored-vgpu.dra-driver.io"
+    assert slice_["metadata"]["ownerReferences"][0]["uid"] == uid
+    assert slice_["spec"]["pool"] == {"name": "stored", "generation": 1, "resourceSliceCount": 1}
+    (device,) = slice_["spec"]["devices"]
+    assert device["allowMultipleAllocations"] is True
+    assert device["capacity"] == {
+        "memory": {
+            "value": "10Gi",
+            "requestPolicy": {"default": "10Gi", "validRange": {"min": "1Mi", "max": "10Gi", "step": "1Mi"}},
+        },
+        "cores": {
+            "value": "100",
+            "requestPolicy": {"default": "0", "validRange": {"min": "0", "max": "100", "step": "1"}},
+        },
+        "shares": {"value": "64", "requestPolicy": {"default": "1", "validValues": ["1"]}},
+    }
+    assert device["attributes"]["driverVersion"] == {"version": "580.159.3"}
+    again = published(cluster, "stored")
+    assert again["metadata"]["resourceVersion"] == slice_["metadata"]["resourceVersion"], "written more than once"
+
+
+def test_a_deleted_slice_comes_back_and_an_edit_is_undone(cluster: Cluster, start_controller: Start) -> None:
+    cluster.add_node("kept", facts())
+    start_controller("a")
+    first = published(cluster, "kept")
+    cluster.kube.delete(SLICES, first)
+    wait_until(lambda: [s["metadata"]["uid"] for s in cluster.slices("kept")] not in ([], [first["metadata"]["uid"]]))
+    edited = published(cluster, "kept")
+    devices = copy.deepcopy(edited["spec"]["devices"])
+    edited["spec"]["devices"] = []
+    cluster.kube.replace(SLICES, edited)
+    wait_until(lambda: cluster.slices("kept")[0]["spec"].get("devices") == devices)
+
+
+def test_130_devices_make_two_slices_and_fewer_make_one_again(cluster: Cluster, start_controller: Start) -> None:
+    many = [facts(name=f"gpu-{number:03d}") for number in range(130)]
+    cluster.add_node("many", *many)
+    start_controller("a")
+    wait_until(lambda: len(cluster.slices("many")) == 2, timeout_s=30)
+    assert [len(obj["spec"]["devices"]) for obj in cluster.slices("many")] == [128, 2]
+    state_inventory(cluster.kube, "many", status(*many[:5]))
+    wait_until(lambda: len(cluster.slices("many")) == 1)
+    wait_until(lambda: len(cluster.slices("many")[0]["spec"]["devices"]) == 5)
+    assert cluster.slices("many")[0]["spec"]["pool"]["resourceSliceCount"] == 1
+
+
+def test_slices_go_with_the_inventory(cluster: Cluster, start_controller: Start) -> None:
+    cluster.add_node("leaving", facts())
+    start_controller("a")
+    published(cluster, "leaving")
+    cluster.kube.delete(kube_api.NODE_INVENTORIES, {"metadata": {"name": "leaving"}})
+    wait_until(lambda: not cluster.slices("leaving"))
+
+
+def test_the_second_controller_takes_over_from_the_first(cluster: Cluster, start_controller: Start) -> None:
+    cluster.add_node("handed", facts())
+    first = start_controller("first")
+    published(cluster, "handed")
+    second = start_controller("second")
+    wait_until(lambda: second.ready() == "")
+    assert not second.is_leading()
+    first.stop()
+    wait_until(second.idle)
+    lease = cluster.kube.get(LEASES, "controller-vgpu.dra-driver.io", cluster.namespace)
+    assert lease["spec"]["holderIdentity"] == "second"
+    assert lease["spec"]["leaseTransitions"] == 1 + 1  # given back, then taken
+    state_inventory(cluster.kube, "handed", status(facts(0), facts(1)))
+    published(cluster, "handed", devices=2)
+
+
+def pod(name: str, claim_name: str, node: str) -> dict[str, Any]:
+    """A pod that takes a claim to a node."""
+    return {
+        "kind": "Pod",
+        "metadata": {"name": name},
+        "spec": {
+            "nodeSelector": {"pool": node},
+            "tolerations": [{"operator": "Exists"}],
+            "automountServiceAccountToken": False,
+            "resourceClaims": [{"name": "gpu", "resourceClaimName": claim_name}],
+            "containers": [{"name": "main", "image": "none", "resources": {"claims": [{"name": "gpu"}]}}],
+        },
+    }
+
+
+def ask(cluster: Cluster, name: str, node: str, **asked: str) -> None:
+    """Create a claim and a pod of one name."""
+    made = claim(name, **asked)
+    del made["metadata"]["uid"]
+    cluster.create(CLAIMS, made)
+    cluster.create(kube_api.PODS, pod(name, name, node))
+
+
+def allocated(cluster: Cluster, name: str) -> Any:
+    status_ = cluster.kube.get(CLAIMS, name, cluster.namespace).get("status") or {}
+    return status_.get("allocation")
+
+
+def notes(cluster: Cluster, kind: str, name: str) -> list[str]:
+    """What our events say about an object."""
+    selection = kube_api.Selection(namespace=cluster.namespace)
+    return [
+        str(event["note"])
+        for event in cluster.kube.list(kube_api.EVENTS, selection)["items"]
+        if event.get("reportingController") == "dra-driver-vgpu-controller"
+        and (event["regarding"]["kind"], event["regarding"]["name"]) == (kind, name)
+    ]
+
+
+def test_the_scheduler_fills_a_gpu_and_the_claim_that_is_left_gets_its_reason(
+    cluster: Cluster, start_controller: Start
+) -> None:
+    cluster.create(SERVICE_ACCOUNTS, {"kind": "ServiceAccount", "metadata": {"name": "default"}})
+    cluster.add_node("full", facts())
+    controller = start_controller("a")
+    published(cluster, "full")
+    for name, cores in (("forty", "40"), ("sixty", "60")):
+        ask(cluster, name, "full", memory="2Gi", cores=cores)
+        wait_until(lambda name=name: allocated(cluster, name), timeout_s=30)  # type: ignore[misc]
+    (held,) = allocated(cluster, "sixty")["devices"]["results"]
+    assert held["consumedCapacity"] == {"memory": "2Gi", "cores": "60", "shares": "1"}
+    ask(cluster, "third", "full", memory="999999Mi", cores="20")
+    wait_until(lambda: notes(cluster, "Pod", "third"), timeout_s=30)
+    reason = (
+        f"full/{facts().name}: CardInsufficientMemory, CardInsufficientCore "
+        "(6Gi free of 10Gi, asked 999999Mi; 0 cores free of 100, asked 20)"
+    )
+    heading = (
+        f"ResourceClaim {cluster.namespace}/third: request gpu (cores 20, memory 999999Mi): 0 of 1 device can serve it"
+    )
+    assert notes(cluster, "Pod", "third") == [f"{heading}: {reason}"]
+    assert notes(cluster, "ResourceClaim", "third") == [f"{heading}: {reason}"]
+    assert explain_pod(cluster.kube, cluster.namespace, "third") == f"{heading}\n  {reason}"
+    assert not allocated(cluster, "third")
+    assert controller.is_leading()
+
+
+def test_a_claim_with_a_typing_error_is_told_so_before_any_pod(cluster: Cluster, start_controller: Start) -> None:
+    start_controller("a")
+    wrong = claim("typo", config={"apiVersion": "vgpu.dra-driver.io/v1alpha1", "kind": "VGPUConfig", "memory": "8GB"})
+    del wrong["metadata"]["uid"]
+    cluster.create(CLAIMS, wrong)
+    wait_until(lambda: notes(cluster, "ResourceClaim", "typo"), timeout_s=30)
+    (note,) = notes(cluster, "ResourceClaim", "typo")
+    assert note == (
+        f"ResourceClaim {cluster.namespace}/typo: memory: found '8GB', "
+        'expected a quantity of memory above 0 such as "8Gi" or "500Mi"'
+    )
+
+
+def test_a_restart_of_the_api_server_is_survived(api_server: Any, cluster: Cluster, start_controller: Start) -> None:
+    cluster.add_node("restarted", facts())
+    controller = start_controller("a")
+    published(cluster, "restarted")
+    api_server.restart()
+    wait_until(controller.is_leading, timeout_s=60)
+    state_inventory(cluster.kube, "restarted", status(facts(0), facts(1)))
+    published(cluster, "restarted", devices=2)
+    assert controller.alive() == ""
