@@ -1,0 +1,216 @@
+/*
+ * Stream capture: while a stream is captured, what is submitted to it becomes nodes of a graph. Other streams join by
+ * waiting for an event that was recorded in the capture, and have to be joined back before it ends.
+ */
+#include "driver.h"
+
+#include <stdlib.h>
+
+static unsigned long long last_capture_id;
+
+static CUresult set_deps(CUstream stream, const CUgraphNode *deps, size_t count) {
+    CUgraphNode *copy = NULL;
+    if (count > 0) {
+        copy = malloc(count * sizeof *copy);
+        REQUIRE(copy, CUDA_ERROR_OUT_OF_MEMORY);
+        for (size_t i = 0; i < count; i++)
+            copy[i] = deps[i];
+    }
+    free(stream->capture_deps);
+    stream->capture_deps = copy;
+    stream->capture_dep_count = count;
+    return CUDA_SUCCESS;
+}
+
+static CUresult add_dep(CUstream stream, CUgraphNode node) {
+    for (size_t i = 0; i < stream->capture_dep_count; i++)
+        if (stream->capture_deps[i] == node)
+            return CUDA_SUCCESS;
+    CUgraphNode *more = realloc(stream->capture_deps, (stream->capture_dep_count + 1) * sizeof *more);
+    REQUIRE(more, CUDA_ERROR_OUT_OF_MEMORY);
+    more[stream->capture_dep_count++] = node;
+    stream->capture_deps = more;
+    return CUDA_SUCCESS;
+}
+
+static void leave(CUstream stream) {
+    set_deps(stream, NULL, 0);
+    stream->capture = NULL;
+    stream->capture_origin = stream->capture_failed = false;
+}
+
+/* ---- Work becomes nodes ---- */
+
+static CUresult advance(CUstream stream, CUresult result, CUgraphNode node) {
+    if (result != CUDA_SUCCESS) {
+        stream->capture_failed = true;
+        return result;
+    }
+    return set_deps(stream, &node, 1);
+}
+
+CUresult capture_add(CUstream stream, const struct node_work *work, CUgraphNode *out) {
+    CUgraphNode node = NULL;
+    REQUIRE(!stream->capture_failed, CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
+    CUresult result = graph_add(stream->capture, stream->capture_deps, stream->capture_dep_count, work, &node);
+    if (out)
+        *out = node;
+    return advance(stream, result, node);
+}
+
+CUresult capture_allocate(CUstream stream, size_t bytes, CUdeviceptr *dptr) {
+    CUgraphNode node = NULL;
+    CUDA_MEM_ALLOC_NODE_PARAMS params = {
+        .poolProps = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
+                      .location = {CU_MEM_LOCATION_TYPE_DEVICE, stream->context->device->ordinal}},
+        .bytesize = bytes};
+    CUresult result = graph_add_allocation(stream->capture, stream->capture_deps, stream->capture_dep_count,
+                                           stream->context, &params, &node);
+    *dptr = params.dptr;
+    return advance(stream, result, node);
+}
+
+CUresult capture_free(CUstream stream, CUdeviceptr dptr) {
+    CUgraphNode node = NULL;
+    CUresult result = graph_add_free(stream->capture, stream->capture_deps, stream->capture_dep_count, dptr, &node);
+    return advance(stream, result, node);
+}
+
+CUresult capture_record(CUstream stream, CUevent event, unsigned flags) {
+    if (flags & CU_EVENT_RECORD_EXTERNAL) {
+        struct node_work work = {.type = CU_GRAPH_NODE_TYPE_EVENT_RECORD, .event = event};
+        return capture_add(stream, &work, NULL);
+    }
+    if (stream->capture_dep_count > 1) { /* one node stands for all that came before */
+        struct node_work work = {.type = CU_GRAPH_NODE_TYPE_EMPTY};
+        TRY(capture_add(stream, &work, NULL));
+    }
+    event->capture = stream->capture;
+    event->capture_id = stream->capture_id;
+    event->capture_node = stream->capture_dep_count ? stream->capture_deps[0] : NULL;
+    return CUDA_SUCCESS;
+}
+
+CUresult capture_wait(CUstream stream, CUevent event, unsigned flags) {
+    if (CAPTURING(stream) && (flags & 1)) { /* CU_EVENT_WAIT_EXTERNAL */
+        struct node_work work = {.type = CU_GRAPH_NODE_TYPE_WAIT_EVENT, .event = event};
+        return capture_add(stream, &work, NULL);
+    }
+    REQUIRE(event->capture, CUDA_ERROR_STREAM_CAPTURE_ISOLATION); /* recorded outside */
+    if (!CAPTURING(stream)) {
+        REQUIRE(!stream->legacy, CUDA_ERROR_STREAM_CAPTURE_IMPLICIT);
+        stream->capture = event->capture;
+        stream->capture_id = event->capture_id;
+    }
+    REQUIRE(stream->capture == event->capture, CUDA_ERROR_STREAM_CAPTURE_MERGE);
+    return event->capture_node ? add_dep(stream, event->capture_node) : CUDA_SUCCESS;
+}
+
+/* ---- Beginning and ending ---- */
+
+CUresult stub_cuStreamBeginCapture_v2(CUstream handle, CUstreamCaptureMode mode) {
+    CUstream stream;
+    TRY(resolve_stream(handle, &stream));
+    REQUIRE(mode >= 0 && mode <= CU_STREAM_CAPTURE_MODE_RELAXED, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(!stream->legacy, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+    REQUIRE(!CAPTURING(stream), CUDA_ERROR_ILLEGAL_STATE);
+    CUgraph graph = graph_make();
+    REQUIRE(graph, CUDA_ERROR_OUT_OF_MEMORY);
+    stream->capture_id = __atomic_add_fetch(&last_capture_id, 1, __ATOMIC_RELAXED);
+    stream->capture_origin = true;
+    stream->capture = graph;
+    return CUDA_SUCCESS;
+}
+
+CUresult stub_cuStreamBeginCapture(CUstream handle) {
+    return stub_cuStreamBeginCapture_v2(handle, CU_STREAM_CAPTURE_MODE_GLOBAL);
+}
+
+/* Does anything come behind this node? */
+static bool has_successor(CUgraph graph, CUgraphNode node) {
+    for (CUgraphNode at = graph->first; at; at = at->next)
+        for (size_t i = 0; i < at->dep_count; i++)
+            if (at->deps[i] == node)
+                return true;
+    return false;
+}
+
+/* Did another stream's last work flow back into the origin? */
+static bool joined(CUstream origin, CUstream other) {
+    for (size_t i = 0; i < other->capture_dep_count; i++) {
+        bool found = has_successor(origin->capture, other->capture_deps[i]);
+        for (size_t j = 0; j < origin->capture_dep_count && !found; j++)
+            found = origin->capture_deps[j] == other->capture_deps[i];
+        if (!found)
+            return false;
+    }
+    return true;
+}
+
+CUresult stub_cuStreamEndCapture(CUstream handle, CUgraph *graph) {
+    CUstream stream;
+    TRY(resolve_stream(handle, &stream));
+    REQUIRE(graph, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(CAPTURING(stream), CUDA_ERROR_ILLEGAL_STATE);
+    REQUIRE(stream->capture_origin, CUDA_ERROR_STREAM_CAPTURE_UNMATCHED);
+    CUresult result = stream->capture_failed ? CUDA_ERROR_STREAM_CAPTURE_INVALIDATED : CUDA_SUCCESS;
+    for (CUstream other = stream->context->streams; other; other = other->next) {
+        if (other == stream || other->capture != stream->capture)
+            continue;
+        if (other->capture_failed)
+            result = CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
+        else if (result == CUDA_SUCCESS && !joined(stream, other))
+            result = CUDA_ERROR_STREAM_CAPTURE_UNJOINED;
+        leave(other);
+    }
+    *graph = stream->capture;
+    leave(stream);
+    if (result != CUDA_SUCCESS) {
+        stub_cuGraphDestroy(*graph);
+        *graph = NULL;
+    }
+    return result;
+}
+
+/* ---- Asking ---- */
+
+CUresult stub_cuStreamIsCapturing(CUstream handle, CUstreamCaptureStatus *status) {
+    CUstream stream;
+    REQUIRE(status, CUDA_ERROR_INVALID_VALUE);
+    TRY(resolve_stream(handle, &stream));
+    *status = !CAPTURING(stream)       ? CU_STREAM_CAPTURE_STATUS_NONE
+              : stream->capture_failed ? CU_STREAM_CAPTURE_STATUS_INVALIDATED
+                                       : CU_STREAM_CAPTURE_STATUS_ACTIVE;
+    return CUDA_SUCCESS;
+}
+
+CUresult stub_cuStreamGetCaptureInfo_v2(CUstream handle, CUstreamCaptureStatus *status, unsigned long long *id,
+                                        CUgraph *graph, const CUgraphNode **deps, size_t *count) {
+    CUstream stream;
+    TRY(stub_cuStreamIsCapturing(handle, status));
+    TRY(resolve_stream(handle, &stream));
+    if (*status != CU_STREAM_CAPTURE_STATUS_ACTIVE)
+        return CUDA_SUCCESS;
+    if (id)
+        *id = stream->capture_id;
+    if (graph)
+        *graph = stream->capture;
+    if (deps)
+        *deps = stream->capture_deps;
+    if (count)
+        *count = stream->capture_dep_count;
+    return CUDA_SUCCESS;
+}
+
+CUresult stub_cuStreamGetCaptureInfo(CUstream handle, CUstreamCaptureStatus *status, unsigned long long *id) {
+    return stub_cuStreamGetCaptureInfo_v2(handle, status, id, NULL, NULL, NULL);
+}
+
+CUresult stub_cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode *mode) {
+    static _Thread_local CUstreamCaptureMode current = CU_STREAM_CAPTURE_MODE_GLOBAL;
+    REQUIRE(mode && *mode >= 0 && *mode <= CU_STREAM_CAPTURE_MODE_RELAXED, CUDA_ERROR_INVALID_VALUE);
+    CUstreamCaptureMode before = current;
+    current = *mode;
+    *mode = before;
+    return CUDA_SUCCESS;
+}

@@ -1,0 +1,323 @@
+"""Simulated cards as files: making one, reading its own count, disturbing it. The layout is card.h, read by cffi.
+
+Called by `libvgpu.stub` and its command line. Reading changes nothing and asks nobody: a process counts as alive while
+it holds its lock on the card's file, whatever pid namespace it lives in.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import mmap
+import os
+import struct
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cffi
+
+from api.errors import StateError
+
+HEADER = Path(__file__).parent / "card.h"
+_BEGIN = "/* cffi: begin */"
+_END = "/* cffi: end */"
+
+XID_EVENT = 0x8
+"""nvmlEventTypeXidCriticalError."""
+
+_FLOCK = "hhqqi4x"  # struct flock: type, whence, start, length, pid
+
+
+@dataclass(frozen=True)
+class StubSettings:
+    """How a card behaves. The defaults make memory exact to the byte; the comments say what a real card does."""
+
+    reserved_bytes: int = 0  # real: some 100s of MiB that the driver keeps for itself
+    context_bytes: int = 0  # real: 200 to 600 MiB for each context
+    module_bytes: int = 0  # real: the size of the code
+    granularity_bytes: int = 1  # real: 2 MiB blocks, shared by small allocations
+    vmm_bytes: int = 2 << 20
+    pool_chunk_bytes: int = 1  # real: 32 MiB
+    slice_ns: int = 2_000_000
+    kernel_ns: int = 2_000
+    kernel_block_ns: int = 1_000
+
+
+@dataclass(frozen=True)
+class StubGPU:
+    """A card to be made."""
+
+    name: str
+    memory_bytes: int
+    uuid: str
+    """"GPU-" and a UUID."""
+    compute_capability: tuple[int, int] = (9, 0)
+    driver_version: str = "580.95.05"
+    cuda_version: int = 13000
+    """1000 * major + 10 * minor."""
+    multiprocessors: int = 132
+    pci_bus: int | None = None
+    """None: by the card's number."""
+    pci_device_id: int = 0x233010DE
+    numa_node: int = 0
+    mig: bool = False
+    settings: StubSettings = field(default_factory=StubSettings)
+
+
+@dataclass(frozen=True)
+class StubProcess:
+    """What a card counted for one process, which may have ended."""
+
+    pid: int
+    """In its own pid namespace."""
+    pid_namespace: int
+    start_time: int
+    hostname: str
+    comm: str
+    alive: bool
+    memory_bytes: int
+    peak_bytes: int
+    pool_idle_bytes: int
+    """The part of memory_bytes that memory pools keep and nobody uses."""
+    host_bytes: int
+    gpu_time_ns: int
+    launches: int
+    out_of_memory: int
+    contexts: int
+    began_ns: int
+    ended_ns: int
+
+
+@dataclass(frozen=True)
+class StubCard:
+    """What a card counted."""
+
+    path: Path
+    index: int
+    name: str
+    uuid: str
+    memory_bytes: int
+    used_bytes: int
+    peak_bytes: int
+    gpu_time_ns: int
+    """Of all processes ever, also of those whose records were given to others."""
+    engine_changes: int
+    processes: tuple[StubProcess, ...]
+
+    @property
+    def total(self) -> int:
+        """All of its memory, in bytes."""
+        return self.memory_bytes
+
+    @property
+    def used(self) -> int:
+        """The memory that living processes hold, in bytes."""
+        return self.used_bytes
+
+    @property
+    def live(self) -> tuple[StubProcess, ...]:
+        """The processes that are still there."""
+        return tuple(process for process in self.processes if process.alive)
+
+
+@functools.cache
+def _layout() -> tuple[cffi.FFI, Any]:
+    text = HEADER.read_text(encoding="utf-8")
+    ffi = cffi.FFI()
+    ffi.cdef(text.split(_BEGIN, 1)[1].split(_END, 1)[0])
+    return ffi, ffi.dlopen(None)
+
+
+def _text(array: Any) -> str:
+    ffi, _ = _layout()
+    return bytes(ffi.buffer(array)).split(b"\0", 1)[0].decode(errors="replace")
+
+
+def _put(array: Any, text: str, what: str) -> None:
+    raw = text.encode()
+    if len(raw) >= len(array):
+        raise ValueError(f"{what} {text!r} has {len(raw)} bytes, at most {len(array) - 1} fit")
+    for position, byte in enumerate(raw):
+        array[position] = bytes([byte])
+
+
+# ---- Making ----
+
+
+def create_card(path: Path, index: int, gpu: StubGPU) -> None:
+    """Make the file of card number `index` at `path`, in the place of what was there: a new card, unused."""
+    ffi, lib = _layout()
+    card = ffi.new("struct stub_card *")
+    card.magic, card.version, card.size, card.index = (
+        lib.STUB_CARD_MAGIC,
+        lib.STUB_CARD_VERSION,
+        ffi.sizeof("struct stub_card"),
+        index,
+    )
+    _put(card.name, gpu.name, "GPU name")
+    _put(card.uuid, gpu.uuid, "GPU UUID")
+    _put(card.serial, f"16{zlib.crc32(gpu.uuid.encode()) % 10**11:011d}", "serial")
+    _put(card.driver_version, gpu.driver_version, "driver version")
+    card.cuda_version = gpu.cuda_version
+    card.compute_major, card.compute_minor = gpu.compute_capability
+    card.multiprocessors = gpu.multiprocessors
+    card.pci_bus = gpu.pci_bus if gpu.pci_bus is not None else 0x17 + 0x10 * (index % 14)
+    card.pci_device = index // 14
+    card.pci_device_id = gpu.pci_device_id
+    card.numa_node = gpu.numa_node
+    card.mig_mode = int(gpu.mig)
+    card.memory_bytes = gpu.memory_bytes
+    _set(card, dataclasses.asdict(gpu.settings))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(bytes(ffi.buffer(card)))
+    temporary.chmod(0o666)
+    temporary.replace(path)
+
+
+def _set(card: Any, settings: dict[str, int]) -> None:
+    known = {setting.name for setting in dataclasses.fields(StubSettings)}
+    for name, value in settings.items():
+        if name not in known:
+            raise ValueError(f"no setting {name!r}; there are {', '.join(sorted(known))}")
+        setattr(card, name, value)
+
+
+# ---- Reading ----
+
+
+def read_card(path: Path) -> StubCard:
+    """Return what the card at `path` counted.
+
+    Raises StateError if the file is no simulated card of this version.
+    """
+    with _open(path, os.O_RDONLY) as (file, raw):
+        card = _check(path, raw)
+        processes = tuple(_process(file, card, number) for number in range(len(card.slots)) if card.slots[number].state)
+        return StubCard(
+            path=path,
+            index=card.index,
+            name=_text(card.name),
+            uuid=_text(card.uuid),
+            memory_bytes=card.memory_bytes,
+            used_bytes=sum(process.memory_bytes for process in processes),
+            peak_bytes=card.peak_bytes,
+            gpu_time_ns=card.ended_gpu_time_ns + sum(process.gpu_time_ns for process in processes),
+            engine_changes=card.engine_changes,
+            processes=processes,
+        )
+
+
+@contextlib.contextmanager
+def _open(path: Path, flags: int) -> Iterator[tuple[int, bytes]]:
+    try:
+        file = os.open(path, flags | os.O_CLOEXEC)
+    except OSError as error:
+        raise StateError(f"{path}: cannot read the simulated card: {error.strerror}") from error
+    try:
+        yield file, os.pread(file, 1 << 24, 0)
+    finally:
+        os.close(file)
+
+
+def _check(path: Path, raw: bytes) -> Any:
+    ffi, lib = _layout()
+    size = ffi.sizeof("struct stub_card")
+    if len(raw) < size:
+        raise StateError(f"{path}: {len(raw)} bytes are no simulated card, which has {size}")
+    card = ffi.from_buffer("struct stub_card *", raw)
+    if card.magic != lib.STUB_CARD_MAGIC or card.version != lib.STUB_CARD_VERSION or card.size != size:
+        raise StateError(
+            f"{path}: magic {card.magic:#x} version {card.version} size {card.size} is no simulated card of this "
+            f"version, expected {lib.STUB_CARD_MAGIC:#x}, {lib.STUB_CARD_VERSION} and {size}"
+        )
+    return card
+
+
+def _process(file: int, card: Any, number: int) -> StubProcess:
+    _, lib = _layout()
+    slot = card.slots[number]
+    alive = slot.state == lib.STUB_SLOT_LIVE and _locked(file, number)
+    return StubProcess(
+        pid=slot.pid,
+        pid_namespace=slot.pid_namespace,
+        start_time=slot.start_time,
+        hostname=_text(slot.hostname),
+        comm=_text(slot.comm),
+        alive=alive,
+        memory_bytes=slot.memory_bytes if alive else 0,
+        peak_bytes=slot.peak_bytes,
+        pool_idle_bytes=slot.pool_idle_bytes if alive else 0,
+        host_bytes=slot.host_bytes if alive else 0,
+        gpu_time_ns=slot.gpu_time_ns,
+        launches=slot.launches,
+        out_of_memory=slot.out_of_memory,
+        contexts=slot.contexts if alive else 0,
+        began_ns=slot.began_ns,
+        ended_ns=slot.ended_ns,
+    )
+
+
+def _locked(file: int, number: int) -> bool:
+    ffi, _ = _layout()
+    size = ffi.sizeof("struct stub_slot")
+    start = ffi.offsetof("struct stub_card", "slots") + number * size
+    question = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, start, size, 0)
+    answer = fcntl.fcntl(file, fcntl.F_OFD_GETLK, question)
+    return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)
+
+
+# ---- Disturbing ----
+
+
+@contextlib.contextmanager
+def _mapped(path: Path) -> Iterator[Any]:
+    """The card as a structure that writes through to the file; one writer of this kind at a time."""
+    ffi, _ = _layout()
+    with _open(path, os.O_RDWR) as (file, raw):
+        _check(path, raw)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with mmap.mmap(file, ffi.sizeof("struct stub_card")) as memory:
+            view = ffi.from_buffer("struct stub_card *", memory, require_writable=True)
+            try:
+                yield view
+            finally:
+                ffi.release(view)
+
+
+def inject_xid(path: Path, xid: int, event_type: int = XID_EVENT) -> None:
+    """Let the card report an Xid: whoever waits for NVML events of this type gets it."""
+    with _mapped(path) as card:
+        event = card.events[card.event_count % len(card.events)]
+        event.type, event.data, event.time_ns = event_type, xid, time.monotonic_ns()
+        card.event_count += 1
+
+
+def inject_fault(path: Path, function: str, nth: int, result: int) -> None:
+    """Let the nth call from now of a driver function ("*": of any) on this card fail with a CUresult."""
+    with _mapped(path) as card:
+        for fault in card.faults:
+            if not fault.armed:
+                _put(fault.function, function + "\0" * (len(fault.function) - len(function) - 1), "function")
+                fault.nth, fault.seen, fault.result, fault.armed = nth, 0, result, 1
+                card.fault_count += 1
+                return
+        raise ValueError(f"{path}: all {len(card.faults)} faults are armed")
+
+
+def clear_faults(path: Path) -> None:
+    """Disarm all faults of a card."""
+    with _mapped(path) as card:
+        card.fault_count = 0
+        for fault in card.faults:
+            fault.armed = 0
+
+
+def change_settings(path: Path, **settings: int) -> None:
+    """Change settings (the fields of StubSettings) of a card in use; what is charged already stays as it is."""
+    with _mapped(path) as card:
+        _set(card, settings)

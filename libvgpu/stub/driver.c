@@ -1,0 +1,114 @@
+/* The start of the driver, what a fork does to it, and the names of its errors. */
+#include "driver.h"
+
+#include <string.h>
+
+struct driver driver = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+/*
+ * A fork's child has the parent's memory but not its threads and not its place on the card: it forgets everything and
+ * may start again with cuInit. Closing the card files also gives up the child's part in the parent's slot locks.
+ */
+static void forget_in_child(void) {
+    if (!driver.ready)
+        return;
+    for (int i = 0; i < driver.device_count; i++) {
+        executor_forget(&driver.devices[i]);
+        card_forget(&driver.devices[i].card);
+    }
+    context_forget_all();
+    arena_forget_all();
+    pools_forget_all();
+    memset(&driver, 0, sizeof driver);
+    pthread_mutex_init(&driver.lock, NULL);
+    pthread_mutex_init(&memory_lock, NULL);
+}
+
+static void lock_for_fork(void) {
+    pthread_mutex_lock(&driver.lock);
+    pthread_mutex_lock(&memory_lock);
+}
+
+static void unlock_after_fork(void) {
+    pthread_mutex_unlock(&memory_lock);
+    pthread_mutex_unlock(&driver.lock);
+}
+
+CUresult stub_cuInit(unsigned flags) {
+    REQUIRE(flags == 0, CUDA_ERROR_INVALID_VALUE);
+    CUresult result = CUDA_SUCCESS;
+    pthread_mutex_lock(&driver.lock);
+    if (!driver.ready) {
+        static bool fork_handled;
+        static struct card found[CARDS_MAX];
+        int count = cards_open(found, true);
+        for (int i = 0; i < count; i++)
+            driver.devices[i] = (struct device){.card = found[i], .ordinal = i};
+        driver.device_count = count;
+        if (!fork_handled)
+            fork_handled = pthread_atfork(lock_for_fork, unlock_after_fork, forget_in_child) == 0;
+        if (count == 0)
+            result = CUDA_ERROR_NO_DEVICE;
+        else
+            __atomic_store_n(&driver.ready, true, __ATOMIC_RELEASE);
+    }
+    pthread_mutex_unlock(&driver.lock);
+    return result;
+}
+
+CUresult device_of(CUdevice ordinal, struct device **device) {
+    REQUIRE(__atomic_load_n(&driver.ready, __ATOMIC_ACQUIRE), CUDA_ERROR_NOT_INITIALIZED);
+    REQUIRE(ordinal >= 0 && ordinal < driver.device_count, CUDA_ERROR_INVALID_DEVICE);
+    *device = &driver.devices[ordinal];
+    return CUDA_SUCCESS;
+}
+
+CUresult device_join(struct device *device) {
+    if (device->joined)
+        return CUDA_SUCCESS;
+    REQUIRE(device->card.slot || card_join(&device->card), CUDA_ERROR_DEVICE_UNAVAILABLE);
+    TRY(executor_start(device));
+    device->joined = true;
+    return CUDA_SUCCESS;
+}
+
+CUresult stub_cuDriverGetVersion(int *version) {
+    REQUIRE(version, CUDA_ERROR_INVALID_VALUE);
+    bool known = driver.ready && driver.device_count > 0;
+    *version = known ? (int)driver.devices[0].card.shared->cuda_version : STUB_CUDA_VERSION_FALLBACK;
+    return CUDA_SUCCESS;
+}
+
+CUresult stub_cuGetErrorName(CUresult error, const char **name) {
+    REQUIRE(name, CUDA_ERROR_INVALID_VALUE);
+    *name = NULL;
+    switch (error) {
+#define X(error_name, value, text)                                                                                     \
+    case error_name:                                                                                                   \
+        *name = #error_name;                                                                                           \
+        break;
+        ABI_CURESULTS(X)
+#undef X
+    }
+    return *name ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+CUresult stub_cuGetErrorString(CUresult error, const char **text) {
+    REQUIRE(text, CUDA_ERROR_INVALID_VALUE);
+    *text = NULL;
+    switch (error) {
+#define X(error_name, value, error_text)                                                                               \
+    case error_name:                                                                                                   \
+        *text = error_text;                                                                                            \
+        break;
+        ABI_CURESULTS(X)
+#undef X
+    }
+    return *text ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+/* The real driver hands private tables to its own runtime here; there are none. */
+CUresult stub_cuGetExportTable(const void **table, const CUuuid *id) {
+    REQUIRE(table && id, CUDA_ERROR_INVALID_VALUE);
+    return CUDA_ERROR_NOT_FOUND;
+}

@@ -1,0 +1,387 @@
+/*
+ * The inside of the stub's libcuda: its objects, and what its files offer each other. cuda_api.def lists the API; for
+ * each of its lines exports.c makes the exported function, which calls stub_<name> from one of the files here.
+ *
+ *   driver.c   start, fork, errors             memory.c  allocations       queue.c    streams' work, executor
+ *   device.c   device facts                    arena.c   address space     engine.c   a process's time on the card
+ *   context.c  contexts, current context       copies.c  memcpy, memset    stream.c   streams, events
+ *   module.c   PTX, functions                  arrays.c  arrays            launch.c   kernel launches
+ *   pools.c    stream-ordered memory           virtual.c VMM, multicast    graph.c    graphs; capture.c: capture
+ *   sharing.c  IPC and external memory         faults.c  failure injection exports.c  the exported functions
+ */
+#ifndef VGPU_STUB_DRIVER_H
+#define VGPU_STUB_DRIVER_H
+
+#include "abi/cuda.h"
+#include "cards.h"
+
+#include <pthread.h>
+#include <stdbool.h>
+
+#define STUB_CUDA_VERSION_FALLBACK 12080
+#define QUEUE_DEPTH 1024 /* launches that a stream takes before the caller waits, as on the real driver */
+#define PITCH_ALIGNMENT 512
+
+/* The functions behind the exported ones. */
+#define STUB_DECLARE(symbol, params) CUresult stub_##symbol params;
+#define CUDA_API(symbol, base, since, params, args) STUB_DECLARE(symbol, params)
+#define CUDA_API_STREAM(symbol, base, since, params, args) STUB_DECLARE(symbol, params)
+#define CUDA_API_PTSZ(symbol, base, since, params, args)                                                               \
+    STUB_DECLARE(symbol, params) STUB_DECLARE(symbol##_ptsz, params)
+#define CUDA_API_PTDS(symbol, base, since, params, args) STUB_DECLARE(symbol, params)
+#include "abi/cuda_api.def"
+#undef CUDA_API
+#undef CUDA_API_STREAM
+#undef CUDA_API_PTSZ
+#undef CUDA_API_PTDS
+
+#define TRY(expression)                                                                                                \
+    do {                                                                                                               \
+        CUresult try_result_ = (expression);                                                                           \
+        if (try_result_ != CUDA_SUCCESS)                                                                               \
+            return try_result_;                                                                                        \
+    } while (0)
+#define REQUIRE(condition, otherwise)                                                                                  \
+    do {                                                                                                               \
+        if (!(condition))                                                                                              \
+            return (otherwise);                                                                                        \
+    } while (0)
+
+/* ---- Devices ---- */
+
+struct engine {
+    bool held;
+    uint64_t slice_start_ns;
+    uint64_t at_ns; /* how far our work on the engine has come */
+};
+
+struct executor; /* queue.c */
+
+struct device {
+    struct card card;
+    int ordinal;
+    bool joined;
+    struct engine engine;
+    struct executor *executor;
+    CUcontext primary;
+    unsigned primary_flags;
+    CUmemoryPool default_pool;
+    CUmemoryPool current_pool;
+    CUmemoryPool graph_pool;
+};
+
+struct driver {
+    bool ready;
+    int device_count;
+    struct device devices[CARDS_MAX];
+    pthread_mutex_t lock; /* devices, contexts, modules, pools: everything but memory and queues */
+};
+
+extern struct driver driver;
+
+/* The device of an ordinal, or why not. */
+CUresult device_of(CUdevice ordinal, struct device **device);
+/* Takes a slot on the card and starts the executor: from then on this process is on the card. */
+CUresult device_join(struct device *device);
+
+/* ---- Contexts ---- */
+
+struct CUctx_st {
+    struct device *device;
+    unsigned flags;
+    unsigned uses; /* of the primary context: retains */
+    bool primary;
+    bool gone;
+    unsigned long long id;
+    CUstream legacy; /* the default stream */
+    CUstream streams;
+    struct allocation *allocations;
+    CUmodule modules;
+    size_t limits[16];
+    struct CUctx_st *next;
+};
+
+/* The calling thread's current context, or why not. */
+CUresult current_context(CUcontext *context);
+/* Its stream for a handle of the API: 0 and CU_STREAM_LEGACY, CU_STREAM_PER_THREAD, or a stream. */
+CUresult resolve_stream(CUstream handle, CUstream *stream);
+void context_forget_all(void); /* in a fork's child */
+
+/* ---- Address space and allocations (arena.c, memory.c) ---- */
+
+enum allocation_kind {
+    ALLOCATION_DEVICE,
+    ALLOCATION_MANAGED,
+    ALLOCATION_HOST,
+    ALLOCATION_ASYNC,       /* from a pool */
+    ALLOCATION_ARRAY,       /* behind a CUarray */
+    ALLOCATION_RESERVATION, /* address range of the VMM */
+    ALLOCATION_IMPORTED,    /* memory of another process or driver: charged there */
+    ALLOCATION_GRAPH        /* of a graph's memory node */
+};
+
+struct allocation {
+    CUdeviceptr base;
+    size_t size;
+    uint64_t charged; /* bytes taken from the card for it */
+    enum allocation_kind kind;
+    bool touched; /* its pages may hold something */
+    bool freed;   /* a stream-ordered free is on its way */
+    bool mapped_file;
+    int shared_fd; /* the memory file behind it once it was exported, else -1 */
+    unsigned flags;
+    unsigned long long id;
+    struct device *device;
+    CUcontext context;
+    CUmemoryPool pool;
+    struct mapping *mappings; /* of a reservation */
+    struct allocation *next, *previous;
+    int arena;
+};
+
+enum { ARENA_DEVICE, ARENA_MANAGED, ARENA_HOST, ARENA_COUNT };
+
+/* Address space for size bytes, aligned to 512 bytes or, with whole, to the power of two above size. */
+CUdeviceptr arena_take(int arena, size_t size, bool whole, struct allocation *owner);
+/* Gives it back; its pages are dropped if they were touched. */
+void arena_give(struct allocation *owner);
+/* The allocation that holds this address, NULL if none does. */
+struct allocation *arena_find(CUdeviceptr address);
+/* Where the bytes behind a device address lie in this process. */
+void *arena_bytes(CUdeviceptr address);
+void arena_forget_all(void);
+
+extern pthread_mutex_t memory_lock; /* arenas, allocations and their lists */
+
+/* Allocates address space and charges the card (bytes may differ from size). Fills in *result. */
+CUresult allocation_make(enum allocation_kind kind, CUcontext context, size_t size, uint64_t charge,
+                         struct allocation **result);
+void allocation_drop(struct allocation *allocation);
+/* Charges the card; before it gives up, it takes back what our pools keep for nobody. */
+bool device_charge(struct device *device, uint64_t bytes);
+void device_credit(struct device *device, uint64_t bytes);
+/*
+ * The bytes behind [address, address + size): inside one allocation, or, for an address the driver does not know,
+ * plain host memory. write marks the pages as used.
+ */
+CUresult memory_bytes(CUdeviceptr address, size_t size, bool write, void **bytes);
+/* Like it, for an address that has to be device memory. */
+CUresult device_bytes(CUdeviceptr address, size_t size, bool write, void **bytes);
+
+/* ---- Queues, engine (queue.c, engine.c) ---- */
+
+enum op_kind { OP_KERNEL, OP_RECORD, OP_WAIT, OP_RUN, OP_HOST };
+
+struct op {
+    enum op_kind kind;
+    uint64_t sequence; /* order of submission on the device */
+    uint64_t submitted_ns;
+    union {
+        uint64_t duration_ns; /* OP_KERNEL */
+        struct {
+            CUevent event;
+            uint64_t generation;
+        } event; /* OP_RECORD, OP_WAIT */
+        struct {
+            void (*function)(void *data);
+            void *data;
+        } run; /* OP_RUN: of the driver, short; OP_HOST: of the application, may take its time */
+    };
+};
+
+struct CUstream_st {
+    CUcontext context;
+    unsigned flags;
+    int priority;
+    bool legacy;
+    bool gone;
+    unsigned long long id;
+    struct op *ring; /* QUEUE_DEPTH */
+    uint64_t submitted, completed;
+    uint64_t time_ns; /* when its last op ended */
+    CUgraph capture; /* the graph being captured, or NULL */
+    bool capture_origin;
+    bool capture_failed;
+    unsigned long long capture_id;
+    CUgraphNode *capture_deps; /* what the next node comes behind */
+    size_t capture_dep_count;
+    CUstream next;                       /* of the context */
+    CUstream next_active, previous_active; /* with work */
+    bool active;
+    CUstreamAttrValue attributes[16];
+};
+
+struct CUevent_st {
+    CUcontext context;
+    unsigned flags;
+    unsigned references;
+    uint64_t recorded, completed; /* generations */
+    uint64_t time_ns;
+    CUgraph capture; /* recorded in this capture, behind this node */
+    unsigned long long capture_id;
+    CUgraphNode capture_node;
+};
+
+CUresult executor_start(struct device *device);
+void executor_forget(struct device *device);
+CUstream queue_stream_make(CUcontext context, unsigned flags, int priority);
+void queue_stream_free(CUstream stream); /* when its work is done */
+/* Puts work on a stream; waits while the stream is full. */
+void queue_submit(CUstream stream, struct op op);
+void queue_wait_stream(CUstream stream);
+void queue_wait_context(CUcontext context);
+void queue_wait_event(CUevent event, uint64_t generation);
+bool queue_stream_idle(CUstream stream);
+void event_reference(CUevent event);
+void event_release(CUevent event);
+
+/* Runs for duration_ns on the card's engine, not before ready_ns; returns the engine's time at its end. */
+uint64_t engine_run(struct device *device, uint64_t ready_ns, uint64_t duration_ns);
+/* Lets others have it. */
+void engine_release(struct device *device);
+
+/* ---- Modules and launches ---- */
+
+enum handle_tag { TAG_FUNCTION = 0x46756e63, TAG_KERNEL = 0x4b65726e };
+
+struct CUfunc_st {
+    enum handle_tag tag;
+    CUmodule module;
+    struct device *device;
+    char *name;
+    bool spins; /* runs for the nanoseconds in its first parameter */
+    bool instant; /* takes no time */
+    unsigned attributes[CU_FUNC_ATTRIBUTE_MAX];
+    int block[3]; /* of the legacy launch */
+    unsigned shared_bytes;
+    unsigned char params[4096];
+    struct CUfunc_st *next;
+};
+
+/* One kernel launch, as launch.c and graphs need it. */
+struct kernel {
+    CUfunction function;
+    unsigned grid[3], block[3];
+    unsigned shared_bytes;
+    uint64_t duration_ns;
+};
+
+/* Checks a launch and works out how long it takes. */
+CUresult kernel_prepare(struct kernel *kernel, void **params, void **extra);
+CUresult kernel_submit(CUstream stream, const struct kernel *kernel);
+void modules_unload_all(CUcontext context);
+/* The function that a CUfunction or CUkernel handle stands for. */
+CUfunction function_of(const void *handle);
+
+/* ---- Pools ---- */
+
+struct CUmemPoolHandle_st {
+    struct device *device;
+    CUmemPoolProps props;
+    bool implicit; /* the device's own: cannot be destroyed */
+    bool gone;
+    unsigned live; /* allocations */
+    uint64_t reserved, reserved_high, used, used_high;
+    uint64_t threshold;
+    uint64_t reuse[4];
+    struct pending_free *pending;
+    CUmemoryPool next;
+};
+
+/* Takes bytes from a pool for a stream, growing it if need be. */
+bool pool_take(CUmemoryPool pool, uint64_t bytes, CUstream stream);
+/* Gives them back; if stream is not NULL they are free for others only once free_done was called with the result. */
+struct pending_free *pool_give(CUmemoryPool pool, uint64_t bytes, CUstream stream);
+void pool_give_done(struct pending_free *pending);
+/* A synchronisation point: pools fall back to their thresholds. */
+void pools_settle(struct device *device);
+/* Gives back everything that pools keep for nobody. Returns whether that was anything. */
+bool pools_trim_all(struct device *device);
+CUresult pool_allocate(CUcontext context, CUmemoryPool pool, size_t bytes, CUstream stream, CUdeviceptr *dptr);
+CUresult pool_free(struct allocation *allocation, CUstream stream);
+/* The device's pools that need no creating. */
+CUmemoryPool pool_default(struct device *device);
+CUmemoryPool pool_of_graphs(struct device *device);
+void pool_trim(CUmemoryPool pool, uint64_t keep_bytes);
+void pools_forget_all(void);
+
+/* ---- Virtual memory ---- */
+
+/* Is all of [address, address + size) of a reservation mapped and accessible? Under memory_lock. */
+bool reservation_accessible(const struct allocation *reservation, CUdeviceptr address, size_t size);
+/* Drops the mappings of a reservation that goes. */
+void reservation_clear(struct allocation *reservation);
+/* Puts a memory file behind part of an allocation. */
+bool bytes_map_file(CUdeviceptr address, size_t size, int fd, uint64_t offset);
+int memory_file(uint64_t size);
+
+/* ---- Copies, graphs, capture ---- */
+
+/* What a graph's node does. */
+struct node_work {
+    CUgraphNodeType type;
+    struct kernel kernel;
+    void (*run)(void *data); /* copies and fills: data is malloced, of data_size */
+    void *data;
+    size_t data_size;
+    CUhostFn host;
+    CUevent event;
+    CUgraph child;
+    struct allocation *allocation; /* memory nodes */
+    CUDA_MEM_ALLOC_NODE_PARAMS alloc_params;
+};
+
+struct CUgraphNode_st {
+    CUgraph graph;
+    struct node_work work;
+    CUgraphNode *deps;
+    size_t dep_count;
+    unsigned mark; /* of the walk in graph.c */
+    CUgraphNode next;
+};
+
+struct CUgraph_st {
+    CUgraphNode first, last;
+    size_t count;
+};
+
+CUgraph graph_make(void);
+/* Adds a node; takes over what work owns, also on failure. */
+CUresult graph_add(CUgraph graph, const CUgraphNode *deps, size_t count, const struct node_work *work,
+                   CUgraphNode *node);
+CUresult graph_add_allocation(CUgraph graph, const CUgraphNode *deps, size_t count, CUcontext context,
+                              CUDA_MEM_ALLOC_NODE_PARAMS *params, CUgraphNode *node);
+CUresult graph_add_free(CUgraph graph, const CUgraphNode *deps, size_t count, CUdeviceptr dptr, CUgraphNode *node);
+
+/* capture.c: work on a stream that is being captured becomes a node behind what the stream did before. */
+#define CAPTURING(stream) (__builtin_expect((stream)->capture != NULL, 0))
+CUresult capture_add(CUstream stream, const struct node_work *work, CUgraphNode *node);
+CUresult capture_allocate(CUstream stream, size_t bytes, CUdeviceptr *dptr);
+CUresult capture_free(CUstream stream, CUdeviceptr dptr);
+CUresult capture_record(CUstream stream, CUevent event, unsigned flags);
+CUresult capture_wait(CUstream stream, CUevent event, unsigned flags);
+
+/* Submits a copy or fill: data (malloced, owned from here on) is freed after the run. */
+CUresult submit_run(CUstream stream, void (*run)(void *data), void *data, size_t size, CUgraphNodeType type);
+/* Makes the run for cuGraphAddMemcpyNode and cuGraphAddMemsetNode. */
+CUresult copy_make(const CUDA_MEMCPY3D *copy, struct node_work *work);
+CUresult fill_make(const CUDA_MEMSET_NODE_PARAMS *params, struct node_work *work);
+
+/* The bytes of an array's element row, for copies. */
+struct CUarray_st {
+    struct allocation *allocation;
+    CUDA_ARRAY3D_DESCRIPTOR desc;
+    size_t element_bytes, pitch, offset; /* offset inside the allocation: a mipmap's level */
+    bool level; /* belongs to a mipmapped array */
+    CUcontext context;
+};
+
+/* ---- Failure injection ---- */
+
+/* Set when any fault is armed; exported functions ask faults_hit only then. */
+extern bool faults_from_environment;
+bool faults_armed_on_cards(void);
+bool faults_hit(const char *function, CUresult *result);
+void faults_start(void);
+
+#endif

@@ -1,0 +1,90 @@
+/*
+ * The exported functions, made from cuda_api.def: each asks for injected faults and then calls the stub_ function of its
+ * name; a _ptsz twin makes stream 0 the calling thread's own. And cuGetProcAddress, which finds them by name, version
+ * and kind of default stream.
+ */
+#include "driver.h"
+
+#include <string.h>
+
+#define EXPORT __attribute__((visibility("default")))
+
+#define FAULTS(symbol)                                                                                                 \
+    if (__builtin_expect(faults_from_environment || faults_armed_on_cards(), 0)) {                                     \
+        CUresult fault_;                                                                                               \
+        if (faults_hit(#symbol, &fault_))                                                                              \
+            return fault_;                                                                                             \
+    }
+
+#define CUDA_API(symbol, base, since, params, args)                                                                    \
+    EXPORT CUresult symbol params {                                                                                    \
+        FAULTS(symbol)                                                                                                 \
+        return stub_##symbol args;                                                                                     \
+    }
+#define CUDA_API_STREAM(symbol, base, since, params, args)                                                             \
+    CUDA_API(symbol, base, since, params, args)                                                                        \
+    EXPORT CUresult symbol##_ptsz params {                                                                             \
+        FAULTS(symbol)                                                                                                 \
+        hStream = hStream ? hStream : CU_STREAM_PER_THREAD;                                                            \
+        return stub_##symbol args;                                                                                     \
+    }
+#define CUDA_API_PTSZ(symbol, base, since, params, args)                                                               \
+    CUDA_API(symbol, base, since, params, args)                                                                        \
+    EXPORT CUresult symbol##_ptsz params {                                                                             \
+        FAULTS(symbol)                                                                                                 \
+        return stub_##symbol##_ptsz args;                                                                              \
+    }
+#define CUDA_API_PTDS(symbol, base, since, params, args)                                                               \
+    CUDA_API(symbol, base, since, params, args)                                                                        \
+    EXPORT CUresult symbol##_ptds params {                                                                             \
+        FAULTS(symbol)                                                                                                 \
+        return stub_##symbol args;                                                                                     \
+    }
+#include "abi/cuda_api.def"
+#undef CUDA_API
+#undef CUDA_API_STREAM
+#undef CUDA_API_PTSZ
+#undef CUDA_API_PTDS
+
+/* ---- cuGetProcAddress ---- */
+
+struct entry {
+    const char *base;
+    int since;
+    void *function, *per_thread;
+};
+
+static const struct entry entries[] = {
+#define CUDA_API(symbol, base, since, params, args) {#base, since, (void *)symbol, NULL},
+#define CUDA_API_STREAM(symbol, base, since, params, args) {#base, since, (void *)symbol, (void *)symbol##_ptsz},
+#define CUDA_API_PTSZ(symbol, base, since, params, args) {#base, since, (void *)symbol, (void *)symbol##_ptsz},
+#define CUDA_API_PTDS(symbol, base, since, params, args) {#base, since, (void *)symbol, (void *)symbol##_ptds},
+#include "abi/cuda_api.def"
+};
+
+/* The newest version of the function that the asked CUDA version knows. */
+CUresult stub_cuGetProcAddress_v2(const char *name, void **pfn, int version, unsigned long long flags,
+                                  CUdriverProcAddressQueryResult *status) {
+    REQUIRE(name && pfn && flags <= 2, CUDA_ERROR_INVALID_VALUE);
+    const struct entry *best = NULL;
+    bool known = false;
+    for (size_t i = 0; i < sizeof entries / sizeof *entries; i++) {
+        if (strcmp(entries[i].base, name) != 0)
+            continue;
+        known = true;
+        if (entries[i].since <= version && (!best || entries[i].since > best->since))
+            best = &entries[i];
+    }
+    bool per_thread = flags & CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM;
+    *pfn = !best ? NULL : per_thread && best->per_thread ? best->per_thread : best->function;
+    if (status)
+        *status = best    ? CU_GET_PROC_ADDRESS_SUCCESS
+                  : known ? CU_GET_PROC_ADDRESS_VERSION_NOT_SUFFICIENT
+                          : CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
+    /* With a place for the status, not finding is no error. */
+    return best || status ? CUDA_SUCCESS : CUDA_ERROR_NOT_FOUND;
+}
+
+CUresult stub_cuGetProcAddress(const char *name, void **pfn, int version, unsigned long long flags) {
+    return stub_cuGetProcAddress_v2(name, pfn, version, flags, NULL);
+}

@@ -1,0 +1,668 @@
+/*
+ * Graphs. Instantiating one flattens it, children included, into a list in an order that its edges allow; launching it
+ * submits that list to the stream, so that an executable graph costs on the engine what its kernels cost.
+ *
+ * Memory nodes: the address is fixed when the node is made; the bytes come from the device's graph pool at launch, go
+ * back to it where the free node stands, and go back to the card with cuDeviceGraphMemTrim (CUDA programming guide,
+ * graph memory nodes: physical memory footprint).
+ */
+#include "driver.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+struct CUgraphExec_st {
+    CUcontext context;
+    unsigned long long flags;
+    struct step {
+        struct node_work work;
+        CUgraphNode source;
+    } *steps;
+    size_t count, room;
+};
+
+/* ---- Building ---- */
+
+CUgraph graph_make(void) { return calloc(1, sizeof(struct CUgraph_st)); }
+
+static void work_free(struct node_work *work) {
+    free(work->data);
+    work->data = NULL;
+}
+
+/* A second owner of what the work owns. */
+static CUresult work_copy(struct node_work *copy, const struct node_work *work) {
+    *copy = *work;
+    if (!work->data_size)
+        return CUDA_SUCCESS;
+    copy->data = malloc(work->data_size);
+    REQUIRE(copy->data, CUDA_ERROR_OUT_OF_MEMORY);
+    memcpy(copy->data, work->data, work->data_size);
+    return CUDA_SUCCESS;
+}
+
+static CUresult add_deps(CUgraphNode node, const CUgraphNode *deps, size_t count) {
+    if (count == 0)
+        return CUDA_SUCCESS;
+    CUgraphNode *more = realloc(node->deps, (node->dep_count + count) * sizeof *more);
+    REQUIRE(more, CUDA_ERROR_OUT_OF_MEMORY);
+    memcpy(more + node->dep_count, deps, count * sizeof *more);
+    node->deps = more;
+    node->dep_count += count;
+    return CUDA_SUCCESS;
+}
+
+static void node_free(CUgraphNode node) {
+    if (node->work.data_size)
+        work_free(&node->work);
+    free(node->deps);
+    free(node);
+}
+
+CUresult graph_add(CUgraph graph, const CUgraphNode *deps, size_t count, const struct node_work *work,
+                   CUgraphNode *out) {
+    CUresult result = graph && (deps || !count) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    for (size_t i = 0; i < count && result == CUDA_SUCCESS; i++)
+        result = deps[i] && deps[i]->graph == graph ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    CUgraphNode node = result == CUDA_SUCCESS ? calloc(1, sizeof *node) : NULL;
+    if (!node) {
+        struct node_work owned = *work;
+        if (owned.data_size)
+            work_free(&owned);
+        return result == CUDA_SUCCESS ? CUDA_ERROR_OUT_OF_MEMORY : result;
+    }
+    node->graph = graph;
+    node->work = *work;
+    result = add_deps(node, deps, count);
+    if (result != CUDA_SUCCESS) {
+        node_free(node);
+        return result;
+    }
+    if (graph->last)
+        graph->last->next = node;
+    else
+        graph->first = node;
+    graph->last = node;
+    graph->count++;
+    if (out)
+        *out = node;
+    return CUDA_SUCCESS;
+}
+
+CUresult stub_cuGraphCreate(CUgraph *graph, unsigned flags) {
+    REQUIRE(driver.ready, CUDA_ERROR_NOT_INITIALIZED);
+    REQUIRE(graph && flags == 0, CUDA_ERROR_INVALID_VALUE);
+    *graph = graph_make();
+    return *graph ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+CUresult stub_cuGraphDestroy(CUgraph graph) {
+    REQUIRE(graph, CUDA_ERROR_INVALID_VALUE);
+    for (CUgraphNode node = graph->first; node;) {
+        CUgraphNode next = node->next;
+        if (node->work.type == CU_GRAPH_NODE_TYPE_GRAPH)
+            stub_cuGraphDestroy(node->work.child);
+        node_free(node);
+        node = next;
+    }
+    free(graph);
+    return CUDA_SUCCESS;
+}
+
+static CUgraphNode node_at(CUgraph graph, size_t index) {
+    CUgraphNode node = graph->first;
+    while (index-- > 0)
+        node = node->next;
+    return node;
+}
+
+static size_t index_of(CUgraphNode wanted) {
+    size_t index = 0;
+    for (CUgraphNode node = wanted->graph->first; node != wanted; node = node->next)
+        index++;
+    return index;
+}
+
+CUresult stub_cuGraphClone(CUgraph *out, CUgraph graph) {
+    REQUIRE(out && graph, CUDA_ERROR_INVALID_VALUE);
+    CUgraph clone = graph_make();
+    REQUIRE(clone, CUDA_ERROR_OUT_OF_MEMORY);
+    CUresult result = CUDA_SUCCESS;
+    for (CUgraphNode node = graph->first; node && result == CUDA_SUCCESS; node = node->next) {
+        struct node_work work;
+        result = work_copy(&work, &node->work);
+        if (result == CUDA_SUCCESS && work.type == CU_GRAPH_NODE_TYPE_GRAPH)
+            result = stub_cuGraphClone(&work.child, node->work.child);
+        if (result == CUDA_SUCCESS)
+            result = graph_add(clone, NULL, 0, &work, NULL);
+    }
+    CUgraphNode copy = clone->first;
+    for (CUgraphNode node = graph->first; node && result == CUDA_SUCCESS; node = node->next, copy = copy->next) {
+        for (size_t i = 0; i < node->dep_count && result == CUDA_SUCCESS; i++) {
+            CUgraphNode dep = node_at(clone, index_of(node->deps[i]));
+            result = add_deps(copy, &dep, 1);
+        }
+    }
+    if (result != CUDA_SUCCESS) {
+        stub_cuGraphDestroy(clone);
+        return result;
+    }
+    *out = clone;
+    return CUDA_SUCCESS;
+}
+
+/* ---- Nodes ---- */
+
+static CUresult kernel_work(const CUDA_KERNEL_NODE_PARAMS_v2 *params, struct node_work *work) {
+    const void *handle = params->func ? (const void *)params->func : (const void *)params->kern;
+    *work = (struct node_work){.type = CU_GRAPH_NODE_TYPE_KERNEL,
+                               .kernel = {.function = function_of(handle),
+                                          .grid = {params->gridDimX, params->gridDimY, params->gridDimZ},
+                                          .block = {params->blockDimX, params->blockDimY, params->blockDimZ},
+                                          .shared_bytes = params->sharedMemBytes}};
+    return kernel_prepare(&work->kernel, params->kernelParams, params->extra);
+}
+
+CUresult stub_cuGraphAddKernelNode_v2(CUgraphNode *node, CUgraph graph, const CUgraphNode *deps, size_t count,
+                                      const CUDA_KERNEL_NODE_PARAMS_v2 *params) {
+    struct node_work work;
+    REQUIRE(node && params, CUDA_ERROR_INVALID_VALUE);
+    TRY(kernel_work(params, &work));
+    return graph_add(graph, deps, count, &work, node);
+}
+
+static CUDA_KERNEL_NODE_PARAMS_v2 newer_params(const CUDA_KERNEL_NODE_PARAMS_v1 *params) {
+    CUDA_KERNEL_NODE_PARAMS_v2 newer = {0};
+    memcpy(&newer, params, sizeof *params); /* it begins with the older one */
+    return newer;
+}
+
+CUresult stub_cuGraphAddKernelNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *deps, size_t count,
+                                   const CUDA_KERNEL_NODE_PARAMS_v1 *params) {
+    REQUIRE(params, CUDA_ERROR_INVALID_VALUE);
+    CUDA_KERNEL_NODE_PARAMS_v2 newer = newer_params(params);
+    return stub_cuGraphAddKernelNode_v2(node, graph, deps, count, &newer);
+}
+
+CUresult stub_cuGraphKernelNodeGetParams_v2(CUgraphNode node, CUDA_KERNEL_NODE_PARAMS_v2 *params) {
+    REQUIRE(node && params && node->work.type == CU_GRAPH_NODE_TYPE_KERNEL, CUDA_ERROR_INVALID_VALUE);
+    const struct kernel *kernel = &node->work.kernel;
+    *params = (CUDA_KERNEL_NODE_PARAMS_v2){.func = kernel->function,
+                                           .gridDimX = kernel->grid[0],
+                                           .gridDimY = kernel->grid[1],
+                                           .gridDimZ = kernel->grid[2],
+                                           .blockDimX = kernel->block[0],
+                                           .blockDimY = kernel->block[1],
+                                           .blockDimZ = kernel->block[2],
+                                           .sharedMemBytes = kernel->shared_bytes};
+    return CUDA_SUCCESS;
+}
+
+CUresult stub_cuGraphKernelNodeGetParams(CUgraphNode node, CUDA_KERNEL_NODE_PARAMS_v1 *params) {
+    CUDA_KERNEL_NODE_PARAMS_v2 newer;
+    REQUIRE(params, CUDA_ERROR_INVALID_VALUE);
+    TRY(stub_cuGraphKernelNodeGetParams_v2(node, &newer));
+    memcpy(params, &newer, sizeof *params);
+    return CUDA_SUCCESS;
+}
+
+CUresult stub_cuGraphKernelNodeSetParams_v2(CUgraphNode node, const CUDA_KERNEL_NODE_PARAMS_v2 *params) {
+    REQUIRE(node && params && node->work.type == CU_GRAPH_NODE_TYPE_KERNEL, CUDA_ERROR_INVALID_VALUE);
+    return kernel_work(params, &node->work);
+}
+
+CUresult stub_cuGraphKernelNodeSetParams(CUgraphNode node, const CUDA_KERNEL_NODE_PARAMS_v1 *params) {
+    REQUIRE(params, CUDA_ERROR_INVALID_VALUE);
+    CUDA_KERNEL_NODE_PARAMS_v2 newer = newer_params(params);
+    return stub_cuGraphKernelNodeSetParams_v2(node, &newer);
+}
+
+CUresult stub_cuGraphAddMemcpyNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *deps, size_t count,
+                                   const CUDA_MEMCPY3D *copy, CUcontext context) {
+    struct node_work work = {0};
+    REQUIRE(node && context, CUDA_ERROR_INVALID_VALUE);
+    TRY(copy_make(copy, &work));
+    return graph_add(graph, deps, count, &work, node);
+}
+
+CUresult stub_cuGraphAddMemsetNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *deps, size_t count,
+                                   const CUDA_MEMSET_NODE_PARAMS *params, CUcontext context) {
+    struct node_work work = {0};
+    REQUIRE(node && context, CUDA_ERROR_INVALID_VALUE);
+    TRY(fill_make(params, &work));
+    return graph_add(graph, deps, count, &work, node);
+}
+
+CUresult stub_cuGraphAddHostNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *deps, size_t count,
+                                 const CUDA_HOST_NODE_PARAMS *params) {
+    REQUIRE(node && params && params->fn, CUDA_ERROR_INVALID_VALUE);
+    struct node_work work = {.type = CU_GRAPH_NODE_TYPE_HOST, .host = params->fn, .data = params->userData};
+    return graph_add(graph, deps, count, &work, node);
+}
+
+CUresult stub_cuGraphAddEmptyNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *deps, size_t count) {
+    struct node_work work = {.type = CU_GRAPH_NODE_TYPE_EMPTY};
+    REQUIRE(node, CUDA_ERROR_INVALID_VALUE);
+    return graph_add(graph, deps, count, &work, node);
+}
+
+CUresult stub_cuGraphAddChildGraphNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *deps, size_t count,
+                                       CUgraph child) {
+    struct node_work work = {.type = CU_GRAPH_NODE_TYPE_GRAPH};
+    REQUIRE(node && child, CUDA_ERROR_INVALID_VALUE);
+    TRY(stub_cuGraphClone(&work.child, child));
+    CUresult result = graph_add(graph, deps, count, &work, node);
+    if (result != CUDA_SUCCESS)
+        stub_cuGraphDestroy(work.child);
+    return result;
+}
+
+static CUresult add_event_node(CUgraphNode *node, CUgraph graph, const CUgraphNode *deps, size_t count, CUevent event,
+                               CUgraphNodeType type) {
+    struct node_work work = {.type = type, .event = event};
+    REQUIRE(node && event, CUDA_ERROR_INVALID_VALUE);
+    return graph_add(graph, deps, count, &work, node);
+}
+
+CUresult stub_cuGraphAddEventRecordNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *deps, size_t count,
+                                        CUevent event) {
+    return add_event_node(node, graph, deps, count, event, CU_GRAPH_NODE_TYPE_EVENT_RECORD);
+}
+
+CUresult stub_cuGraphAddEventWaitNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *deps, size_t count,
+                                      CUevent event) {
+    return add_event_node(node, graph, deps, count, event, CU_GRAPH_NODE_TYPE_WAIT_EVENT);
+}
+
+CUresult graph_add_allocation(CUgraph graph, const CUgraphNode *deps, size_t count, CUcontext context,
+                              CUDA_MEM_ALLOC_NODE_PARAMS *params, CUgraphNode *node) {
+    struct node_work work = {.type = CU_GRAPH_NODE_TYPE_MEM_ALLOC};
+    REQUIRE(params->bytesize && params->poolProps.allocType == CU_MEM_ALLOCATION_TYPE_PINNED, CUDA_ERROR_INVALID_VALUE);
+    CUmemoryPool pool = pool_of_graphs(context->device);
+    REQUIRE(pool, CUDA_ERROR_OUT_OF_MEMORY);
+    TRY(allocation_make(ALLOCATION_GRAPH, context, params->bytesize, 0, &work.allocation));
+    work.allocation->pool = pool;
+    work.allocation->freed = true; /* until a launch takes the bytes */
+    params->dptr = work.allocation->base;
+    work.alloc_params = *params;
+    CUresult result = graph_add(graph, deps, count, &work, node);
+    if (result != CUDA_SUCCESS)
+        allocation_drop(work.allocation);
+    return result;
+}
+
+CUresult stub_cuGraphAddMemAllocNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *deps, size_t count,
+                                     CUDA_MEM_ALLOC_NODE_PARAMS *params) {
+    CUcontext context;
+    TRY(current_context(&context));
+    REQUIRE(node && graph && params, CUDA_ERROR_INVALID_VALUE);
+    return graph_add_allocation(graph, deps, count, context, params, node);
+}
+
+CUresult stub_cuGraphMemAllocNodeGetParams(CUgraphNode node, CUDA_MEM_ALLOC_NODE_PARAMS *params) {
+    REQUIRE(node && params && node->work.type == CU_GRAPH_NODE_TYPE_MEM_ALLOC, CUDA_ERROR_INVALID_VALUE);
+    *params = node->work.alloc_params;
+    return CUDA_SUCCESS;
+}
+
+CUresult graph_add_free(CUgraph graph, const CUgraphNode *deps, size_t count, CUdeviceptr dptr, CUgraphNode *node) {
+    pthread_mutex_lock(&memory_lock);
+    struct allocation *record = arena_find(dptr);
+    pthread_mutex_unlock(&memory_lock);
+    REQUIRE(record && record->base == dptr && record->pool, CUDA_ERROR_INVALID_VALUE);
+    struct node_work work = {.type = CU_GRAPH_NODE_TYPE_MEM_FREE, .allocation = record};
+    return graph_add(graph, deps, count, &work, node);
+}
+
+CUresult stub_cuGraphAddMemFreeNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *deps, size_t count,
+                                    CUdeviceptr dptr) {
+    REQUIRE(node, CUDA_ERROR_INVALID_VALUE);
+    return graph_add_free(graph, deps, count, dptr, node);
+}
+
+CUresult stub_cuGraphMemFreeNodeGetParams(CUgraphNode node, CUdeviceptr *dptr) {
+    REQUIRE(node && dptr && node->work.type == CU_GRAPH_NODE_TYPE_MEM_FREE, CUDA_ERROR_INVALID_VALUE);
+    *dptr = node->work.allocation->base;
+    return CUDA_SUCCESS;
+}
+
+CUresult stub_cuGraphAddNode_v2(CUgraphNode *node, CUgraph graph, const CUgraphNode *deps,
+                                const CUgraphEdgeData *edges, size_t count, CUgraphNodeParams *params) {
+    CUcontext context;
+    (void)edges;
+    TRY(current_context(&context));
+    REQUIRE(params, CUDA_ERROR_INVALID_VALUE);
+    switch (params->type) {
+    case CU_GRAPH_NODE_TYPE_KERNEL:
+        return stub_cuGraphAddKernelNode_v2(node, graph, deps, count, &params->kernel);
+    case CU_GRAPH_NODE_TYPE_MEMCPY:
+        return stub_cuGraphAddMemcpyNode(node, graph, deps, count, &params->memcpy.copyParams, context);
+    case CU_GRAPH_NODE_TYPE_MEMSET:
+        return stub_cuGraphAddMemsetNode(node, graph, deps, count, &params->memset.params, context);
+    case CU_GRAPH_NODE_TYPE_HOST:
+        return stub_cuGraphAddHostNode(node, graph, deps, count, &params->host);
+    case CU_GRAPH_NODE_TYPE_GRAPH:
+        return stub_cuGraphAddChildGraphNode(node, graph, deps, count, params->graph.graph);
+    case CU_GRAPH_NODE_TYPE_EMPTY:
+        return stub_cuGraphAddEmptyNode(node, graph, deps, count);
+    case CU_GRAPH_NODE_TYPE_WAIT_EVENT:
+    case CU_GRAPH_NODE_TYPE_EVENT_RECORD:
+        return add_event_node(node, graph, deps, count, params->event.event, params->type);
+    case CU_GRAPH_NODE_TYPE_MEM_ALLOC:
+        return stub_cuGraphAddMemAllocNode(node, graph, deps, count, &params->alloc);
+    case CU_GRAPH_NODE_TYPE_MEM_FREE:
+        return stub_cuGraphAddMemFreeNode(node, graph, deps, count, params->free.dptr);
+    default:
+        return CUDA_ERROR_NOT_SUPPORTED;
+    }
+}
+
+CUresult stub_cuGraphAddNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *deps, size_t count,
+                             CUgraphNodeParams *params) {
+    return stub_cuGraphAddNode_v2(node, graph, deps, NULL, count, params);
+}
+
+/* ---- Looking at a graph ---- */
+
+CUresult stub_cuGraphAddDependencies(CUgraph graph, const CUgraphNode *from, const CUgraphNode *to, size_t count) {
+    REQUIRE(graph && ((from && to) || !count), CUDA_ERROR_INVALID_VALUE);
+    for (size_t i = 0; i < count; i++) {
+        REQUIRE(from[i] && to[i] && from[i]->graph == graph && to[i]->graph == graph, CUDA_ERROR_INVALID_VALUE);
+        TRY(add_deps(to[i], &from[i], 1));
+    }
+    return CUDA_SUCCESS;
+}
+
+/* Nodes that pass; with no array only their number. */
+static CUresult list_nodes(CUgraph graph, CUgraphNode *nodes, size_t *count, bool roots_only) {
+    REQUIRE(graph && count, CUDA_ERROR_INVALID_VALUE);
+    size_t found = 0;
+    for (CUgraphNode node = graph->first; node; node = node->next) {
+        if (roots_only && node->dep_count)
+            continue;
+        if (nodes && found < *count)
+            nodes[found] = node;
+        found++;
+    }
+    *count = !nodes || found < *count ? found : *count;
+    return CUDA_SUCCESS;
+}
+
+CUresult stub_cuGraphGetNodes(CUgraph graph, CUgraphNode *nodes, size_t *count) {
+    return list_nodes(graph, nodes, count, false);
+}
+
+CUresult stub_cuGraphGetRootNodes(CUgraph graph, CUgraphNode *nodes, size_t *count) {
+    return list_nodes(graph, nodes, count, true);
+}
+
+CUresult stub_cuGraphNodeGetType(CUgraphNode node, CUgraphNodeType *type) {
+    REQUIRE(node && type, CUDA_ERROR_INVALID_VALUE);
+    *type = node->work.type;
+    return CUDA_SUCCESS;
+}
+
+CUresult stub_cuGraphDestroyNode(CUgraphNode node) {
+    REQUIRE(node, CUDA_ERROR_INVALID_VALUE);
+    CUgraph graph = node->graph;
+    CUgraphNode before = NULL;
+    for (CUgraphNode at = graph->first; at; at = at->next) {
+        if (at->next == node)
+            before = at;
+        for (size_t i = 0; i < at->dep_count;)
+            if (at->deps[i] == node)
+                at->deps[i] = at->deps[--at->dep_count];
+            else
+                i++;
+    }
+    if (before)
+        before->next = node->next;
+    else
+        graph->first = node->next;
+    if (graph->last == node)
+        graph->last = before;
+    graph->count--;
+    node_free(node);
+    return CUDA_SUCCESS;
+}
+
+/* ---- Instantiating ---- */
+
+static CUresult flatten(CUgraphExec exec, CUgraph graph);
+
+/* Puts a node behind what it depends on. mark: 0 new, 1 on the way, 2 done. */
+static CUresult visit(CUgraphExec exec, CUgraphNode node) {
+    if (node->mark == 2)
+        return CUDA_SUCCESS;
+    REQUIRE(node->mark == 0, CUDA_ERROR_INVALID_VALUE); /* a cycle */
+    node->mark = 1;
+    for (size_t i = 0; i < node->dep_count; i++)
+        TRY(visit(exec, node->deps[i]));
+    node->mark = 2;
+    if (node->work.type == CU_GRAPH_NODE_TYPE_GRAPH)
+        return flatten(exec, node->work.child);
+    if (exec->count == exec->room) {
+        size_t room = exec->room ? 2 * exec->room : 16;
+        struct step *more = realloc(exec->steps, room * sizeof *more);
+        REQUIRE(more, CUDA_ERROR_OUT_OF_MEMORY);
+        exec->steps = more;
+        exec->room = room;
+    }
+    struct step *step = &exec->steps[exec->count];
+    step->source = node;
+    TRY(work_copy(&step->work, &node->work));
+    exec->count++;
+    return CUDA_SUCCESS;
+}
+
+static CUresult flatten(CUgraphExec exec, CUgraph graph) {
+    for (CUgraphNode node = graph->first; node; node = node->next)
+        node->mark = 0;
+    for (CUgraphNode node = graph->first; node; node = node->next)
+        TRY(visit(exec, node));
+    return CUDA_SUCCESS;
+}
+
+static void exec_clear(CUgraphExec exec) {
+    for (size_t i = 0; i < exec->count; i++)
+        if (exec->steps[i].work.data_size)
+            work_free(&exec->steps[i].work);
+    free(exec->steps);
+    exec->steps = NULL;
+    exec->count = exec->room = 0;
+}
+
+CUresult stub_cuGraphInstantiateWithFlags(CUgraphExec *out, CUgraph graph, unsigned long long flags) {
+    CUcontext context;
+    TRY(current_context(&context));
+    REQUIRE(out && graph && flags <= 15, CUDA_ERROR_INVALID_VALUE);
+    CUgraphExec exec = calloc(1, sizeof *exec);
+    REQUIRE(exec, CUDA_ERROR_OUT_OF_MEMORY);
+    exec->context = context;
+    exec->flags = flags;
+    CUresult result = flatten(exec, graph);
+    if (result != CUDA_SUCCESS) {
+        exec_clear(exec);
+        free(exec);
+        return result;
+    }
+    *out = exec;
+    return CUDA_SUCCESS;
+}
+
+CUresult stub_cuGraphInstantiate(CUgraphExec *exec, CUgraph graph, CUgraphNode *error_node, char *log,
+                                 size_t log_size) {
+    if (error_node)
+        *error_node = NULL;
+    if (log && log_size)
+        *log = 0;
+    return stub_cuGraphInstantiateWithFlags(exec, graph, 0);
+}
+
+CUresult stub_cuGraphInstantiate_v2(CUgraphExec *exec, CUgraph graph, CUgraphNode *error_node, char *log,
+                                    size_t log_size) {
+    return stub_cuGraphInstantiate(exec, graph, error_node, log, log_size);
+}
+
+CUresult stub_cuGraphInstantiateWithParams(CUgraphExec *exec, CUgraph graph, CUDA_GRAPH_INSTANTIATE_PARAMS *params) {
+    REQUIRE(params, CUDA_ERROR_INVALID_VALUE);
+    CUresult result = stub_cuGraphInstantiateWithFlags(exec, graph, params->flags);
+    params->hErrNode_out = NULL;
+    params->result_out = result != CUDA_SUCCESS;
+    return result;
+}
+
+CUresult stub_cuGraphInstantiateWithParams_ptsz(CUgraphExec *exec, CUgraph graph,
+                                                CUDA_GRAPH_INSTANTIATE_PARAMS *params) {
+    return stub_cuGraphInstantiateWithParams(exec, graph, params);
+}
+
+CUresult stub_cuGraphExecGetFlags(CUgraphExec exec, unsigned long long *flags) {
+    REQUIRE(exec && flags, CUDA_ERROR_INVALID_VALUE);
+    *flags = exec->flags;
+    return CUDA_SUCCESS;
+}
+
+CUresult stub_cuGraphExecDestroy(CUgraphExec exec) {
+    REQUIRE(exec, CUDA_ERROR_INVALID_VALUE);
+    queue_wait_context(exec->context);
+    exec_clear(exec);
+    free(exec);
+    return CUDA_SUCCESS;
+}
+
+CUresult stub_cuGraphExecKernelNodeSetParams_v2(CUgraphExec exec, CUgraphNode node,
+                                                const CUDA_KERNEL_NODE_PARAMS_v2 *params) {
+    REQUIRE(exec && node && params, CUDA_ERROR_INVALID_VALUE);
+    for (size_t i = 0; i < exec->count; i++)
+        if (exec->steps[i].source == node && node->work.type == CU_GRAPH_NODE_TYPE_KERNEL)
+            return kernel_work(params, &exec->steps[i].work);
+    return CUDA_ERROR_INVALID_VALUE;
+}
+
+CUresult stub_cuGraphExecKernelNodeSetParams(CUgraphExec exec, CUgraphNode node,
+                                             const CUDA_KERNEL_NODE_PARAMS_v1 *params) {
+    REQUIRE(params, CUDA_ERROR_INVALID_VALUE);
+    CUDA_KERNEL_NODE_PARAMS_v2 newer = newer_params(params);
+    return stub_cuGraphExecKernelNodeSetParams_v2(exec, node, &newer);
+}
+
+/* Takes the nodes of a graph of the same shape. */
+CUresult stub_cuGraphExecUpdate_v2(CUgraphExec exec, CUgraph graph, CUgraphExecUpdateResultInfo *info) {
+    struct CUgraphExec_st newer = {0};
+    REQUIRE(exec && graph && info, CUDA_ERROR_INVALID_VALUE);
+    *info = (CUgraphExecUpdateResultInfo){.result = CU_GRAPH_EXEC_UPDATE_SUCCESS};
+    CUresult result = flatten(&newer, graph);
+    bool same = result == CUDA_SUCCESS && newer.count == exec->count;
+    for (size_t i = 0; same && i < exec->count; i++)
+        same = newer.steps[i].work.type == exec->steps[i].work.type;
+    if (!same) {
+        exec_clear(&newer);
+        info->result = CU_GRAPH_EXEC_UPDATE_ERROR_TOPOLOGY_CHANGED;
+        return CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE;
+    }
+    queue_wait_context(exec->context);
+    for (size_t i = 0; i < exec->count; i++)
+        newer.steps[i].source = exec->steps[i].source;
+    exec_clear(exec);
+    exec->steps = newer.steps;
+    exec->count = newer.count;
+    exec->room = newer.room;
+    return CUDA_SUCCESS;
+}
+
+CUresult stub_cuGraphExecUpdate(CUgraphExec exec, CUgraph graph, CUgraphNode *error_node, int *update) {
+    CUgraphExecUpdateResultInfo info;
+    REQUIRE(update, CUDA_ERROR_INVALID_VALUE);
+    CUresult result = stub_cuGraphExecUpdate_v2(exec, graph, &info);
+    *update = info.result;
+    if (error_node)
+        *error_node = NULL;
+    return result;
+}
+
+/* ---- Launching ---- */
+
+static CUresult launch_allocation(CUgraphExec exec, struct allocation *record, CUstream stream) {
+    if (!record->freed) { /* still there from the launch before */
+        REQUIRE(exec->flags & CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH, CUDA_ERROR_INVALID_VALUE);
+        return CUDA_SUCCESS;
+    }
+    REQUIRE(pool_take(record->pool, record->size, stream), CUDA_ERROR_OUT_OF_MEMORY);
+    record->freed = false;
+    return CUDA_SUCCESS;
+}
+
+static CUresult launch_step(CUgraphExec exec, struct step *step, CUstream stream) {
+    struct node_work *work = &step->work;
+    switch (work->type) {
+    case CU_GRAPH_NODE_TYPE_KERNEL:
+        return kernel_submit(stream, &work->kernel);
+    case CU_GRAPH_NODE_TYPE_HOST:
+        queue_submit(stream, (struct op){.kind = OP_HOST, .run = {work->host, work->data}});
+        return CUDA_SUCCESS;
+    case CU_GRAPH_NODE_TYPE_MEMCPY:
+    case CU_GRAPH_NODE_TYPE_MEMSET:
+        queue_submit(stream, (struct op){.kind = OP_RUN, .run = {work->run, work->data}}); /* exec outlives it */
+        return CUDA_SUCCESS;
+    case CU_GRAPH_NODE_TYPE_EVENT_RECORD:
+        return stub_cuEventRecord(work->event, stream);
+    case CU_GRAPH_NODE_TYPE_WAIT_EVENT:
+        return stub_cuStreamWaitEvent(stream, work->event, 0);
+    case CU_GRAPH_NODE_TYPE_MEM_ALLOC:
+        return launch_allocation(exec, work->allocation, stream);
+    case CU_GRAPH_NODE_TYPE_MEM_FREE:
+        REQUIRE(!work->allocation->freed, CUDA_ERROR_INVALID_VALUE);
+        work->allocation->freed = true;
+        return pool_free(work->allocation, stream);
+    default:
+        return CUDA_SUCCESS;
+    }
+}
+
+CUresult stub_cuGraphLaunch(CUgraphExec exec, CUstream handle) {
+    CUstream stream;
+    TRY(resolve_stream(handle, &stream));
+    REQUIRE(exec, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(!CAPTURING(stream), CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+    for (size_t i = 0; i < exec->count; i++)
+        TRY(launch_step(exec, &exec->steps[i], stream));
+    return CUDA_SUCCESS;
+}
+
+CUresult stub_cuGraphUpload(CUgraphExec exec, CUstream handle) {
+    CUstream stream;
+    TRY(resolve_stream(handle, &stream));
+    return exec ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+/* ---- The device's graph memory ---- */
+
+CUresult stub_cuDeviceGetGraphMemAttribute(CUdevice ordinal, CUgraphMem_attribute attribute, void *value) {
+    struct device *device;
+    TRY(device_of(ordinal, &device));
+    REQUIRE(value && attribute >= 0 && attribute <= 3, CUDA_ERROR_INVALID_VALUE);
+    CUmemoryPool pool = device->graph_pool;
+    const uint64_t values[] = {pool ? pool->used : 0, pool ? pool->used_high : 0, pool ? pool->reserved : 0,
+                               pool ? pool->reserved_high : 0};
+    *(uint64_t *)value = values[attribute];
+    return CUDA_SUCCESS;
+}
+
+CUresult stub_cuDeviceSetGraphMemAttribute(CUdevice ordinal, CUgraphMem_attribute attribute, void *value) {
+    struct device *device;
+    TRY(device_of(ordinal, &device));
+    bool high = attribute == CU_GRAPH_MEM_ATTR_USED_MEM_HIGH || attribute == CU_GRAPH_MEM_ATTR_RESERVED_MEM_HIGH;
+    REQUIRE(value && high && *(uint64_t *)value == 0, CUDA_ERROR_INVALID_VALUE);
+    if (device->graph_pool)
+        device->graph_pool->used_high = device->graph_pool->used;
+    return CUDA_SUCCESS;
+}
+
+CUresult stub_cuDeviceGraphMemTrim(CUdevice ordinal) {
+    struct device *device;
+    TRY(device_of(ordinal, &device));
+    if (device->graph_pool)
+        pool_trim(device->graph_pool, 0);
+    return CUDA_SUCCESS;
+}

@@ -1,0 +1,406 @@
+/*
+ * Memory pools and stream-ordered allocations.
+ *
+ * What a pool holds is charged to the card in chunks (card.h: pool_chunk_bytes) and stays charged after a free, until
+ * the next synchronisation brings the pool down to its release threshold, the pool is trimmed, or this process needs
+ * the memory elsewhere. Memory freed on a stream can be taken again on that stream at once, on others when the free was
+ * reached. (CUDA programming guide, stream-ordered memory allocator: physical page caching, resource usage policies.)
+ */
+#include "driver.h"
+
+#include <stdlib.h>
+
+struct pending_free {
+    CUmemoryPool pool;
+    CUstream stream;
+    uint64_t bytes;
+    struct pending_free *next;
+};
+
+static pthread_mutex_t pools_lock = PTHREAD_MUTEX_INITIALIZER;
+static CUmemoryPool pools; /* of all devices */
+
+void pools_forget_all(void) {
+    pthread_mutex_init(&pools_lock, NULL);
+    pools = NULL;
+}
+
+/* ---- Bytes of a pool. Under pools_lock unless said otherwise ---- */
+
+static void note_idle(CUmemoryPool pool, int64_t change) {
+    __atomic_fetch_add(&pool->device->card.slot->pool_idle_bytes, (uint64_t)change, __ATOMIC_RELAXED);
+}
+
+static uint64_t pending_bytes(CUmemoryPool pool, CUstream but_not) {
+    uint64_t bytes = 0;
+    for (struct pending_free *at = pool->pending; at; at = at->next)
+        if (at->stream != but_not)
+            bytes += at->bytes;
+    return bytes;
+}
+
+/* Nobody uses these bytes, and no free of them is still on its way on another stream. */
+static uint64_t available(CUmemoryPool pool, CUstream stream) {
+    return pool->reserved - pool->used - pending_bytes(pool, stream);
+}
+
+/* Memory of pending frees on this stream that is taken again is no longer pending. */
+static void consume_pending(CUmemoryPool pool, uint64_t bytes, CUstream stream) {
+    uint64_t free_now = available(pool, NULL);
+    uint64_t needed = bytes > free_now ? bytes - free_now : 0;
+    for (struct pending_free *at = pool->pending; at && needed; at = at->next) {
+        if (at->stream != stream)
+            continue;
+        uint64_t part = at->bytes < needed ? at->bytes : needed;
+        at->bytes -= part;
+        needed -= part;
+    }
+}
+
+static uint64_t round_up(uint64_t bytes, uint64_t step) { return step > 1 ? (bytes + step - 1) / step * step : bytes; }
+
+bool pool_take(CUmemoryPool pool, uint64_t bytes, CUstream stream) {
+    pthread_mutex_lock(&pools_lock);
+    uint64_t there;
+    while ((there = available(pool, stream)) < bytes) {
+        uint64_t grow = round_up(bytes - there, pool->device->card.shared->pool_chunk_bytes);
+        bool allowed = !pool->props.maxSize || pool->reserved + grow <= pool->props.maxSize;
+        pthread_mutex_unlock(&pools_lock);
+        if (!allowed || !device_charge(pool->device, grow))
+            return false;
+        pthread_mutex_lock(&pools_lock);
+        pool->reserved += grow;
+        note_idle(pool, (int64_t)grow);
+    }
+    consume_pending(pool, bytes, stream);
+    pool->used += bytes;
+    note_idle(pool, -(int64_t)bytes);
+    pool->used_high = pool->used > pool->used_high ? pool->used : pool->used_high;
+    pool->reserved_high = pool->reserved > pool->reserved_high ? pool->reserved : pool->reserved_high;
+    pthread_mutex_unlock(&pools_lock);
+    return true;
+}
+
+struct pending_free *pool_give(CUmemoryPool pool, uint64_t bytes, CUstream stream) {
+    struct pending_free *pending = stream ? malloc(sizeof *pending) : NULL;
+    pthread_mutex_lock(&pools_lock);
+    pool->used -= bytes;
+    note_idle(pool, (int64_t)bytes);
+    if (pending) {
+        *pending = (struct pending_free){pool, stream, bytes, pool->pending};
+        pool->pending = pending;
+    }
+    pthread_mutex_unlock(&pools_lock);
+    return pending;
+}
+
+void pool_give_done(struct pending_free *pending) {
+    if (!pending)
+        return;
+    pthread_mutex_lock(&pools_lock);
+    for (struct pending_free **at = &pending->pool->pending; *at; at = &(*at)->next) {
+        if (*at == pending) {
+            *at = pending->next;
+            break;
+        }
+    }
+    pthread_mutex_unlock(&pools_lock);
+    free(pending);
+}
+
+/* Gives back to the card what is free above keep_bytes, in whole chunks. */
+static bool shrink(CUmemoryPool pool, uint64_t keep_bytes) {
+    uint64_t free_bytes = available(pool, NULL);
+    uint64_t above = pool->reserved > keep_bytes ? pool->reserved - keep_bytes : 0;
+    uint64_t bytes = free_bytes < above ? free_bytes : above;
+    uint64_t chunk = pool->device->card.shared->pool_chunk_bytes;
+    bytes = chunk > 1 ? bytes / chunk * chunk : bytes;
+    if (bytes == 0)
+        return false;
+    pool->reserved -= bytes;
+    note_idle(pool, -(int64_t)bytes);
+    device_credit(pool->device, bytes);
+    return true;
+}
+
+void pool_trim(CUmemoryPool pool, uint64_t keep_bytes) {
+    pthread_mutex_lock(&pools_lock);
+    shrink(pool, keep_bytes);
+    pthread_mutex_unlock(&pools_lock);
+}
+
+void pools_settle(struct device *device) {
+    if (!__atomic_load_n(&pools, __ATOMIC_ACQUIRE))
+        return;
+    pthread_mutex_lock(&pools_lock);
+    for (CUmemoryPool pool = pools; pool; pool = pool->next)
+        if (pool->device == device)
+            shrink(pool, pool->threshold);
+    pthread_mutex_unlock(&pools_lock);
+}
+
+bool pools_trim_all(struct device *device) {
+    bool any = false;
+    pthread_mutex_lock(&pools_lock);
+    for (CUmemoryPool pool = pools; pool; pool = pool->next)
+        if (pool->device == device && pool != device->graph_pool)
+            any |= shrink(pool, 0);
+    pthread_mutex_unlock(&pools_lock);
+    return any;
+}
+
+/* ---- Pools as objects ---- */
+
+static CUmemoryPool pool_make(struct device *device, const CUmemPoolProps *props, bool implicit) {
+    CUmemoryPool pool = calloc(1, sizeof *pool);
+    if (!pool)
+        return NULL;
+    pool->device = device;
+    pool->props = *props;
+    pool->implicit = implicit;
+    for (int i = 1; i < 4; i++)
+        pool->reuse[i] = 1;
+    pthread_mutex_lock(&pools_lock);
+    pool->next = pools;
+    __atomic_store_n(&pools, pool, __ATOMIC_RELEASE);
+    pthread_mutex_unlock(&pools_lock);
+    return pool;
+}
+
+static CUmemoryPool implicit_pool(struct device *device, CUmemoryPool *place, uint64_t threshold) {
+    pthread_mutex_lock(&driver.lock);
+    if (!*place && device_join(device) == CUDA_SUCCESS) {
+        CUmemPoolProps props = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
+                                .location = {CU_MEM_LOCATION_TYPE_DEVICE, device->ordinal}};
+        *place = pool_make(device, &props, true);
+        if (*place)
+            (*place)->threshold = threshold;
+    }
+    pthread_mutex_unlock(&driver.lock);
+    return *place;
+}
+
+CUmemoryPool pool_default(struct device *device) { return implicit_pool(device, &device->default_pool, 0); }
+CUmemoryPool pool_of_graphs(struct device *device) {
+    return implicit_pool(device, &device->graph_pool, UINT64_MAX); /* kept until cuDeviceGraphMemTrim */
+}
+
+CUresult stub_cuDeviceGetDefaultMemPool(CUmemoryPool *out, CUdevice ordinal) {
+    struct device *device;
+    TRY(device_of(ordinal, &device));
+    REQUIRE(out, CUDA_ERROR_INVALID_VALUE);
+    *out = pool_default(device);
+    return *out ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+CUresult stub_cuDeviceGetMemPool(CUmemoryPool *out, CUdevice ordinal) {
+    TRY(stub_cuDeviceGetDefaultMemPool(out, ordinal));
+    if (driver.devices[ordinal].current_pool)
+        *out = driver.devices[ordinal].current_pool;
+    return CUDA_SUCCESS;
+}
+
+CUresult stub_cuDeviceSetMemPool(CUdevice ordinal, CUmemoryPool pool) {
+    struct device *device;
+    TRY(device_of(ordinal, &device));
+    REQUIRE(pool && !pool->gone && pool->device == device, CUDA_ERROR_INVALID_VALUE);
+    device->current_pool = pool;
+    return CUDA_SUCCESS;
+}
+
+CUresult stub_cuMemPoolCreate(CUmemoryPool *out, const CUmemPoolProps *props) {
+    struct device *device;
+    REQUIRE(out && props && props->allocType == CU_MEM_ALLOCATION_TYPE_PINNED, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(props->location.type == CU_MEM_LOCATION_TYPE_DEVICE, CUDA_ERROR_NOT_SUPPORTED);
+    TRY(device_of(props->location.id, &device));
+    pthread_mutex_lock(&driver.lock);
+    CUresult result = device_join(device);
+    pthread_mutex_unlock(&driver.lock);
+    TRY(result);
+    *out = pool_make(device, props, false);
+    return *out ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+/* Allocations that live on keep their memory; what they give back later goes to the card at once. */
+CUresult stub_cuMemPoolDestroy(CUmemoryPool pool) {
+    REQUIRE(pool && !pool->gone && !pool->implicit, CUDA_ERROR_INVALID_VALUE);
+    pool->gone = true;
+    pool->threshold = 0;
+    if (pool->device->current_pool == pool)
+        pool->device->current_pool = NULL;
+    pool_trim(pool, 0);
+    return CUDA_SUCCESS;
+}
+
+CUresult stub_cuMemPoolTrimTo(CUmemoryPool pool, size_t keep_bytes) {
+    REQUIRE(pool && !pool->gone, CUDA_ERROR_INVALID_VALUE);
+    pool_trim(pool, keep_bytes);
+    return CUDA_SUCCESS;
+}
+
+CUresult stub_cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute attribute, void *value) {
+    REQUIRE(pool && !pool->gone && value, CUDA_ERROR_INVALID_VALUE);
+    uint64_t *number = value;
+    switch (attribute) {
+    case CU_MEMPOOL_ATTR_RELEASE_THRESHOLD:
+        *number = pool->threshold;
+        return CUDA_SUCCESS;
+    case CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT:
+        *number = pool->reserved;
+        return CUDA_SUCCESS;
+    case CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH:
+        *number = pool->reserved_high;
+        return CUDA_SUCCESS;
+    case CU_MEMPOOL_ATTR_USED_MEM_CURRENT:
+        *number = pool->used;
+        return CUDA_SUCCESS;
+    case CU_MEMPOOL_ATTR_USED_MEM_HIGH:
+        *number = pool->used_high;
+        return CUDA_SUCCESS;
+    default:
+        REQUIRE(attribute >= 1 && attribute <= 3, CUDA_ERROR_INVALID_VALUE);
+        *(int *)value = (int)pool->reuse[attribute];
+        return CUDA_SUCCESS;
+    }
+}
+
+CUresult stub_cuMemPoolSetAttribute(CUmemoryPool pool, CUmemPool_attribute attribute, void *value) {
+    REQUIRE(pool && !pool->gone && value, CUDA_ERROR_INVALID_VALUE);
+    switch (attribute) {
+    case CU_MEMPOOL_ATTR_RELEASE_THRESHOLD:
+        pool->threshold = *(uint64_t *)value;
+        return CUDA_SUCCESS;
+    case CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH:
+    case CU_MEMPOOL_ATTR_USED_MEM_HIGH:
+        REQUIRE(*(uint64_t *)value == 0, CUDA_ERROR_INVALID_VALUE); /* can only be reset */
+        pool->reserved_high = attribute == CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH ? pool->reserved : pool->reserved_high;
+        pool->used_high = attribute == CU_MEMPOOL_ATTR_USED_MEM_HIGH ? pool->used : pool->used_high;
+        return CUDA_SUCCESS;
+    default:
+        REQUIRE(attribute >= 1 && attribute <= 3, CUDA_ERROR_INVALID_VALUE);
+        pool->reuse[attribute] = *(int *)value != 0;
+        return CUDA_SUCCESS;
+    }
+}
+
+CUresult stub_cuMemPoolSetAccess(CUmemoryPool pool, const CUmemAccessDesc *map, size_t count) {
+    return pool && !pool->gone && (map || !count) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+CUresult stub_cuMemPoolGetAccess(CUmemAccess_flags *flags, CUmemoryPool pool, CUmemLocation *location) {
+    REQUIRE(flags && pool && !pool->gone && location, CUDA_ERROR_INVALID_VALUE);
+    *flags = location->id == pool->device->ordinal ? CU_MEM_ACCESS_FLAGS_PROT_READWRITE : 0;
+    return CUDA_SUCCESS;
+}
+
+/* ---- Allocations ---- */
+
+CUresult pool_allocate(CUcontext context, CUmemoryPool pool, size_t bytes, CUstream stream, CUdeviceptr *dptr) {
+    struct allocation *record;
+    REQUIRE(bytes <= pool->device->card.shared->memory_bytes, CUDA_ERROR_OUT_OF_MEMORY);
+    REQUIRE(pool_take(pool, bytes, stream), CUDA_ERROR_OUT_OF_MEMORY);
+    CUresult result = allocation_make(ALLOCATION_ASYNC, context, bytes, 0, &record);
+    if (result != CUDA_SUCCESS) {
+        pool_give(pool, bytes, NULL);
+        return result;
+    }
+    record->pool = pool;
+    __atomic_fetch_add(&pool->live, 1, __ATOMIC_RELAXED);
+    *dptr = record->base;
+    return CUDA_SUCCESS;
+}
+
+struct ordered_free {
+    struct allocation *record;
+    struct pending_free *pending;
+};
+
+/* The record of a graph's allocation belongs to the graph: only its bytes are given back. */
+static void drop_record(struct allocation *record) {
+    CUmemoryPool pool = record->pool;
+    if (record->kind == ALLOCATION_GRAPH)
+        return;
+    __atomic_fetch_sub(&pool->live, 1, __ATOMIC_RELAXED);
+    allocation_drop(record);
+    if (pool->gone)
+        pool_trim(pool, 0);
+}
+
+static void reach_free(void *argument) {
+    struct ordered_free *ordered = argument;
+    pool_give_done(ordered->pending);
+    drop_record(ordered->record);
+}
+
+/* The record is marked as freed. */
+CUresult pool_free(struct allocation *record, CUstream stream) {
+    struct ordered_free *ordered = stream ? malloc(sizeof *ordered) : NULL;
+    struct pending_free *pending = pool_give(record->pool, record->size, ordered ? stream : NULL);
+    if (!ordered) {
+        drop_record(record);
+        return CUDA_SUCCESS;
+    }
+    *ordered = (struct ordered_free){record, pending};
+    return submit_run(stream, reach_free, ordered, sizeof *ordered, CU_GRAPH_NODE_TYPE_MEM_FREE);
+}
+
+CUresult stub_cuMemAllocFromPoolAsync(CUdeviceptr *dptr, size_t bytes, CUmemoryPool pool, CUstream handle) {
+    CUstream stream;
+    TRY(resolve_stream(handle, &stream));
+    REQUIRE(dptr && bytes && pool && !pool->gone, CUDA_ERROR_INVALID_VALUE);
+    if (CAPTURING(stream))
+        return capture_allocate(stream, bytes, dptr);
+    return pool_allocate(stream->context, pool, bytes, stream, dptr);
+}
+
+CUresult stub_cuMemAllocAsync(CUdeviceptr *dptr, size_t bytes, CUstream handle) {
+    CUstream stream;
+    CUmemoryPool pool;
+    TRY(resolve_stream(handle, &stream));
+    TRY(stub_cuDeviceGetMemPool(&pool, stream->context->device->ordinal));
+    return stub_cuMemAllocFromPoolAsync(dptr, bytes, pool, handle);
+}
+
+CUresult stub_cuMemFreeAsync(CUdeviceptr dptr, CUstream handle) {
+    CUstream stream;
+    TRY(resolve_stream(handle, &stream));
+    if (CAPTURING(stream))
+        return capture_free(stream, dptr);
+    pthread_mutex_lock(&memory_lock);
+    struct allocation *record = arena_find(dptr);
+    bool known = record && record->base == dptr && !record->freed &&
+                 (record->pool || record->kind == ALLOCATION_DEVICE || record->kind == ALLOCATION_MANAGED);
+    if (known)
+        record->freed = true;
+    pthread_mutex_unlock(&memory_lock);
+    REQUIRE(known, CUDA_ERROR_INVALID_VALUE);
+    if (record->pool)
+        return pool_free(record, stream);
+    queue_wait_stream(stream); /* memory of cuMemAlloc is freed like by cuMemFree */
+    allocation_drop(record);
+    return CUDA_SUCCESS;
+}
+
+/* ---- Sharing pools between processes: not simulated ---- */
+
+CUresult stub_cuMemPoolExportToShareableHandle(void *handle, CUmemoryPool pool, CUmemAllocationHandleType type,
+                                               unsigned long long flags) {
+    (void)handle, (void)pool, (void)type, (void)flags;
+    return CUDA_ERROR_NOT_SUPPORTED;
+}
+
+CUresult stub_cuMemPoolImportFromShareableHandle(CUmemoryPool *pool, void *handle, CUmemAllocationHandleType type,
+                                                 unsigned long long flags) {
+    (void)pool, (void)handle, (void)type, (void)flags;
+    return CUDA_ERROR_NOT_SUPPORTED;
+}
+
+CUresult stub_cuMemPoolExportPointer(CUmemPoolPtrExportData *data, CUdeviceptr dptr) {
+    (void)data, (void)dptr;
+    return CUDA_ERROR_NOT_SUPPORTED;
+}
+
+CUresult stub_cuMemPoolImportPointer(CUdeviceptr *dptr, CUmemoryPool pool, CUmemPoolPtrExportData *data) {
+    (void)dptr, (void)pool, (void)data;
+    return CUDA_ERROR_NOT_SUPPORTED;
+}
