@@ -3,6 +3,7 @@
 Used by `terms`. Each change updates the indexes, and says which pool or claim it makes worth a look.
 """
 
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from controller.records import (
 )
 from controller.snapshots import DeviceIndex
 from controller.watching import Key, Kind, Watcher
+
+log = logging.getLogger(__name__)
 
 UNSCHEDULED = Selection(fields="spec.nodeName=")
 """Pods that no scheduler has placed yet: the only ones that can wait for a claim."""
@@ -170,6 +173,8 @@ class ClusterCache:
         node = key[1]
         was_dead = self.pulse.age_s(node) > HEARTBEAT_LIMIT_S
         status = new.status if new else None
+        if new is not None and new.problem and new != old:
+            log.warning("cannot read an inventory, its slices stay as they are", extra={"error": new.problem})
         if new is None or status is not None:
             self.pulse.note(node, status.heartbeat_time if status else None)
         if was_dead or _facts(old) != _facts(new):

@@ -149,6 +149,18 @@ def test_the_first_heartbeat_after_a_silence_brings_the_slices_back(kube: FakeKu
     wait_until(lambda: SLICE_N1 in slices(kube))
 
 
+def test_an_inventory_that_cannot_be_read_leaves_the_slices_as_they_are(
+    kube: FakeKube, controller: Controller, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_node(kube)
+    state_inventory(kube, "n1", status(facts()))
+    wait_until(lambda: SLICE_N1 in slices(kube))
+    kube.patch(kube_api.NODE_INVENTORIES, {"metadata": {"name": "n1"}}, {"status": {"devices": 3}}, "status")
+    wait_until(lambda: any("cannot read an inventory" in record.message for record in caplog.records))
+    (device,) = settled(kube, controller)[SLICE_N1]["spec"]["devices"]
+    assert device["name"] == facts().name
+
+
 def test_a_mere_heartbeat_writes_nothing(kube: FakeKube, controller: Controller) -> None:
     add_node(kube)
     first = status(facts())
