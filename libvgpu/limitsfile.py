@@ -38,6 +38,9 @@ class Limits:
     host_memory_bytes: int = 0
     granted_percent: int = 0
     """What a Burst share may use now; 0: up to the ceiling."""
+    charge_permille: int = 0
+    """How much of 1000 parts of charged GPU time was real, as measured from outside (events around long work contain
+    the neighbours' slices). 0: nothing said."""
 
 
 def read_limits(directory: Path) -> Limits:
@@ -71,6 +74,7 @@ def read_limits(directory: Path) -> Limits:
         oversubscribe=bool(view.flags & constants.VGPU_OVERSUBSCRIBE),
         host_memory_bytes=view.host_memory_bytes,
         granted_percent=view.granted_percent,
+        charge_permille=view.charge_permille,
     )
     check(path, limits)
     return limits
@@ -90,6 +94,7 @@ def encode(directory: Path, limits: Limits) -> bytes:
     view.cores_percent = limits.cores_percent
     view.ceiling_percent = limits.ceiling_percent
     view.granted_percent = limits.granted_percent
+    view.charge_permille = limits.charge_permille
     view.policy = _POLICIES[limits.policy]
     view.priority = limits.priority
     view.device_uuid = limits.device_uuid.encode()
@@ -123,6 +128,7 @@ def check(path: Path, limits: Limits) -> None:
         ("cores_percent", limits.cores_percent, 0, 100),
         ("ceiling_percent", limits.ceiling_percent, 1, 100),
         ("granted_percent", limits.granted_percent, 0, 100),
+        ("charge_permille", limits.charge_permille, 0, 1000),
         ("priority", limits.priority, -(2**31), 2**31 - 1),
     ):
         if not low <= found <= high:

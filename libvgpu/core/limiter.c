@@ -56,8 +56,9 @@ void vgpu_limiter_charge(struct vgpu_device *device, int64_t gpu_ns) {
     for (uint32_t i = 0; i < device->count; i++)
         total += vgpu_limits_rate_percent(device->shares[i]->limits);
     for (uint32_t i = 0; i < device->count; i++) {
-        uint32_t rate = vgpu_limits_rate_percent(device->shares[i]->limits);
-        vgpu_bucket_draw(device->shares[i]->books, device->count == 1 ? gpu_ns : gpu_ns / total * rate);
+        const struct vgpu_limits *limits = device->shares[i]->limits;
+        int64_t part = device->count == 1 ? gpu_ns : gpu_ns / total * vgpu_limits_rate_percent(limits);
+        vgpu_bucket_draw(device->shares[i]->books, part * (int64_t)vgpu_limits_charge_permille(limits) / 1000);
     }
 }
 
@@ -109,6 +110,7 @@ void vgpu_limiter_account(struct vgpu_device *device, uint64_t launches, uint64_
     if (device->count == 0)
         return;
     struct vgpu_share *share = device->shares[0];
+    gpu_ns = gpu_ns * vgpu_limits_charge_permille(share->limits) / 1000;
     __atomic_fetch_add(&share->slot->launches, launches, __ATOMIC_RELAXED);
     __atomic_fetch_add(&share->slot->gpu_time_ns, gpu_ns, __ATOMIC_RELAXED);
     if (throttled_ns > 0)

@@ -27,7 +27,7 @@ uint64_t vgpu_bucket_wait_ns(int64_t level_ns, uint32_t rate_percent);
  * rates. Returns the nanoseconds waited. An unlimited device (rate 100) has no debts. */
 uint64_t vgpu_limiter_pay(struct vgpu_device *device, int64_t gpu_ns);
 
-/* Charge without waiting: corrections. */
+/* Charge without waiting, in proportion too; scaled by what the agent measured (charge_permille). */
 void vgpu_limiter_charge(struct vgpu_device *device, int64_t gpu_ns);
 
 /* Percent of the GPU that all shares of the device may use together, 1..100. */

@@ -12,10 +12,11 @@
 #include <stddef.h>
 
 enum {
-    ACCOUNT_EVERY = 64, /* launches that a thread keeps to itself */
-    UNKNOWN_MOST = 16,  /* launches of work not yet measured, then wait a while for a measurement */
-    UNKNOWN_WAIT_NS = 20 * 1000 * 1000,
-    UNKNOWN_STEP_NS = 200 * 1000,
+    ACCOUNT_EVERY = 64,                   /* launches that a thread keeps to itself */
+    UNKNOWN_MOST = 2,                     /* launches of work not yet measured, then wait for the first measurement */
+    UNKNOWN_WAIT_NS = 1000 * 1000 * 1000, /* not for ever: it may wait for what this thread does next */
+    UNKNOWN_STEP_NS = 20 * 1000,
+    UNKNOWN_LONGEST_STEP_NS = 1000 * 1000,
 };
 
 struct thread_state {
@@ -81,11 +82,19 @@ static void harvest(CUcontext context) {
     thread.credit_ns -= (int64_t)owed;
 }
 
-/* New work is launched again and again, and nobody knows yet what it takes: let the first measurement come in. */
-static void wait_for_measurement(CUcontext context, const struct vgpu_estimate *estimate) {
-    uint64_t start = vgpu_now_ns(), now = start;
-    while (__atomic_load_n(&estimate->gpu_ns, __ATOMIC_RELAXED) == 0 && now - start < UNKNOWN_WAIT_NS) {
-        vgpu_sleep_ns(UNKNOWN_STEP_NS);
+/* New work is launched again and again, and nobody knows yet what it takes: let the first measurement come in. Should
+ * none come, the work takes at least as long as we waited. */
+static void wait_for_measurement(CUcontext context, struct vgpu_estimate *estimate) {
+    uint64_t start = vgpu_now_ns(), now = start, step = UNKNOWN_STEP_NS;
+    while (__atomic_load_n(&estimate->gpu_ns, __ATOMIC_RELAXED) == 0) {
+        if (now - start >= UNKNOWN_WAIT_NS) {
+            uint64_t owed = vgpu_estimate_measured(estimate, now - start);
+            thread.gpu_ns += owed;
+            thread.credit_ns -= (int64_t)owed;
+            break;
+        }
+        vgpu_sleep_ns(step);
+        step = step < UNKNOWN_LONGEST_STEP_NS ? 2 * step : step;
         harvest(context);
         now = vgpu_now_ns();
     }
@@ -103,7 +112,7 @@ static void settle(struct vgpu__launch *launch, struct vgpu_estimate *estimate, 
     uint32_t rate = vgpu_limiter_rate_percent(thread.device);
     if (!capturing && context != NULL) {
         harvest(context);
-        if (rate < 100 && __atomic_load_n(&estimate->unpaid, __ATOMIC_RELAXED) > UNKNOWN_MOST)
+        if (rate < 100 && __atomic_load_n(&estimate->unpaid, __ATOMIC_RELAXED) >= UNKNOWN_MOST)
             wait_for_measurement(context, estimate);
     }
     if (thread.credit_ns < 0 || vgpu_limiter_suspended(thread.device)) {

@@ -72,9 +72,9 @@ struct vgpu_limits {
     uint32_t granted_percent;   /* what a Burst share may use now, 1..100; 0: nothing said, use the ceiling */
     uint32_t policy;
     int32_t priority;
-    uint32_t reserved0;
-    char device_uuid[48]; /* "GPU-...", NUL-terminated */
-    char share[128];      /* NUL-terminated */
+    uint32_t charge_permille; /* what the agent measured of 1000 parts that were charged; 0: nothing said, take all */
+    char device_uuid[48];     /* "GPU-...", NUL-terminated */
+    char share[128];          /* NUL-terminated */
     uint8_t reserved1[3856];
 };
 
