@@ -1,0 +1,129 @@
+"""Records of prepared claims: what survives what."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from api.errors import StateError
+from api.names import ClaimUID, DeviceName
+from kubeletplugin.ledgers import Ledger
+from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice, decode, encode
+from libvgpu.shares import Limits, Policy
+
+LIMITS = Limits("u1-0", "GPU-1", 1 << 30, 25, 25, Policy.FIXED)
+CLAIM = PreparedClaim(
+    ClaimUID("u1"), "default", "train", (PreparedDevice(0, "gpu", "node-1", DeviceName("gpu-1"), "s1", LIMITS),)
+)
+REBUILT = PreparedClaim(ClaimUID("u1"), "", "", (PreparedDevice(0, "", "node-1", DeviceName("gpu-1"), limits=LIMITS),))
+
+
+def ledger(folder: Path, rebuilt: PreparedClaim | None = None) -> Ledger:
+    opened = Ledger(folder, lambda _uid: rebuilt)
+    opened.load()
+    return opened
+
+
+def store(folder: Path, claim: PreparedClaim = CLAIM) -> Path:
+    opened = ledger(folder)
+    opened.reserve(claim.uid, lambda _prepared: claim)
+    opened.write(claim)
+    return folder / f"{claim.uid}.json"
+
+
+def test_a_claim_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    store(tmp_path)
+
+    assert ledger(tmp_path).prepared() == {CLAIM.uid: CLAIM}
+
+
+def test_a_reserved_claim_counts_before_it_is_written(tmp_path: Path) -> None:
+    opened = ledger(tmp_path)
+    opened.reserve(CLAIM.uid, lambda _prepared: CLAIM)
+
+    opened.reserve(ClaimUID("u2"), lambda prepared: prepared[CLAIM.uid])
+    assert opened.get(CLAIM.uid) == CLAIM
+
+
+def test_a_reservation_that_is_taken_back_counts_no_more(tmp_path: Path) -> None:
+    opened = ledger(tmp_path)
+    opened.reserve(CLAIM.uid, lambda _prepared: CLAIM)
+
+    opened.take_back(CLAIM.uid, None)
+
+    assert opened.prepared() == {}
+
+
+@pytest.mark.parametrize("length", [0, 1, 40, -1])
+def test_a_truncated_record_is_put_aside_and_rebuilt(
+    tmp_path: Path, length: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = store(tmp_path)
+    path.write_bytes(path.read_bytes()[:length])
+
+    with caplog.at_level(logging.ERROR):
+        opened = ledger(tmp_path, REBUILT)
+
+    assert opened.prepared() == {CLAIM.uid: REBUILT}
+    assert not REBUILT.is_complete
+    assert (tmp_path / "u1.json.damaged").exists()
+    assert ledger(tmp_path).prepared() == {CLAIM.uid: REBUILT}
+    assert [record.getMessage() for record in caplog.records] == ["damaged record of a prepared claim put aside"]
+
+
+def test_a_damaged_record_without_anything_to_rebuild_from_is_put_aside(tmp_path: Path) -> None:
+    store(tmp_path).write_text("not json")
+
+    assert ledger(tmp_path).prepared() == {}
+    assert [path.name for path in tmp_path.iterdir()] == ["u1.json.damaged"]
+
+
+def test_one_damaged_record_costs_no_other_claim(tmp_path: Path) -> None:
+    store(tmp_path)
+    (tmp_path / "u2.json").write_bytes(b"\x00" * 100)
+
+    assert ledger(tmp_path).prepared() == {CLAIM.uid: CLAIM}
+
+
+def test_fields_of_another_release_are_kept(tmp_path: Path) -> None:
+    path = store(tmp_path)
+    fields = json.loads(path.read_text())
+    fields["version"] = 2
+    fields["bootID"] = "b1"
+    fields["devices"][0]["tainted"] = True
+    path.write_text(json.dumps(fields))
+    opened = ledger(tmp_path)
+    changed = PreparedClaim(CLAIM.uid, "default", "renamed", CLAIM.devices)
+
+    decided, former = opened.reserve(CLAIM.uid, lambda _prepared: changed)
+    opened.write(decided)
+
+    assert former == CLAIM
+    written = json.loads(path.read_text())
+    assert (written["name"], written["bootID"], written["devices"][0]["tainted"]) == ("renamed", "b1", True)
+
+
+def test_the_record_of_another_claim_under_this_name_is_not_believed() -> None:
+    with pytest.raises(StateError) as caught:
+        decode(encode(CLAIM), ClaimUID("u2"), "u2.json")
+
+    assert str(caught.value) == (
+        "u2.json: found ValueError('the uid of another claim'), expected the record of a prepared claim"
+    )
+
+
+def test_what_another_instance_writes_and_removes_is_seen(tmp_path: Path) -> None:
+    opened = ledger(tmp_path)
+    seen: list[set[str]] = []
+
+    def look() -> None:
+        opened.reserve(ClaimUID("u9"), lambda prepared: seen.append(set(prepared)) or CLAIM)  # type: ignore[func-returns-value]
+        opened.take_back(ClaimUID("u9"), None)
+
+    store(tmp_path)
+    look()
+    ledger(tmp_path).remove(CLAIM.uid)
+    look()
+
+    assert seen == [{"u1"}, set()]

@@ -1,0 +1,232 @@
+"""What a claim gets, decided from plain data."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from api.claims import ClaimView
+from api.errors import CapacityError, ClaimError, ConfigError
+from api.names import ClaimUID
+from kubeletplugin.devices import DeviceTable
+from kubeletplugin.ledgers import Prepared
+from kubeletplugin.planning import NodeView, plan
+from kubeletplugin.preparedclaims import PreparedClaim
+from libvgpu.shares import Limits, Policy
+from tests.unit.kubeletplugin.builders import GIB, NODE, claim_object, gpu, parameters, result
+
+A, B = gpu(0), gpu(1)
+MIG = gpu(2, shareable=False, reason="MIG mode is enabled")
+NODE_VIEW = NodeView("vgpu.dra-driver.io", NODE, DeviceTable([A, B, MIG]))
+
+
+def planned(
+    *results: Any, configs: Sequence[Any] = (), name: str = "train", prepared: Prepared | None = None
+) -> PreparedClaim:
+    claim = ClaimView.from_object(claim_object(name, results, configs))
+    return plan(claim, NODE_VIEW, prepared or {})
+
+
+def only_limits(*results: Any, configs: Sequence[Any] = ()) -> Limits:
+    (limits,) = planned(*results, configs=configs).shares()
+    return limits
+
+
+def compute(limits: Limits) -> tuple[int, int, Policy]:
+    return limits.cores_percent, limits.ceiling_percent, limits.policy
+
+
+def message(error: type[Exception], *results: Any, **options: Any) -> str:
+    with pytest.raises(error) as caught:
+        planned(*results, **options)
+    return str(caught.value)
+
+
+def test_a_share_gets_what_was_allocated() -> None:
+    assert only_limits(result(A, "2Gi", "25")) == Limits("uid-train-0", A.uuid, 2 * GIB, 25, 25, Policy.FIXED)
+
+
+def test_prefixed_names_of_consumed_capacity_count_as_well() -> None:
+    prefixed = {"vgpu.dra-driver.io/memory": "3Gi", "vgpu.dra-driver.io/cores": "30"}
+
+    limits = only_limits(result(A, consumedCapacity=prefixed))
+
+    assert (limits.memory_bytes, limits.cores_percent) == (3 * GIB, 30)
+
+
+def test_parameters_lower_memory_and_cores() -> None:
+    limits = only_limits(result(A, "4Gi", "50"), configs=[parameters(memory="1Gi", cores=10)])
+
+    assert (limits.memory_bytes, compute(limits)) == (GIB, (10, 10, Policy.FIXED))
+
+
+def test_parameters_above_the_allocation_are_refused() -> None:
+    assert message(ClaimError, result(A, "4Gi"), configs=[parameters(memory="5Gi")]) == (
+        "ResourceClaim default/train: request gpu: memory: found 5Gi, expected at most the 4Gi that were allocated"
+    )
+    assert message(ClaimError, result(A, "4Gi", "25"), configs=[parameters(cores=26)]) == (
+        "ResourceClaim default/train: request gpu: cores: found 26, expected at most the 25 that were allocated"
+    )
+
+
+def test_burst_keeps_the_guarantee_and_lifts_the_ceiling() -> None:
+    assert compute(only_limits(result(A), configs=[parameters(policy="Burst")])) == (25, 100, Policy.BURST)
+
+
+def test_without_cores_a_share_has_idle_time_only() -> None:
+    assert compute(only_limits(result(A, "2Gi", "0"))) == (0, 100, Policy.BURST)
+    assert compute(only_limits(result(A, "2Gi", None))) == (0, 100, Policy.BURST)
+
+
+def test_without_allocated_cores_the_parameter_is_a_ceiling() -> None:
+    assert compute(only_limits(result(A, "2Gi", "0"), configs=[parameters(cores=30)])) == (0, 30, Policy.BURST)
+
+
+def test_a_device_that_was_allocated_whole_is_the_limit_and_never_no_limit() -> None:
+    limits = only_limits(result(A, memory=None))
+
+    assert (limits.memory_bytes, compute(limits)) == (10 * GIB, (100, 100, Policy.FIXED))
+
+
+def test_parameters_limit_a_device_that_was_allocated_whole() -> None:
+    limits = only_limits(result(A, memory=None), configs=[parameters(memory="4Gi", cores=30)])
+
+    assert (limits.memory_bytes, compute(limits)) == (4 * GIB, (30, 30, Policy.FIXED))
+
+
+def test_a_shared_device_without_an_amount_of_memory_is_refused() -> None:
+    assert message(ClaimError, result(A, consumedCapacity={"cores": "10"})) == (
+        "ResourceClaim default/train: request gpu: consumedCapacity of memory: found 0, expected above 0 and at most "
+        f"the 10Gi of {A.name}"
+    )
+
+
+def test_an_amount_above_the_device_is_refused() -> None:
+    assert message(ClaimError, result(A, "11Gi")) == (
+        "ResourceClaim default/train: request gpu: consumedCapacity of memory: found 11Gi, expected above 0 and at "
+        f"most the 10Gi of {A.name}"
+    )
+    assert message(ClaimError, result(A, "1Gi", "101")) == (
+        "ResourceClaim default/train: request gpu: consumedCapacity of cores: found 101, expected at most 100"
+    )
+
+
+def test_the_claim_wins_over_its_class_field_by_field() -> None:
+    limits = only_limits(
+        result(A, "8Gi", "50"),
+        configs=[
+            parameters("FromClaim", memory="2Gi"),
+            parameters("FromClass", memory="4Gi", cores=20, policy="Burst"),
+        ],
+    )
+
+    assert (limits.memory_bytes, compute(limits)) == (2 * GIB, (20, 100, Policy.BURST))
+
+
+def test_parameters_reach_the_requests_that_they_name() -> None:
+    claim = planned(
+        result(A, request="small"),
+        result(B, request="any/big"),
+        configs=[parameters(requests=["any"], memory="1Gi")],
+    )
+
+    assert [limits.memory_bytes for limits in claim.shares()] == [2 * GIB, GIB]
+
+
+def test_parameters_of_another_driver_are_not_read() -> None:
+    foreign = {"source": "FromClaim", "opaque": {"driver": "gpu.example.com", "parameters": {"memory": "what"}}}
+
+    assert only_limits(result(A), configs=[foreign]).memory_bytes == 2 * GIB
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"memroy": "1Gi"}, "memroy: unknown field, expected one of memory, cores, policy, apiVersion, kind"),
+        ({"memory": "-1Gi"}, 'memory: found \'-1Gi\', expected a quantity of memory above 0 such as "8Gi" or "500Mi"'),
+        ({"memory": 0}, 'memory: found 0, expected a quantity of memory above 0 such as "8Gi" or "500Mi"'),
+        ({"cores": 0}, "cores: found 0, expected a whole number from 1 to 100 (percent of one device)"),
+        ({"cores": "many"}, "cores: found 'many', expected a whole number from 1 to 100 (percent of one device)"),
+        ({"kind": "GpuConfig"}, "kind: found 'GpuConfig', expected \"VGPUConfig\""),
+    ],
+)
+def test_bad_parameters_are_refused_with_their_field(fields: dict[str, Any], expected: str) -> None:
+    config = parameters()
+    config["opaque"]["parameters"].update(fields)
+
+    assert message(ConfigError, result(A), configs=[config]) == f"ResourceClaim default/train: {expected}"
+
+
+def test_limits_follow_the_device_and_not_the_order_of_results() -> None:
+    claim = planned(result(B, "3Gi", request="b"), result(A, "1Gi", request="a"))
+
+    assert {limits.device_uuid: limits.memory_bytes for limits in claim.shares()} == {A.uuid: GIB, B.uuid: 3 * GIB}
+
+
+def test_results_of_other_drivers_are_left_out_and_keep_their_place() -> None:
+    claim = planned(result(A, driver="nic.example.com", request="nic"), result(B))
+
+    assert [(device.index, device.device) for device in claim.devices] == [(1, B.name)]
+    assert [limits.share for limits in claim.shares()] == ["uid-train-1"]
+
+
+def test_admin_access_gets_the_device_and_no_share() -> None:
+    claim = planned(result(A, adminAccess=True))
+
+    assert [device.limits for device in claim.devices] == [None]
+
+
+def test_a_claim_without_allocation_is_refused() -> None:
+    claim = claim_object("train", [result(A)])
+    del claim["status"]["allocation"]
+
+    with pytest.raises(ClaimError) as caught:
+        plan(ClaimView.from_object(claim), NODE_VIEW, {})
+
+    assert str(caught.value) == (
+        "ResourceClaim default/train: found no allocation, expected one with devices of driver vgpu.dra-driver.io"
+    )
+
+
+def test_a_device_of_another_node_is_refused() -> None:
+    assert message(ClaimError, result(A, pool="node-2")) == (
+        f"ResourceClaim default/train: found device {A.name} of pool node-2, expected pool node-1"
+    )
+
+
+def test_a_device_that_is_kept_out_of_fractions_is_refused_with_its_reason() -> None:
+    assert message(ClaimError, result(MIG)) == (
+        f"ResourceClaim default/train: request gpu: device {MIG.name} cannot be shared: MIG mode is enabled"
+    )
+
+
+def test_all_claims_together_get_no_more_memory_than_the_device_has() -> None:
+    first = planned(result(A, "6Gi", "10"), name="first")
+
+    assert message(CapacityError, result(A, "5Gi", "10"), name="second", prepared={first.uid: first}) == (
+        f"{A.name}: memory: found 5Gi for ResourceClaim default/second and 6Gi for ResourceClaim default/first, "
+        "expected at most 10Gi"
+    )
+    planned(result(A, "4Gi", "10"), name="second", prepared={first.uid: first})
+    planned(result(B, "6Gi", "10"), name="second", prepared={first.uid: first})
+
+
+def test_all_claims_together_get_no_more_cores_than_the_device_has() -> None:
+    first = planned(result(A, "1Gi", "60"), name="first")
+
+    assert message(CapacityError, result(A, "1Gi", "41"), name="second", prepared={first.uid: first}) == (
+        f"{A.name}: cores: found 41 for ResourceClaim default/second and 60 for ResourceClaim default/first, "
+        "expected at most 100"
+    )
+
+
+def test_one_claim_that_holds_a_device_twice_is_counted_twice() -> None:
+    assert message(CapacityError, result(A, "6Gi", request="a"), result(A, "6Gi", request="b")) == (
+        f"{A.name}: memory: found 12Gi for ResourceClaim default/train, expected at most 10Gi"
+    )
+
+
+def test_a_claim_does_not_compete_with_its_own_former_record() -> None:
+    former = planned(result(A, "6Gi"))
+
+    assert planned(result(A, "6Gi"), prepared={ClaimUID("uid-train"): former}) == former
