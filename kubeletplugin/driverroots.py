@@ -9,6 +9,7 @@ import platform
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from kubeletplugin.devices import DeviceFile
@@ -81,7 +82,11 @@ class DriverRoot:
 
     def _matches(self, pattern: str) -> Iterator[Path]:
         for folder in LIBRARY_FOLDERS:
-            found = sorted(path for path in (self.path / folder).glob(pattern) if self.resolve(path).is_file())
+            # Not glob(): it leaves out a link whose absolute target exists inside the root alone.
+            if not (self.path / folder).is_dir():
+                continue
+            named = sorted(path for path in (self.path / folder).iterdir() if fnmatch(path.name, pattern))
+            found = [path for path in named if self.resolve(path).is_file()]
             if found:
                 yield from found
                 return

@@ -14,6 +14,7 @@ from grpc_tools import protoc
 
 HERE = Path(__file__).resolve().parent
 PACKAGE = "kubeletplugin.proto"
+_PLUGINS = ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
 _FLAT_IMPORT = re.compile(r"^import (\w+_pb2)(?: as (\w+))?$", re.MULTILINE)
 
 
@@ -26,7 +27,9 @@ def generate(output: Path) -> None:
     sources = sorted(HERE.glob("*.proto"))
     outputs = [f"--{kind}={output}" for kind in ("python_out", "grpc_python_out")]
     stubs = [f"--{kind}=quiet:{output}" for kind in ("mypy_out", "mypy_grpc_out")]
-    arguments = ["protoc", f"-I{HERE}", *outputs, *stubs, *map(str, sources)]
+    # Beside the interpreter, whatever the PATH says.
+    plugins = [f"--plugin={name}={Path(sys.executable).parent / name}" for name in _PLUGINS]
+    arguments = ["protoc", f"-I{HERE}", *plugins, *outputs, *stubs, *map(str, sources)]
     if protoc.main(arguments) != 0:
         raise RuntimeError(f"protoc failed on {', '.join(source.name for source in sources)}")
     for module in output.glob("*_pb2*.py*"):

@@ -1,0 +1,149 @@
+"""Files of the agent: whole or not at all, one holder per lock, a library that is never overwritten."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from api.errors import StateError
+from kubeletplugin.files import FileLock, remove_durably, remove_tree, write_durably
+from kubeletplugin.libraries import install_library
+
+
+def test_a_write_replaces_the_file_and_not_its_content(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_durably(path, b"old")
+    with path.open("rb") as reader:
+        write_durably(path, b"new")
+
+        assert reader.read() == b"old"
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_mode_does_not_depend_on_the_umask(tmp_path: Path) -> None:
+    former = os.umask(0o077)
+    try:
+        write_durably(tmp_path / "file", b"", 0o644)
+    finally:
+        os.umask(former)
+
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_write_that_fails_leaves_the_old_content_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    write_durably(path, b"old")
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        write_durably(path, b"new")
+
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_removing_takes_what_a_crash_left_as_well(tmp_path: Path) -> None:
+    (tmp_path / ".file.tmp").write_text("half")
+
+    assert remove_durably(tmp_path / "file")
+    assert not remove_durably(tmp_path / "file")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_removing_a_folder_does_not_follow_links(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/kept").touch()
+    share = tmp_path / "share"
+    (share / "inner").mkdir(parents=True)
+    (share / "inner/file").touch()
+    (share / "link").symlink_to(tmp_path / "outside")
+
+    assert remove_tree(share)
+    assert not remove_tree(share)
+    assert (tmp_path / "outside/kept").exists()
+
+
+def test_a_lock_has_one_holder_who_is_named(tmp_path: Path) -> None:
+    lock = FileLock(tmp_path / "lock")
+    lock.acquire()
+
+    with pytest.raises(StateError) as caught:
+        FileLock(tmp_path / "lock").acquire()
+
+    assert str(caught.value) == f"{tmp_path}/lock: held by process {os.getpid()}, expected no other instance"
+    lock.release()
+    assert list(tmp_path.iterdir()) == []
+    FileLock(tmp_path / "lock").acquire()
+
+
+def test_a_lock_ends_with_the_process_that_was_killed(tmp_path: Path) -> None:
+    code = f"""
+import pathlib, sys, time
+from kubeletplugin.files import FileLock
+lock = FileLock(pathlib.Path({str(tmp_path / "lock")!r}))
+lock.acquire()
+print("held", flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(StateError, match=f"held by process {holder.pid}"):
+            FileLock(tmp_path / "lock").acquire()
+        holder.kill()
+
+    lock = FileLock(tmp_path / "lock")
+    lock.acquire()
+    lock.release()
+
+
+def test_the_library_has_its_hash_in_its_name_and_a_new_build_another_name(tmp_path: Path) -> None:
+    source = tmp_path / "libvgpu.so"
+    source.write_bytes(b"one")
+    first = install_library(source, tmp_path / "lib")
+    inode = first.path.stat().st_ino
+    assert install_library(source, tmp_path / "lib") == first
+    assert first.path.stat().st_ino == inode  # running containers have it mapped
+
+    source.write_bytes(b"two")
+    second = install_library(source, tmp_path / "lib")
+
+    assert first.path.name == "libvgpu-7692c3ad3540.so"
+    assert first.path.read_bytes() == b"one"
+    assert second.path != first.path
+    assert second.preload_path.read_text() == f"/usr/lib/vgpu/{second.path.name}\n"
+
+
+def test_an_installed_library_that_a_crash_damaged_is_installed_again(tmp_path: Path) -> None:
+    source = tmp_path / "libvgpu.so"
+    source.write_bytes(b"one")
+    installed = install_library(source, tmp_path / "lib")
+    installed.path.write_bytes(b"")
+
+    install_library(source, tmp_path / "lib")
+
+    assert installed.path.read_bytes() == b"one"
+
+
+def test_a_library_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match=r"library .*/missing\.so: cannot be installed in .*/lib: \[Errno 2\]"):
+        install_library(tmp_path / "missing.so", tmp_path / "lib")
+
+
+def test_the_generated_modules_are_those_of_the_proto_files(tmp_path: Path) -> None:
+    pytest.importorskip("grpc_tools", reason="a development tool")
+    from kubeletplugin.proto import generate
+
+    generate.generate(tmp_path)
+
+    assert generate.differences(tmp_path) == []
+    (tmp_path / "dra_v1_pb2.py").write_text("changed")
+    assert generate.differences(tmp_path) == ["dra_v1_pb2.py"]

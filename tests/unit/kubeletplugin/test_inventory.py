@@ -1,0 +1,148 @@
+"""What the agent states of its node, and how little it writes."""
+
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from api import kube
+from api.errors import KubeError
+from api.kubefake import FakeKube
+from api.nodeinventory import NodeInventory
+from kubeletplugin.agent import NodeAgent
+from kubeletplugin.devices import Discovery
+from kubeletplugin.discovery import FakeDiscovery
+from kubeletplugin.inventory import InventoryWriter
+from tests.unit.kubeletplugin.builders import GIB, NODE, discovery, gpu
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+LATER = datetime(2026, 1, 2, 3, 4, 25, tzinfo=UTC)
+
+
+@pytest.fixture
+def writer(client: FakeKube) -> InventoryWriter:
+    return InventoryWriter(client, NODE, "vgpu.dra-driver.io", "1.2.3")
+
+
+def stored(client: FakeKube) -> NodeInventory:
+    return NodeInventory.from_object(client.get(kube.NODE_INVENTORIES, NODE))
+
+
+def test_an_inventory_names_node_driver_and_devices(client: FakeKube, writer: InventoryWriter) -> None:
+    writer.write(discovery(gpu(0), gpu(1, shareable=False, reason="MIG mode is enabled")), NOW)
+
+    status = stored(client).status
+    assert status is not None
+    assert status.node_uid == client.get(kube.NODES, NODE)["metadata"]["uid"]
+    assert (status.driver_name, status.agent_version, status.heartbeat_time) == ("vgpu.dra-driver.io", "1.2.3", NOW)
+    assert [(d.name, d.memory_bytes, d.shareable, d.health) for d in status.devices] == [
+        (gpu(0).name, 10 * GIB, True, ""),
+        (gpu(1).name, 10 * GIB, False, "MIG mode is enabled"),
+    ]
+
+
+def test_a_heartbeat_alone_writes_the_heartbeat_alone(
+    client: FakeKube, writer: InventoryWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patches: list[Any] = []
+    patch = client.patch
+    monkeypatch.setattr(client, "patch", lambda r, t, p, s=None: (patches.append(p), patch(r, t, p, s))[1])
+    writer.write(discovery(gpu(0)), NOW)
+    patches.clear()
+
+    writer.write(discovery(gpu(0)), LATER)
+    writer.write(discovery(gpu(1)), LATER)
+
+    assert patches[0] == {"status": {"heartbeatTime": "2026-01-02T03:04:25Z"}}
+    assert set(patches[1]["status"]) == {"heartbeatTime", "devices"}
+
+
+def test_what_somebody_else_wrote_is_put_right_with_the_second_heartbeat(
+    client: FakeKube, writer: InventoryWriter
+) -> None:
+    writer.write(discovery(gpu(0)), NOW)
+    client.patch(kube.NODE_INVENTORIES, {"metadata": {"name": NODE}}, {"status": {"devices": []}}, "status")
+
+    writer.write(discovery(gpu(0)), LATER)
+    writer.write(discovery(gpu(0)), LATER)
+
+    status = stored(client).status
+    assert status is not None
+    assert [device.name for device in status.devices] == [gpu(0).name]
+
+
+def test_an_inventory_that_somebody_deleted_comes_back_whole(client: FakeKube, writer: InventoryWriter) -> None:
+    writer.write(discovery(gpu(0)), NOW)
+    client.delete(kube.NODE_INVENTORIES, {"metadata": {"name": NODE}})
+
+    writer.write(discovery(gpu(0)), LATER)
+
+    status = stored(client).status
+    assert status is not None
+    assert [device.name for device in status.devices] == [gpu(0).name]
+
+
+def test_an_outage_is_raised_and_the_next_write_states_everything(client: FakeKube, writer: InventoryWriter) -> None:
+    writer.write(discovery(gpu(0)), NOW)
+    client.set_down(True)
+    with pytest.raises(KubeError, match="no answer from the API server"):
+        writer.write(discovery(gpu(1)), LATER)
+    client.set_down(False)
+
+    writer.write(discovery(gpu(1)), LATER)
+
+    status = stored(client).status
+    assert status is not None
+    assert [device.name for device in status.devices] == [gpu(1).name]
+
+
+def wait_for(client: FakeKube, wanted: Callable[[NodeInventory], bool]) -> NodeInventory:
+    """Return the node's inventory once it is as wanted; watches, so that it is there at once."""
+    listed = client.list(kube.NODE_INVENTORIES)
+    objects = iter(listed["items"])
+    for event in client.watch(kube.NODE_INVENTORIES, listed["metadata"]["resourceVersion"], timeout_s=5):
+        objects = iter([*objects, event.object])
+        for obj in objects:
+            inventory = NodeInventory.from_object(obj)
+            if inventory.status is not None and wanted(inventory):
+                return inventory
+    raise AssertionError("the inventory never became as wanted")
+
+
+def message_is(text: str) -> Callable[[NodeInventory], bool]:
+    return lambda inventory: inventory.status is not None and inventory.status.message == text
+
+
+def test_an_agent_goes_on_after_the_api_server_was_away(
+    client: FakeKube, backend: FakeDiscovery, start_agent: Callable[..., NodeAgent]
+) -> None:
+    agent = start_agent(heartbeat_s=0.01, retry_s=0.01)
+    wait_for(client, message_is(""))
+    client.set_down(True)
+    backend.found = Discovery(message="device 0: GPU is lost")
+    asked = len(client.requests)
+    while len(client.requests) < asked + 3:  # it keeps trying
+        threading.Event().wait(0.005)
+    assert agent.alive() == ""
+
+    client.set_down(False)
+
+    wait_for(client, message_is("device 0: GPU is lost"))
+
+
+def test_a_node_without_a_driver_says_so_and_recovers(
+    client: FakeKube, backend: FakeDiscovery, start_agent: Callable[..., NodeAgent]
+) -> None:
+    from api.errors import StateError
+
+    found, backend.found = backend.found, StateError("driver root /: found no libnvidia-ml.so.1")
+    agent = start_agent(heartbeat_s=0.01)
+    wait_for(client, message_is("driver root /: found no libnvidia-ml.so.1"))
+    assert agent.ready() == "driver root /: found no libnvidia-ml.so.1"
+
+    backend.found = found
+
+    wait_for(client, message_is(""))
+    assert agent.ready() == "the kubelet has not registered the plugin yet"

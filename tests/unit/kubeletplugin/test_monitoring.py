@@ -1,0 +1,116 @@
+"""Reading books: metrics of each share, and what Burst shares are granted."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from api.names import ClaimUID, DeviceName
+from kubeletplugin.ledgers import Ledger
+from kubeletplugin.metrics import ShareCollector
+from kubeletplugin.monitoring import Monitor
+from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice
+from libvgpu.layout import layout
+from libvgpu.shares import Limits, Policy, create_share, read_limits
+
+GIB = 1 << 30
+
+
+class Node:
+    """A ledger with shares on one device."""
+
+    def __init__(self, root: Path) -> None:
+        self.shares_dir = root / "shares"
+        self.ledger = Ledger(root / "checkpoint", lambda _uid: None)
+        self.ledger.load()
+        self.monitor = Monitor(self.ledger, self.shares_dir)
+
+    def add(self, uid: str, cores: int, policy: Policy) -> Path:
+        ceiling = cores if policy is Policy.FIXED else 100
+        limits = Limits(f"{uid}-0", "GPU-1", 2 * GIB, cores, ceiling, policy)
+        device = PreparedDevice(0, "gpu", "node-1", DeviceName("gpu-1"), limits=limits)
+        self.ledger.add(PreparedClaim(ClaimUID(uid), "team-a", uid, (device,)))
+        create_share(self.shares_dir / limits.share, limits)
+        return self.shares_dir / limits.share
+
+
+def use(share: Path, gpu_time_ns: int) -> None:
+    """Write into the books what processes that ended have used."""
+    with (share / "books").open("r+b") as file:
+        raw = bytearray(file.read())
+        layout().books(raw).ended_gpu_time_ns = gpu_time_ns
+        file.seek(0)
+        file.write(raw)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    return Node(tmp_path)
+
+
+def test_metrics_name_the_claim_and_the_device_of_a_share(node: Node) -> None:
+    use(node.add("train", 25, Policy.FIXED), 3_000_000_000)
+    registry = CollectorRegistry()
+    registry.register(ShareCollector(node.monitor.readings))
+    labels = {"share": "train-0", "namespace": "team-a", "claim": "train", "device": "GPU-1"}
+
+    node.monitor.run_once()
+
+    assert registry.get_sample_value("vgpu_share_memory_limit_bytes", labels) == 2 * GIB
+    assert registry.get_sample_value("vgpu_share_memory_bytes", labels) == 0
+    assert registry.get_sample_value("vgpu_share_gpu_seconds_total", labels) == 3.0
+    assert registry.get_sample_value("vgpu_share_cores_percent", labels) == 25
+
+
+def test_a_share_that_is_gone_has_no_metrics(node: Node) -> None:
+    node.add("train", 25, Policy.FIXED)
+    node.monitor.run_once()
+
+    node.ledger.remove(ClaimUID("train"))
+    node.monitor.run_once()
+
+    assert node.monitor.readings() == []
+
+
+def test_a_burst_share_yields_while_a_neighbour_is_active_and_gets_it_back(node: Node) -> None:
+    burst, fixed = node.add("burst", 20, Policy.BURST), node.add("fixed", 50, Policy.FIXED)
+
+    def granted() -> int:
+        node.monitor.run_once()
+        return read_limits(burst).granted_percent
+
+    assert granted() == 100
+    use(fixed, 1_000)
+    assert granted() == 50
+    assert granted() == 100  # the neighbour has done nothing since
+
+
+def test_grants_leave_all_other_limits_alone(node: Node) -> None:
+    burst = node.add("burst", 20, Policy.BURST)
+    before = read_limits(burst)
+
+    node.monitor.run_once()
+
+    after = read_limits(burst)
+    assert (before.memory_bytes, before.cores_percent, before.ceiling_percent) == (
+        after.memory_bytes,
+        after.cores_percent,
+        after.ceiling_percent,
+    )
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff" * 266240, b"short"])
+def test_books_that_a_tenant_damaged_cost_that_share_its_figures_only(
+    node: Node, damage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    (node.add("bad", 20, Policy.FIXED) / "books").write_bytes(damage)
+    node.add("good", 20, Policy.FIXED)
+
+    with caplog.at_level(logging.WARNING):
+        for _ in range(5):
+            node.monitor.run_once()
+
+    assert [reading.limits.share for reading in node.monitor.readings()] == ["good-0"]
+    assert [record.getMessage() for record in caplog.records] == ["share cannot be read"]  # once, not five times

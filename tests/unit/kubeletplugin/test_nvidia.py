@@ -1,0 +1,209 @@
+"""NVIDIA devices from an NVML that a test makes up: what is stated, and what is kept out with which reason."""
+
+import ctypes
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pynvml
+import pytest
+
+from api.errors import StateError
+from kubeletplugin import nvidia
+from kubeletplugin.devices import Device, DeviceFile, Discovery
+from kubeletplugin.driverroots import DriverRoot
+from kubeletplugin.nvidia import NvidiaDiscovery
+
+GIB = 1 << 30
+
+
+class FakeNVML:
+    """Answers for cards that are dictionaries; a missing answer is "not supported"."""
+
+    NVMLError = pynvml.NVMLError
+    NVML_DEVICE_MIG_ENABLE = 1
+
+    def __init__(self, *cards: dict[str, Any]) -> None:
+        self.cards = cards
+
+    def __getattr__(self, name: str) -> Any:
+        """Return the function of this name: NVML's own are not Python's style, so they stand here as texts."""
+        system = {
+            "nvmlInit": None,
+            "nvmlShutdown": None,
+            "nvmlDeviceGetCount": len(self.cards),
+            "nvmlSystemGetDriverVersion": "570.124.06",
+            "nvmlSystemGetCudaDriverVersion_v2": 12080,
+        }
+        if name in system:
+            return lambda: system[name]
+        return self._handle if name == "nvmlDeviceGetHandleByIndex" else self._fact(name.removeprefix("nvmlDeviceGet"))
+
+    def _handle(self, index: int) -> dict[str, Any]:
+        if self.cards[index].get("lost"):
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+        return self.cards[index]
+
+    def _fact(self, key: str) -> Any:
+        def answer(card: dict[str, Any]) -> Any:
+            if key not in card:
+                raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+            return card[key]
+
+        return answer
+
+
+def card(number: int, **answers: Any) -> dict[str, Any]:
+    return {
+        "UUID": f"GPU-0000000{number}-0000-0000-0000-000000000000",
+        "Name": "NVIDIA H100 80GB HBM3",
+        "MemoryInfo": SimpleNamespace(total=80 * GIB),
+        "MinorNumber": number,
+        "Architecture": pynvml.NVML_DEVICE_ARCH_HOPPER,
+        "CudaComputeCapability": (9, 0),
+        "PciInfo": SimpleNamespace(busId=f"0000000{number}:65:00.0"),
+        **answers,
+    }
+
+
+def without(answers: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in answers.items() if key not in keys}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A driver root with the libraries of a driver and two (simulated) cards."""
+    libraries = tmp_path / "usr/lib/x86_64-linux-gnu"
+    libraries.mkdir(parents=True)
+    (libraries / "libcuda.so.570.124.06").touch()
+    (libraries / "libcuda.so.1").symlink_to("libcuda.so.570.124.06")
+    (libraries / "libnvidia-ml.so.1").touch()
+    (tmp_path / "usr/bin").mkdir()
+    (tmp_path / "usr/bin/nvidia-smi").touch()
+    (tmp_path / "dev").mkdir()
+    for number in (0, 1):
+        (tmp_path / f"dev/nvidia{number}").touch()
+    return tmp_path
+
+
+def discover(
+    monkeypatch: pytest.MonkeyPatch, root: Path, *cards: dict[str, Any], on_host: Path | None = None
+) -> Discovery:
+    monkeypatch.setattr(nvidia, "pynvml", FakeNVML(*cards))
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_arguments, **_options: None)
+    monkeypatch.setenv("VGPU_STUB_DEV_DIR", "")
+    backend = NvidiaDiscovery(DriverRoot(root, on_host or root), sysfs=root / "sys")
+    found = backend.discover()
+    backend.close()
+    return found
+
+
+def only_device(monkeypatch: pytest.MonkeyPatch, root: Path, answers: dict[str, Any]) -> Device:
+    (device,) = discover(monkeypatch, root, answers).devices
+    return device
+
+
+def test_a_device_is_stated_with_all_that_the_driver_says(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    where = root / "sys/devices/pci0000:64/0000:64:01.0/0001:65:00.0"
+    where.mkdir(parents=True)
+    (where / "numa_node").write_text("1\n")
+    (root / "sys/bus/pci/devices").mkdir(parents=True)
+    (root / "sys/bus/pci/devices/0001:65:00.0").symlink_to(where)
+
+    assert only_device(monkeypatch, root, card(1)) == Device(
+        vendor="nvidia",
+        uuid="GPU-00000001-0000-0000-0000-000000000000",
+        index=0,
+        product_name="NVIDIA H100 80GB HBM3",
+        memory_bytes=80 * GIB,
+        architecture="Hopper",
+        compute_capability="9.0",
+        driver_version="570.124.06",
+        runtime_version="12.8",
+        pci_bus_id="0001:65:00.0",
+        pcie_root="pci0000:64",
+        numa_node=1,
+        files=(DeviceFile(root / "dev/nvidia1", Path("/dev/nvidia1")),),
+    )
+
+
+def test_a_device_that_says_little_is_stated_with_that(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    little = without(card(0), "MinorNumber", "Architecture", "CudaComputeCapability", "PciInfo", "Name")
+
+    device = only_device(monkeypatch, root, little)
+
+    assert (device.architecture, device.pci_bus_id, device.numa_node, device.product_name) == ("", "", None, "")
+    assert device.shareable
+
+
+@pytest.mark.parametrize(
+    ("answers", "reason"),
+    [
+        (card(0, MigMode=(1, 1)), "MIG mode is enabled: the device is divided by its hardware"),
+        (without(card(0), "MemoryInfo"), "the driver does not say how much memory the device has"),
+        (card(7), "its device node is missing: the driver does not serve it now"),
+    ],
+)
+def test_a_device_that_cannot_be_divided_is_stated_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch, root: Path, answers: dict[str, Any], reason: str
+) -> None:
+    device = only_device(monkeypatch, root, answers)
+
+    assert (device.shareable, device.reason) == (False, reason)
+
+
+def test_a_device_without_a_name_is_told_and_hides_no_other(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    found = discover(monkeypatch, root, {"lost": True}, card(1))
+
+    assert [device.index for device in found.devices] == [1]
+    assert found.message == "device 0: GPU is lost"
+
+
+def test_the_driver_brings_its_libraries_to_where_loaders_look(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    found = discover(monkeypatch, root, card(0))
+
+    real = root / "usr/lib/x86_64-linux-gnu/libcuda.so.570.124.06"
+    assert DeviceFile(real, Path("/usr/lib/x86_64-linux-gnu/libcuda.so.1")) in found.driver.files
+    assert DeviceFile(real, Path("/usr/lib64/libcuda.so.1")) in found.driver.files
+    assert DeviceFile(root / "usr/bin/nvidia-smi", Path("/usr/bin/nvidia-smi")) in found.driver.files
+
+
+def test_files_are_named_as_the_host_sees_them(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    found = discover(monkeypatch, root, card(0), on_host=Path("/"))
+
+    assert found.devices[0].files[0].host_path == Path("/dev/nvidia0")
+    assert Path("/usr/bin/nvidia-smi") in {file.host_path for file in found.driver.files}
+
+
+def test_a_root_without_a_driver_is_refused_with_where_it_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(StateError) as caught:
+        NvidiaDiscovery(DriverRoot(tmp_path, tmp_path)).discover()
+
+    assert str(caught.value) == (
+        f"driver root {tmp_path}: found no libnvidia-ml.so.1, expected it in one of usr/lib/x86_64-linux-gnu, "
+        "usr/lib64, lib/x86_64-linux-gnu, lib64, usr/lib"
+    )
+
+
+def test_an_absolute_link_stays_inside_the_root(root: Path) -> None:
+    link = root / "usr/lib/x86_64-linux-gnu/libnvidia-nvvm.so.4"
+    link.symlink_to("/opt/nvvm.so")
+    (root / "opt").mkdir()
+    (root / "opt/nvvm.so").touch()
+
+    found = list(DriverRoot(root, Path("/")).libraries(["libnvidia-nvvm.so.4"]))
+
+    assert [file.host_path for file in found] == [Path("/opt/nvvm.so"), Path("/opt/nvvm.so")]
+
+
+def test_a_character_device_becomes_a_node_and_a_file_a_mount(tmp_path: Path) -> None:
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/nvidia0").touch()
+    (tmp_path / "dev/nvidiactl").symlink_to("/dev/null")
+
+    found = {
+        file.container_path.name: file for file in DriverRoot(tmp_path, tmp_path).device_files(["nvidia0", "nvidiactl"])
+    }
+
+    assert not found["nvidia0"].is_device
+    assert found["nvidiactl"].is_device
