@@ -39,7 +39,11 @@ def _parser() -> argparse.ArgumentParser:
         "--gpu", action="append", required=True, metavar="NAME:MEMORY[:UUID]", help="such as 'NVIDIA H100:80Gi'"
     )
     create.add_argument(
-        "--setting", action="append", default=[], metavar="NAME=NUMBER", help="of every card, such as context_bytes=1048576"
+        "--setting",
+        action="append",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="such as context_bytes=1048576",
     )
     create.set_defaults(run=_create)
     show = commands.add_parser("show", help="what the cards themselves counted")

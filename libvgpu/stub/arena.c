@@ -1,4 +1,5 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
+ *
  * Address space for device, managed and pinned host memory.
  *
  * Each arena is one large reservation, cut into segments of 256 MiB that serve one size class each, so that the
@@ -15,8 +16,8 @@
 
 #define SEGMENT_SHIFT 28
 #define SEGMENT_BYTES (1ull << SEGMENT_SHIFT)
-#define CLASSES 256
-#define UNIT 4096 /* whole pages, so that a file can be put behind any allocation */
+#define CLASSES       256
+#define UNIT          4096 /* whole pages, so that a file can be put behind any allocation */
 
 struct segment {
     struct allocation **slots;

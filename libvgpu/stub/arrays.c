@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* CUDA arrays and mipmapped arrays: device memory behind an opaque handle. They take the bytes of their elements. */
 #include "driver.h"
 
@@ -97,7 +98,9 @@ CUresult stub_cuArrayDestroy(CUarray array) {
 
 /* ---- Mipmaps ---- */
 
-static size_t half(size_t extent) { return extent > 1 ? extent / 2 : extent; }
+static size_t half(size_t extent) {
+    return extent > 1 ? extent / 2 : extent;
+}
 
 CUresult stub_cuMipmappedArrayCreate(CUmipmappedArray *out, const CUDA_ARRAY3D_DESCRIPTOR *desc, unsigned levels) {
     CUcontext context;

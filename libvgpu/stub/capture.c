@@ -1,4 +1,5 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
+ *
  * Stream capture: while a stream is captured, what is submitted to it becomes nodes of a graph. Other streams join by
  * waiting for an event that was recorded in the capture, and have to be joined back before it ends.
  */

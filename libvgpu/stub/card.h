@@ -1,4 +1,5 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
+ *
  * What the file of a simulated card (<driver root>/dev/nvidiaN) holds. Every process that uses the card maps it shared;
  * the Python side (libvgpu/stub/cards.py) reads this very header through cffi, up to the marker line below.
  *
@@ -15,17 +16,17 @@
 #include <stdint.h>
 
 /* cffi: begin */
-#define STUB_CARD_MAGIC 0x64726143
+#define STUB_CARD_MAGIC   0x64726143
 #define STUB_CARD_VERSION 1
-#define STUB_SLOTS 1024
-#define STUB_EVENTS 32
-#define STUB_FAULTS 8
-#define STUB_CARD_USAGE 32
-#define STUB_SLOT_USAGE 16
-#define STUB_LIVE_WORDS 16
+#define STUB_SLOTS        1024
+#define STUB_EVENTS       32
+#define STUB_FAULTS       8
+#define STUB_CARD_USAGE   32
+#define STUB_SLOT_USAGE   16
+#define STUB_LIVE_WORDS   16
 
-#define STUB_SLOT_FREE 0
-#define STUB_SLOT_LIVE 1
+#define STUB_SLOT_FREE  0
+#define STUB_SLOT_LIVE  1
 #define STUB_SLOT_ENDED 2
 
 /* GPU time within one tenth of a second, number tenth since boot. */
@@ -36,7 +37,8 @@ struct stub_usage {
 
 /*
  * One process on this card. Its owner holds a lock (F_OFD_SETLK) on the slot's bytes of the card file for as long as it
- * lives, which the kernel gives back however the process ends: a live slot whose bytes are not locked is a dead process.
+ * lives, which the kernel gives back however the process ends: a live slot whose bytes are not locked is a dead
+ * process.
  */
 struct stub_slot {
     uint32_t state;
@@ -101,19 +103,19 @@ struct stub_card {
     uint64_t memory_bytes;
 
     /* Settings */
-    uint64_t reserved_bytes;     /* kept by the driver itself, never handed out */
-    uint64_t context_bytes;      /* charged for each context */
-    uint64_t module_bytes;       /* charged for each loaded module */
-    uint64_t granularity_bytes;  /* plain allocations are rounded up to this */
-    uint64_t vmm_bytes;          /* granularity of cuMemCreate */
-    uint64_t pool_chunk_bytes;   /* memory pools grow by this */
-    uint64_t slice_ns;           /* how long a process keeps the engine while others wait */
-    uint64_t kernel_ns;          /* what a plain kernel takes... */
-    uint64_t kernel_block_ns;    /* ...and for each of its blocks, divided over the multiprocessors */
+    uint64_t reserved_bytes;    /* kept by the driver itself, never handed out */
+    uint64_t context_bytes;     /* charged for each context */
+    uint64_t module_bytes;      /* charged for each loaded module */
+    uint64_t granularity_bytes; /* plain allocations are rounded up to this */
+    uint64_t vmm_bytes;         /* granularity of cuMemCreate */
+    uint64_t pool_chunk_bytes;  /* memory pools grow by this */
+    uint64_t slice_ns;          /* how long a process keeps the engine while others wait */
+    uint64_t kernel_ns;         /* what a plain kernel takes... */
+    uint64_t kernel_block_ns;   /* ...and for each of its blocks, divided over the multiprocessors */
     uint64_t setting_reserved[8];
 
     /* The state, under the lock */
-    uint32_t lock; /* futex: slot number + 1 of the holder, 0 is free, top bit: somebody waits */
+    uint32_t lock;         /* futex: slot number + 1 of the holder, 0 is free, top bit: somebody waits */
     uint32_t engine_owner; /* slot number + 1, 0 is idle */
     uint64_t used_bytes;
     uint64_t peak_bytes;
@@ -122,7 +124,7 @@ struct stub_card {
     uint64_t engine_changes;
     uint32_t engine_kick; /* futex: wakes the owner when somebody starts to wait */
     uint32_t engine_waiters;
-    uint64_t ended_gpu_time_ns; /* of processes whose slots were given to others */
+    uint64_t ended_gpu_time_ns;     /* of processes whose slots were given to others */
     uint64_t live[STUB_LIVE_WORDS]; /* one bit for each live slot */
     uint64_t padding[4];
     struct stub_usage usage[STUB_CARD_USAGE];
@@ -141,6 +143,5 @@ _Static_assert(sizeof(struct stub_slot) % 64 == 0, "slots keep off each other's 
 _Static_assert(offsetof(struct stub_card, slots) % 64 == 0, "slots start on a cache line");
 _Static_assert(STUB_LIVE_WORDS * 64 == STUB_SLOTS, "a bit for each slot");
 #endif
-
 
 #endif

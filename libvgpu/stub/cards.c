@@ -1,4 +1,5 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
+ *
  * The shared state of the cards. See card.h for what is in a card's file and cards.h for who calls this.
  *
  * Two things must hold whatever dies where: the sum of what living processes hold is what the card counts as used, and
@@ -19,7 +20,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define LOCK_WAITED 0x80000000u
+#define LOCK_WAITED      0x80000000u
 #define LOCK_PATIENCE_NS 20000000u /* after this long, see whether the holder still lives */
 
 void futex_wait_until(uint32_t *word, uint32_t value, uint64_t until_ns) {
@@ -27,7 +28,9 @@ void futex_wait_until(uint32_t *word, uint32_t value, uint64_t until_ns) {
     syscall(SYS_futex, word, FUTEX_WAIT_BITSET, value, until_ns ? &until : NULL, NULL, FUTEX_BITSET_MATCH_ANY);
 }
 
-void futex_wake(uint32_t *word, int count) { syscall(SYS_futex, word, FUTEX_WAKE, count, NULL, NULL, 0); }
+void futex_wake(uint32_t *word, int count) {
+    syscall(SYS_futex, word, FUTEX_WAKE, count, NULL, NULL, 0);
+}
 
 /* ---- Files ---- */
 

@@ -1,4 +1,5 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
+ *
  * The cards that this process sees: opening their files, taking a slot, charging memory. Used by the driver (libcuda)
  * and, only to look, by NVML. Nothing here knows the CUDA API.
  */
@@ -70,9 +71,9 @@ void futex_wait_until(uint32_t *word, uint32_t value, uint64_t until_ns);
 void futex_wake(uint32_t *word, int count);
 
 /* Shorthands for the counters in the shared file. */
-#define LOAD(field) __atomic_load_n(&(field), __ATOMIC_ACQUIRE)
-#define STORE(field, value) __atomic_store_n(&(field), (value), __ATOMIC_RELEASE)
-#define LOAD_RELAXED(field) __atomic_load_n(&(field), __ATOMIC_RELAXED)
+#define LOAD(field)                 __atomic_load_n(&(field), __ATOMIC_ACQUIRE)
+#define STORE(field, value)         __atomic_store_n(&(field), (value), __ATOMIC_RELEASE)
+#define LOAD_RELAXED(field)         __atomic_load_n(&(field), __ATOMIC_RELAXED)
 #define STORE_RELAXED(field, value) __atomic_store_n(&(field), (value), __ATOMIC_RELAXED)
 
 #endif

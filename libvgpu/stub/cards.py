@@ -125,9 +125,9 @@ class StubCard:
 
 
 @functools.cache
-def _layout() -> tuple[cffi.FFI, Any]:
+def _layout() -> tuple[Any, Any]:
     text = HEADER.read_text(encoding="utf-8")
-    ffi = cffi.FFI()
+    ffi: Any = cffi.FFI()  # its structures have the fields of card.h, which no type knows
     ffi.cdef(text.split(_BEGIN, 1)[1].split(_END, 1)[0])
     return ffi, ffi.dlopen(None)
 

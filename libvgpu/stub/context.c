@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Contexts: primary ones, created ones, and each thread's stack of current ones. */
 #include "driver.h"
 
@@ -178,7 +179,9 @@ CUresult stub_cuDevicePrimaryCtxRelease_v2(CUdevice ordinal) {
     return result;
 }
 
-CUresult stub_cuDevicePrimaryCtxRelease(CUdevice ordinal) { return stub_cuDevicePrimaryCtxRelease_v2(ordinal); }
+CUresult stub_cuDevicePrimaryCtxRelease(CUdevice ordinal) {
+    return stub_cuDevicePrimaryCtxRelease_v2(ordinal);
+}
 
 CUresult stub_cuDevicePrimaryCtxReset_v2(CUdevice ordinal) {
     struct device *device;
@@ -192,7 +195,9 @@ CUresult stub_cuDevicePrimaryCtxReset_v2(CUdevice ordinal) {
     return CUDA_SUCCESS;
 }
 
-CUresult stub_cuDevicePrimaryCtxReset(CUdevice ordinal) { return stub_cuDevicePrimaryCtxReset_v2(ordinal); }
+CUresult stub_cuDevicePrimaryCtxReset(CUdevice ordinal) {
+    return stub_cuDevicePrimaryCtxReset_v2(ordinal);
+}
 
 CUresult stub_cuDevicePrimaryCtxSetFlags_v2(CUdevice ordinal, unsigned flags) {
     struct device *device;
@@ -255,7 +260,9 @@ CUresult stub_cuCtxDestroy_v2(CUcontext context) {
     return CUDA_SUCCESS;
 }
 
-CUresult stub_cuCtxDestroy(CUcontext context) { return stub_cuCtxDestroy_v2(context); }
+CUresult stub_cuCtxDestroy(CUcontext context) {
+    return stub_cuCtxDestroy_v2(context);
+}
 
 CUresult stub_cuCtxAttach(CUcontext *out, unsigned flags) {
     REQUIRE(out && flags == 0, CUDA_ERROR_INVALID_VALUE);
@@ -288,8 +295,12 @@ CUresult stub_cuCtxPopCurrent_v2(CUcontext *out) {
     return CUDA_SUCCESS;
 }
 
-CUresult stub_cuCtxPushCurrent(CUcontext context) { return stub_cuCtxPushCurrent_v2(context); }
-CUresult stub_cuCtxPopCurrent(CUcontext *out) { return stub_cuCtxPopCurrent_v2(out); }
+CUresult stub_cuCtxPushCurrent(CUcontext context) {
+    return stub_cuCtxPushCurrent_v2(context);
+}
+CUresult stub_cuCtxPopCurrent(CUcontext *out) {
+    return stub_cuCtxPopCurrent_v2(out);
+}
 
 CUresult stub_cuCtxSetCurrent(CUcontext context) {
     REQUIRE(driver.ready, CUDA_ERROR_NOT_INITIALIZED);
@@ -382,9 +393,15 @@ static CUresult set_setting(void) {
     return current_context(&context);
 }
 
-CUresult stub_cuCtxGetCacheConfig(int *config) { return get_setting(config); }
-CUresult stub_cuCtxGetSharedMemConfig(int *config) { return get_setting(config); }
-CUresult stub_cuCtxResetPersistingL2Cache(void) { return set_setting(); }
+CUresult stub_cuCtxGetCacheConfig(int *config) {
+    return get_setting(config);
+}
+CUresult stub_cuCtxGetSharedMemConfig(int *config) {
+    return get_setting(config);
+}
+CUresult stub_cuCtxResetPersistingL2Cache(void) {
+    return set_setting();
+}
 
 CUresult stub_cuCtxSetCacheConfig(int config) {
     (void)config;

@@ -1,4 +1,5 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
+ *
  * Copies and fills. They really move the bytes: at once when the call is synchronous (after what the stream had to do),
  * else when their turn comes on the stream. They take no time on the engine: copying is the work of other engines.
  */
@@ -156,7 +157,9 @@ CUresult stub_cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t byte
 
 /* ---- Arrays ---- */
 
-static size_t array_rows(CUarray array) { return array->desc.Height ? array->desc.Height : 1; }
+static size_t array_rows(CUarray array) {
+    return array->desc.Height ? array->desc.Height : 1;
+}
 
 static CUresult array_bytes(CUarray array, size_t offset, size_t bytes, bool write, char **out) {
     void *start;
@@ -241,12 +244,22 @@ static CUresult resolve_end(const struct end *end, const CUDA_MEMCPY3D *copy, bo
 static CUresult resolve_copy(const CUDA_MEMCPY3D *params, struct copy *copy) {
     REQUIRE(params && params->WidthInBytes && params->Height && params->Depth, CUDA_ERROR_INVALID_VALUE);
     bool from_host = params->srcMemoryType == CU_MEMORYTYPE_HOST, to_host = params->dstMemoryType == CU_MEMORYTYPE_HOST;
-    struct end from = {params->srcXInBytes, params->srcY, params->srcZ, params->srcMemoryType,
-                       from_host ? (CUdeviceptr)params->srcHost : params->srcDevice, params->srcArray,
-                       params->srcPitch, params->srcHeight};
-    struct end to = {params->dstXInBytes, params->dstY, params->dstZ, params->dstMemoryType,
-                     to_host ? (CUdeviceptr)params->dstHost : params->dstDevice, params->dstArray,
-                     params->dstPitch, params->dstHeight};
+    struct end from = {params->srcXInBytes,
+                       params->srcY,
+                       params->srcZ,
+                       params->srcMemoryType,
+                       from_host ? (CUdeviceptr)params->srcHost : params->srcDevice,
+                       params->srcArray,
+                       params->srcPitch,
+                       params->srcHeight};
+    struct end to = {params->dstXInBytes,
+                     params->dstY,
+                     params->dstZ,
+                     params->dstMemoryType,
+                     to_host ? (CUdeviceptr)params->dstHost : params->dstDevice,
+                     params->dstArray,
+                     params->dstPitch,
+                     params->dstHeight};
     TRY(resolve_end(&from, params, false, &copy->from));
     TRY(resolve_end(&to, params, true, &copy->to));
     copy->width = params->WidthInBytes;
@@ -297,12 +310,24 @@ static CUresult copy_2d(const CUDA_MEMCPY2D *flat, CUstream stream, bool wait) {
     return copy_3d(&copy, stream, wait);
 }
 
-CUresult stub_cuMemcpy2D_v2(const CUDA_MEMCPY2D *copy) { return copy_2d(copy, NULL, true); }
-CUresult stub_cuMemcpy2DUnaligned_v2(const CUDA_MEMCPY2D *copy) { return copy_2d(copy, NULL, true); }
-CUresult stub_cuMemcpy2DAsync_v2(const CUDA_MEMCPY2D *copy, CUstream stream) { return copy_2d(copy, stream, false); }
-CUresult stub_cuMemcpy3D_v2(const CUDA_MEMCPY3D *copy) { return copy_3d(copy, NULL, true); }
-CUresult stub_cuMemcpy3DAsync_v2(const CUDA_MEMCPY3D *copy, CUstream stream) { return copy_3d(copy, stream, false); }
-CUresult stub_cuMemcpy3DPeer(const CUDA_MEMCPY3D_PEER *copy) { return copy_3d(copy, NULL, true); }
+CUresult stub_cuMemcpy2D_v2(const CUDA_MEMCPY2D *copy) {
+    return copy_2d(copy, NULL, true);
+}
+CUresult stub_cuMemcpy2DUnaligned_v2(const CUDA_MEMCPY2D *copy) {
+    return copy_2d(copy, NULL, true);
+}
+CUresult stub_cuMemcpy2DAsync_v2(const CUDA_MEMCPY2D *copy, CUstream stream) {
+    return copy_2d(copy, stream, false);
+}
+CUresult stub_cuMemcpy3D_v2(const CUDA_MEMCPY3D *copy) {
+    return copy_3d(copy, NULL, true);
+}
+CUresult stub_cuMemcpy3DAsync_v2(const CUDA_MEMCPY3D *copy, CUstream stream) {
+    return copy_3d(copy, stream, false);
+}
+CUresult stub_cuMemcpy3DPeer(const CUDA_MEMCPY3D_PEER *copy) {
+    return copy_3d(copy, NULL, true);
+}
 CUresult stub_cuMemcpy3DPeerAsync(const CUDA_MEMCPY3D_PEER *copy, CUstream stream) {
     return copy_3d(copy, stream, false);
 }

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* What the driver says about a device. Facts come from the card's file; the rest is what such a card would say. */
 #include "driver.h"
 
@@ -43,7 +44,9 @@ CUresult stub_cuDeviceGetUuid_v2(CUuuid *uuid, CUdevice ordinal) {
     return CUDA_SUCCESS;
 }
 
-CUresult stub_cuDeviceGetUuid(CUuuid *uuid, CUdevice ordinal) { return stub_cuDeviceGetUuid_v2(uuid, ordinal); }
+CUresult stub_cuDeviceGetUuid(CUuuid *uuid, CUdevice ordinal) {
+    return stub_cuDeviceGetUuid_v2(uuid, ordinal);
+}
 
 CUresult stub_cuDeviceGetLuid(char *luid, unsigned *mask, CUdevice ordinal) {
     (void)luid, (void)mask, (void)ordinal;

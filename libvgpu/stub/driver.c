@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The start of the driver, what a fork does to it, and the names of its errors. */
 #include "driver.h"
 

@@ -1,4 +1,5 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
+ *
  * The inside of the stub's libcuda: its objects, and what its files offer each other. cuda_api.def lists the API; for
  * each of its lines exports.c makes the exported function, which calls stub_<name> from one of the files here.
  *
@@ -19,12 +20,12 @@
 #include <stdbool.h>
 
 #define STUB_CUDA_VERSION_FALLBACK 12080
-#define QUEUE_DEPTH 1024 /* launches that a stream takes before the caller waits, as on the real driver */
+#define QUEUE_DEPTH     1024 /* launches that a stream takes before the caller waits, as on the real driver */
 #define PITCH_ALIGNMENT 512
 
 /* The functions behind the exported ones. */
-#define STUB_DECLARE(symbol, params) CUresult stub_##symbol params;
-#define CUDA_API(symbol, base, since, params, args) STUB_DECLARE(symbol, params)
+#define STUB_DECLARE(symbol, params)                       CUresult stub_##symbol params;
+#define CUDA_API(symbol, base, since, params, args)        STUB_DECLARE(symbol, params)
 #define CUDA_API_STREAM(symbol, base, since, params, args) STUB_DECLARE(symbol, params)
 #define CUDA_API_PTSZ(symbol, base, since, params, args)                                                               \
     STUB_DECLARE(symbol, params) STUB_DECLARE(symbol##_ptsz, params)
@@ -199,13 +200,13 @@ struct CUstream_st {
     struct op *ring; /* QUEUE_DEPTH */
     uint64_t submitted, completed;
     uint64_t time_ns; /* when its last op ended */
-    CUgraph capture; /* the graph being captured, or NULL */
+    CUgraph capture;  /* the graph being captured, or NULL */
     bool capture_origin;
     bool capture_failed;
     unsigned long long capture_id;
     CUgraphNode *capture_deps; /* what the next node comes behind */
     size_t capture_dep_count;
-    CUstream next;                       /* of the context */
+    CUstream next;                         /* of the context */
     CUstream next_active, previous_active; /* with work */
     bool active;
     CUstreamAttrValue attributes[16];
@@ -249,7 +250,7 @@ struct CUfunc_st {
     CUmodule module;
     struct device *device;
     char *name;
-    bool spins; /* runs for the nanoseconds in its first parameter */
+    bool spins;   /* runs for the nanoseconds in its first parameter */
     bool instant; /* takes no time */
     unsigned attributes[CU_FUNC_ATTRIBUTE_MAX];
     int block[3]; /* of the legacy launch */
@@ -372,7 +373,7 @@ struct CUarray_st {
     struct allocation *allocation;
     CUDA_ARRAY3D_DESCRIPTOR desc;
     size_t element_bytes, pitch, offset; /* offset inside the allocation: a mipmap's level */
-    bool level; /* belongs to a mipmapped array */
+    bool level;                          /* belongs to a mipmapped array */
     CUcontext context;
 };
 

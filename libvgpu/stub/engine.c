@@ -1,4 +1,5 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
+ *
  * A process's time on the card's engine. Only its executor calls this, so there is one caller at a time per device.
  *
  * The engine belongs to one process at a time. While others wait, its owner keeps it for a slice (card.h: slice_ns) and
@@ -13,7 +14,7 @@
 #include "driver.h"
 
 #define PATIENCE_NS 20000000u
-#define REPORT_NS 10000000u /* a long kernel shows up in the figures while it runs */
+#define REPORT_NS   10000000u /* a long kernel shows up in the figures while it runs */
 
 /* Adds the owner's time up to now_engine to its slot. Owner only. */
 static void account(struct device *device, uint64_t until) {

@@ -1,7 +1,8 @@
-/*
- * The exported functions, made from cuda_api.def: each asks for injected faults and then calls the stub_ function of its
- * name; a _ptsz twin makes stream 0 the calling thread's own. And cuGetProcAddress, which finds them by name, version
- * and kind of default stream.
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The exported functions, made from cuda_api.def: each asks for injected faults and then calls the stub_ function of
+ * its name; a _ptsz twin makes stream 0 the calling thread's own. And cuGetProcAddress, which finds them by name,
+ * version and kind of default stream.
  */
 #include "driver.h"
 
@@ -55,10 +56,10 @@ struct entry {
 };
 
 static const struct entry entries[] = {
-#define CUDA_API(symbol, base, since, params, args) {#base, since, (void *)symbol, NULL},
+#define CUDA_API(symbol, base, since, params, args)        {#base, since, (void *)symbol, NULL},
 #define CUDA_API_STREAM(symbol, base, since, params, args) {#base, since, (void *)symbol, (void *)symbol##_ptsz},
-#define CUDA_API_PTSZ(symbol, base, since, params, args) {#base, since, (void *)symbol, (void *)symbol##_ptsz},
-#define CUDA_API_PTDS(symbol, base, since, params, args) {#base, since, (void *)symbol, (void *)symbol##_ptds},
+#define CUDA_API_PTSZ(symbol, base, since, params, args)   {#base, since, (void *)symbol, (void *)symbol##_ptsz},
+#define CUDA_API_PTDS(symbol, base, since, params, args)   {#base, since, (void *)symbol, (void *)symbol##_ptds},
 #include "abi/cuda_api.def"
 };
 

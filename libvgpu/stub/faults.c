@@ -1,5 +1,7 @@
-/*
- * Failure injection: let the nth call of a driver function fail with a code of one's choice, to see what is left behind.
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Failure injection: let the nth call of a driver function fail with a code of one's choice, to see what is left
+ * behind.
  *
  * VGPU_STUB_FAULTS=cuMemAlloc_v2:3:2,cuCtxCreate_v2:1:2 arms faults of one process (read by its first driver call): the
  * 3rd cuMemAlloc_v2 and the first cuCtxCreate_v2 fail with 2. Function * counts all driver calls together. Faults can
@@ -34,7 +36,9 @@ static void read_environment(void) {
     __atomic_store_n(&faults_from_environment, own_count > 0, __ATOMIC_RELEASE);
 }
 
-__attribute__((constructor)) static void start(void) { read_environment(); }
+__attribute__((constructor)) static void start(void) {
+    read_environment();
+}
 
 bool faults_armed_on_cards(void) {
     for (int i = 0; i < driver.device_count; i++)

@@ -1,4 +1,5 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
+ *
  * Graphs. Instantiating one flattens it, children included, into a list in an order that its edges allow; launching it
  * submits that list to the stream, so that an executable graph costs on the engine what its kernels cost.
  *
@@ -23,7 +24,9 @@ struct CUgraphExec_st {
 
 /* ---- Building ---- */
 
-CUgraph graph_make(void) { return calloc(1, sizeof(struct CUgraph_st)); }
+CUgraph graph_make(void) {
+    return calloc(1, sizeof(struct CUgraph_st));
+}
 
 static void work_free(struct node_work *work) {
     free(work->data);
@@ -326,8 +329,8 @@ CUresult stub_cuGraphMemFreeNodeGetParams(CUgraphNode node, CUdeviceptr *dptr) {
     return CUDA_SUCCESS;
 }
 
-CUresult stub_cuGraphAddNode_v2(CUgraphNode *node, CUgraph graph, const CUgraphNode *deps,
-                                const CUgraphEdgeData *edges, size_t count, CUgraphNodeParams *params) {
+CUresult stub_cuGraphAddNode_v2(CUgraphNode *node, CUgraph graph, const CUgraphNode *deps, const CUgraphEdgeData *edges,
+                                size_t count, CUgraphNodeParams *params) {
     CUcontext context;
     (void)edges;
     TRY(current_context(&context));

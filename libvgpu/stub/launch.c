@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Kernel launches, in every form the API has, and what a function is asked about. */
 #include "driver.h"
 
@@ -169,7 +170,9 @@ CUresult stub_cuLaunchGrid(CUfunction function, int width, int height) {
     return stub_cuLaunchGridAsync(function, width, height, NULL);
 }
 
-CUresult stub_cuLaunch(CUfunction function) { return stub_cuLaunchGridAsync(function, 1, 1, NULL); }
+CUresult stub_cuLaunch(CUfunction function) {
+    return stub_cuLaunchGridAsync(function, 1, 1, NULL);
+}
 
 /* ---- Functions ---- */
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The linker API: it takes one PTX text and gives it back as the linked image. */
 #include "driver.h"
 

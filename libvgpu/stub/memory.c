@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Device, managed and pinned host memory: allocating, freeing, and what is known about a pointer. */
 #include "driver.h"
 
@@ -151,7 +152,9 @@ static CUresult allocate_device(size_t bytes, CUdeviceptr *dptr) {
     return CUDA_SUCCESS;
 }
 
-CUresult stub_cuMemAlloc_v2(CUdeviceptr *dptr, size_t bytes) { return allocate_device(bytes, dptr); }
+CUresult stub_cuMemAlloc_v2(CUdeviceptr *dptr, size_t bytes) {
+    return allocate_device(bytes, dptr);
+}
 
 CUresult stub_cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pitch, size_t width, size_t height, unsigned element) {
     REQUIRE(pitch && width && height && (element == 4 || element == 8 || element == 16), CUDA_ERROR_INVALID_VALUE);
@@ -163,8 +166,8 @@ CUresult stub_cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pitch, size_t width,
 }
 
 /*
- * Managed memory lives on the card as long as there is room (what a first use by a kernel would lead to) and else on the
- * host; CU_MEM_ATTACH_HOST starts it on the host. Advice and prefetching move it.
+ * Managed memory lives on the card as long as there is room (what a first use by a kernel would lead to) and else on
+ * the host; CU_MEM_ATTACH_HOST starts it on the host. Advice and prefetching move it.
  */
 CUresult stub_cuMemAllocManaged(CUdeviceptr *dptr, size_t bytes, unsigned flags) {
     CUcontext context;
@@ -270,10 +273,10 @@ CUresult stub_cuMemFree_v2(CUdeviceptr dptr) {
         return CUDA_SUCCESS;
     pthread_mutex_lock(&memory_lock);
     struct allocation *record = arena_find(dptr);
-    bool known = record && record->base == dptr && !record->freed &&
-                 (record->kind == ALLOCATION_DEVICE || record->kind == ALLOCATION_MANAGED ||
-                  record->kind == ALLOCATION_ASYNC || record->kind == ALLOCATION_IMPORTED ||
-                  record->kind == ALLOCATION_GRAPH);
+    bool known =
+        record && record->base == dptr && !record->freed &&
+        (record->kind == ALLOCATION_DEVICE || record->kind == ALLOCATION_MANAGED || record->kind == ALLOCATION_ASYNC ||
+         record->kind == ALLOCATION_IMPORTED || record->kind == ALLOCATION_GRAPH);
     if (known)
         record->freed = true;
     pthread_mutex_unlock(&memory_lock);
@@ -310,7 +313,9 @@ CUresult stub_cuMemAllocPitch(CUdeviceptr_v1 *dptr, unsigned *pitch, unsigned wi
     return CUDA_ERROR_NOT_SUPPORTED;
 }
 
-CUresult stub_cuMemFree(CUdeviceptr_v1 dptr) { return stub_cuMemFree_v2(dptr); }
+CUresult stub_cuMemFree(CUdeviceptr_v1 dptr) {
+    return stub_cuMemFree_v2(dptr);
+}
 
 CUresult stub_cuMemGetAddressRange(CUdeviceptr_v1 *base, unsigned *bytes, CUdeviceptr_v1 dptr) {
     (void)base, (void)bytes, (void)dptr;
@@ -340,8 +345,12 @@ CUresult stub_cuMemHostAlloc(void **pointer, size_t bytes, unsigned flags) {
     return CUDA_SUCCESS;
 }
 
-CUresult stub_cuMemAllocHost_v2(void **pointer, size_t bytes) { return stub_cuMemHostAlloc(pointer, bytes, 0); }
-CUresult stub_cuMemAllocHost(void **pointer, unsigned bytes) { return stub_cuMemHostAlloc(pointer, bytes, 0); }
+CUresult stub_cuMemAllocHost_v2(void **pointer, size_t bytes) {
+    return stub_cuMemHostAlloc(pointer, bytes, 0);
+}
+CUresult stub_cuMemAllocHost(void **pointer, unsigned bytes) {
+    return stub_cuMemHostAlloc(pointer, bytes, 0);
+}
 
 static struct allocation *host_at(const void *pointer) {
     pthread_mutex_lock(&memory_lock);

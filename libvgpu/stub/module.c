@@ -1,4 +1,5 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
+ *
  * Modules, libraries, functions. An image is PTX text: its .entry names are the kernels, its .global variables take
  * device memory. Compiled images (ELF, fatbin) are accepted without being read: any kernel name is found in them.
  */
@@ -48,7 +49,9 @@ static const char *skip_space(const char *at) {
     return at;
 }
 
-static bool name_char(char c) { return isalnum((unsigned char)c) || c == '_' || c == '$' || c == '%'; }
+static bool name_char(char c) {
+    return isalnum((unsigned char)c) || c == '_' || c == '$' || c == '%';
+}
 
 /* The next place of a directive (".entry") as a word of its own. */
 static const char *find_directive(const char *text, const char *directive) {
@@ -104,9 +107,8 @@ static bool read_variable(const char *at, char **name, size_t *bytes) {
     static const struct {
         const char *type;
         size_t bytes;
-    } types[] = {{".b8", 1},  {".u8", 1},  {".s8", 1},  {".b16", 2}, {".u16", 2}, {".s16", 2}, {".f16", 2},
-                 {".b32", 4}, {".u32", 4}, {".s32", 4}, {".f32", 4}, {".b64", 8}, {".u64", 8}, {".s64", 8},
-                 {".f64", 8}};
+    } types[] = {{".b8", 1},  {".u8", 1},  {".s8", 1},  {".b16", 2}, {".u16", 2}, {".s16", 2}, {".f16", 2}, {".b32", 4},
+                 {".u32", 4}, {".s32", 4}, {".f32", 4}, {".b64", 8}, {".u64", 8}, {".s64", 8}, {".f64", 8}};
     size_t element = 0;
     at = skip_space(at);
     while (*at == '.' || isdigit((unsigned char)*at)) {
@@ -134,15 +136,16 @@ static CUresult read_variables(CUmodule module, const char *text) {
         const char *before = at - strlen(".global");
         while (before > text && isspace((unsigned char)before[-1]) && before[-1] != '\n')
             before--;
-        bool instruction = before > text && (name_char(before[-1]) || before[-1] == ','); /* ld.global, cvta.to.global */
+        bool instruction =
+            before > text && (name_char(before[-1]) || before[-1] == ','); /* ld.global, cvta.to.global */
         if (instruction || *line != '.' || !read_variable(line, &name, &bytes)) {
             free(name);
             continue;
         }
         struct variable *variable = calloc(1, sizeof *variable);
-        CUresult result = variable ? allocation_make(ALLOCATION_ARRAY, module->context, bytes, bytes,
-                                                     &variable->allocation)
-                                   : CUDA_ERROR_OUT_OF_MEMORY;
+        CUresult result = variable
+                              ? allocation_make(ALLOCATION_ARRAY, module->context, bytes, bytes, &variable->allocation)
+                              : CUDA_ERROR_OUT_OF_MEMORY;
         if (result != CUDA_SUCCESS) {
             free(name);
             free(variable);
@@ -371,8 +374,7 @@ CUresult stub_cuLibraryLoadFromFile(CUlibrary *out, const char *path, CUjit_opti
                                     unsigned jit_count, CUlibraryOption *options, void **values, unsigned count) {
     char *text;
     TRY(read_file(path, &text));
-    CUresult result =
-        stub_cuLibraryLoadData(out, text, jit_options, jit_values, jit_count, options, values, count);
+    CUresult result = stub_cuLibraryLoadData(out, text, jit_options, jit_values, jit_count, options, values, count);
     free(text);
     return result;
 }

@@ -1,4 +1,5 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
+ *
  * Memory pools and stream-ordered allocations.
  *
  * What a pool holds is charged to the card in chunks (card.h: pool_chunk_bytes) and stays charged after a free, until
@@ -57,7 +58,9 @@ static void consume_pending(CUmemoryPool pool, uint64_t bytes, CUstream stream) 
     }
 }
 
-static uint64_t round_up(uint64_t bytes, uint64_t step) { return step > 1 ? (bytes + step - 1) / step * step : bytes; }
+static uint64_t round_up(uint64_t bytes, uint64_t step) {
+    return step > 1 ? (bytes + step - 1) / step * step : bytes;
+}
 
 bool pool_take(CUmemoryPool pool, uint64_t bytes, CUstream stream) {
     pthread_mutex_lock(&pools_lock);
@@ -180,7 +183,9 @@ static CUmemoryPool implicit_pool(struct device *device, CUmemoryPool *place, ui
     return *place;
 }
 
-CUmemoryPool pool_default(struct device *device) { return implicit_pool(device, &device->default_pool, 0); }
+CUmemoryPool pool_default(struct device *device) {
+    return implicit_pool(device, &device->default_pool, 0);
+}
 CUmemoryPool pool_of_graphs(struct device *device) {
     return implicit_pool(device, &device->graph_pool, UINT64_MAX); /* kept until cuDeviceGraphMemTrim */
 }

@@ -1,9 +1,10 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
+ *
  * What streams have to do, and the executor that does it: one thread per device and process.
  *
  * A stream is a ring of ops that run in order. Streams of a context run beside each other, but for the legacy default
- * stream: it waits for what was submitted to the blocking streams before it, and they for it. The card's engine runs one
- * kernel at a time, so "beside each other" means that the executor takes the next op that may run from any stream.
+ * stream: it waits for what was submitted to the blocking streams before it, and they for it. The card's engine runs
+ * one kernel at a time, so "beside each other" means that the executor takes the next op that may run from any stream.
  *
  * Submitting is a lock, a copy and a look at the clock; it makes a system call only when the executor sleeps. Work that
  * takes no time, on a device with nothing to do, is done on the spot.
@@ -22,15 +23,17 @@ struct executor {
     struct device *device;
     CUstream active; /* streams with work, a ring in the order in which they are looked at */
     uint64_t sequence;
-    uint64_t pending;    /* ops submitted and not completed */
-    unsigned watchers;   /* threads that wait for changed */
-    uint32_t wake;       /* futex: the executor sleeps on it */
+    uint64_t pending;  /* ops submitted and not completed */
+    unsigned watchers; /* threads that wait for changed */
+    uint32_t wake;     /* futex: the executor sleeps on it */
     bool sleeping;
     bool threaded; /* false: no thread could be started, and whoever submits does the work */
     bool working;
 };
 
-static struct op *head_of(CUstream stream) { return &stream->ring[stream->completed % QUEUE_DEPTH]; }
+static struct op *head_of(CUstream stream) {
+    return &stream->ring[stream->completed % QUEUE_DEPTH];
+}
 
 /* ---- Streams with work ---- */
 
@@ -212,11 +215,15 @@ CUresult executor_start(struct device *device) {
 }
 
 /* In a fork's child: the thread is not there, its lock may be held. */
-void executor_forget(struct device *device) { device->executor = NULL; }
+void executor_forget(struct device *device) {
+    device->executor = NULL;
+}
 
 /* ---- Submitting and waiting ---- */
 
-static struct executor *executor_of(CUstream stream) { return stream->context->device->executor; }
+static struct executor *executor_of(CUstream stream) {
+    return stream->context->device->executor;
+}
 
 /* Waits for changed, having told the executor that somebody does. Under the lock. */
 static void watch(struct executor *executor) {
@@ -242,8 +249,7 @@ void queue_submit(CUstream stream, struct op op) {
         watch(executor);
     bool instant = op.kind == OP_RECORD || op.kind == OP_WAIT || op.kind == OP_RUN ||
                    (op.kind == OP_KERNEL && op.duration_ns == 0);
-    if (instant && executor->pending == 0 &&
-        !(op.kind == OP_WAIT && op.event.event->completed < op.event.generation)) {
+    if (instant && executor->pending == 0 && !(op.kind == OP_WAIT && op.event.event->completed < op.event.generation)) {
         uint64_t time_ns = stream->time_ns > op.submitted_ns ? stream->time_ns : op.submitted_ns;
         executor->pending++;
         stream->submitted++;
@@ -349,7 +355,9 @@ void queue_stream_free(CUstream stream) {
     pthread_mutex_unlock(&executor->lock);
 }
 
-void event_reference(CUevent event) { __atomic_fetch_add(&event->references, 1, __ATOMIC_RELAXED); }
+void event_reference(CUevent event) {
+    __atomic_fetch_add(&event->references, 1, __ATOMIC_RELAXED);
+}
 
 void event_release(CUevent event) {
     if (__atomic_sub_fetch(&event->references, 1, __ATOMIC_ACQ_REL) == 0)

@@ -1,4 +1,5 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
+ *
  * Memory that crosses borders: IPC handles between processes, memory of other drivers, and what is known of a pointer.
  * Whoever allocated it is charged for it; opening it elsewhere takes nothing from the card.
  */
@@ -255,8 +256,8 @@ CUresult stub_cuPointerGetAttribute(void *data, CUpointer_attribute attribute, C
     REQUIRE(data, CUDA_ERROR_INVALID_VALUE);
     pthread_mutex_lock(&memory_lock);
     struct allocation *record = arena_find(pointer);
-    CUresult result =
-        record && record->kind != ALLOCATION_ARRAY ? attribute_of(record, attribute, pointer, data) : CUDA_ERROR_INVALID_VALUE;
+    CUresult result = record && record->kind != ALLOCATION_ARRAY ? attribute_of(record, attribute, pointer, data)
+                                                                 : CUDA_ERROR_INVALID_VALUE;
     pthread_mutex_unlock(&memory_lock);
     return result;
 }
@@ -268,10 +269,10 @@ CUresult stub_cuPointerGetAttributes(unsigned count, CUpointer_attribute *attrib
     for (unsigned i = 0; i < count; i++) {
         if (stub_cuPointerGetAttribute(data[i], attributes[i], pointer) == CUDA_SUCCESS)
             continue;
-        bool wide = attributes[i] == CU_POINTER_ATTRIBUTE_CONTEXT || attributes[i] == CU_POINTER_ATTRIBUTE_HOST_POINTER ||
-                    attributes[i] == CU_POINTER_ATTRIBUTE_DEVICE_POINTER ||
-                    attributes[i] == CU_POINTER_ATTRIBUTE_BUFFER_ID ||
-                    attributes[i] == CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE;
+        bool wide =
+            attributes[i] == CU_POINTER_ATTRIBUTE_CONTEXT || attributes[i] == CU_POINTER_ATTRIBUTE_HOST_POINTER ||
+            attributes[i] == CU_POINTER_ATTRIBUTE_DEVICE_POINTER || attributes[i] == CU_POINTER_ATTRIBUTE_BUFFER_ID ||
+            attributes[i] == CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE;
         memset(data[i], 0, wide ? 8 : 4);
         if (attributes[i] == CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL)
             *(int *)data[i] = -2;

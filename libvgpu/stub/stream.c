@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Streams and events: the API side of queue.c. */
 #include "driver.h"
 
@@ -13,7 +14,9 @@ CUresult stub_cuStreamCreateWithPriority(CUstream *out, unsigned flags, int prio
     return *out ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
-CUresult stub_cuStreamCreate(CUstream *out, unsigned flags) { return stub_cuStreamCreateWithPriority(out, flags, 0); }
+CUresult stub_cuStreamCreate(CUstream *out, unsigned flags) {
+    return stub_cuStreamCreateWithPriority(out, flags, 0);
+}
 
 CUresult stub_cuStreamDestroy_v2(CUstream handle) {
     CUstream stream;
@@ -23,7 +26,9 @@ CUresult stub_cuStreamDestroy_v2(CUstream handle) {
     return CUDA_SUCCESS;
 }
 
-CUresult stub_cuStreamDestroy(CUstream handle) { return stub_cuStreamDestroy_v2(handle); }
+CUresult stub_cuStreamDestroy(CUstream handle) {
+    return stub_cuStreamDestroy_v2(handle);
+}
 
 CUresult stub_cuStreamSynchronize(CUstream handle) {
     CUstream stream;
@@ -166,7 +171,9 @@ CUresult stub_cuEventDestroy_v2(CUevent event) {
     return CUDA_SUCCESS;
 }
 
-CUresult stub_cuEventDestroy(CUevent event) { return stub_cuEventDestroy_v2(event); }
+CUresult stub_cuEventDestroy(CUevent event) {
+    return stub_cuEventDestroy_v2(event);
+}
 
 CUresult stub_cuEventRecordWithFlags(CUevent event, CUstream handle, unsigned flags) {
     CUstream stream;
@@ -193,13 +200,16 @@ CUresult stub_cuStreamWaitEvent(CUstream handle, CUevent event, unsigned flags) 
     return CUDA_SUCCESS;
 }
 
-CUresult stub_cuEventRecord(CUevent event, CUstream handle) { return stub_cuEventRecordWithFlags(event, handle, 0); }
+CUresult stub_cuEventRecord(CUevent event, CUstream handle) {
+    return stub_cuEventRecordWithFlags(event, handle, 0);
+}
 
 CUresult stub_cuEventQuery(CUevent event) {
     REQUIRE(driver.ready, CUDA_ERROR_NOT_INITIALIZED);
     REQUIRE(event, CUDA_ERROR_INVALID_HANDLE);
     REQUIRE(!event->capture, CUDA_ERROR_CAPTURED_EVENT);
-    bool done = __atomic_load_n(&event->completed, __ATOMIC_ACQUIRE) >= __atomic_load_n(&event->recorded, __ATOMIC_ACQUIRE);
+    bool done =
+        __atomic_load_n(&event->completed, __ATOMIC_ACQUIRE) >= __atomic_load_n(&event->recorded, __ATOMIC_ACQUIRE);
     return done ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
 }
 

@@ -1,4 +1,5 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
+ *
  * The virtual memory management API: address ranges, memory without an address, and mapping one to the other. The
  * memory is a memory file, so that it can be mapped in several places and handed to another process. It is charged to
  * the process that created it until the last handle and mapping there are gone; an importer is charged nothing.
@@ -11,7 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define MEMORY_TAG 0x564d454d
+#define MEMORY_TAG    0x564d454d
 #define MULTICAST_TAG 0x4d554c54
 
 struct memory {

@@ -1,4 +1,5 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
+ *
  * The binary interface of the CUDA driver API, as far as libvgpu and the stub driver need it.
  *
  * These are our own declarations of facts: sizes, layouts, constants and exported names. They are checked against the
@@ -55,7 +56,7 @@ typedef struct CUtexref_st *CUtexref;
 typedef void (*CUhostFn)(void *userData);
 typedef size_t (*CUoccupancyB2DSize)(int blockSize);
 
-#define CU_STREAM_LEGACY ((CUstream)0x1)
+#define CU_STREAM_LEGACY     ((CUstream)0x1)
 #define CU_STREAM_PER_THREAD ((CUstream)0x2)
 
 /* ---- Results ---- */
@@ -390,11 +391,7 @@ typedef int CUmemAllocationHandleType;
 enum { CU_MEM_HANDLE_TYPE_NONE = 0, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR = 1, CU_MEM_HANDLE_TYPE_FABRIC = 8 };
 
 typedef int CUmemAccess_flags;
-enum {
-    CU_MEM_ACCESS_FLAGS_PROT_NONE = 0,
-    CU_MEM_ACCESS_FLAGS_PROT_READ = 1,
-    CU_MEM_ACCESS_FLAGS_PROT_READWRITE = 3
-};
+enum { CU_MEM_ACCESS_FLAGS_PROT_NONE = 0, CU_MEM_ACCESS_FLAGS_PROT_READ = 1, CU_MEM_ACCESS_FLAGS_PROT_READWRITE = 3 };
 
 typedef int CUmemLocationType;
 enum {
@@ -460,7 +457,7 @@ enum {
 typedef int CUmem_advise;
 typedef int CUmem_range_attribute;
 
-#define CU_IPC_HANDLE_SIZE 64
+#define CU_IPC_HANDLE_SIZE                 64
 #define CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS 1
 
 typedef struct CUipcMemHandle_st {
@@ -518,9 +515,9 @@ typedef struct CUarrayMapInfo_st CUarrayMapInfo;
 
 /* ---- Launching ---- */
 
-#define CU_LAUNCH_PARAM_END ((void *)0x00)
+#define CU_LAUNCH_PARAM_END            ((void *)0x00)
 #define CU_LAUNCH_PARAM_BUFFER_POINTER ((void *)0x01)
-#define CU_LAUNCH_PARAM_BUFFER_SIZE ((void *)0x02)
+#define CU_LAUNCH_PARAM_BUFFER_SIZE    ((void *)0x02)
 
 typedef int CUfunction_attribute;
 enum {
@@ -750,10 +747,10 @@ enum {
 #define ABI_DECLARE(symbol, params)                                                                                    \
     CUresult symbol params;                                                                                            \
     typedef CUresult(*symbol##_fn) params;
-#define CUDA_API(symbol, base, since, params, args) ABI_DECLARE(symbol, params)
+#define CUDA_API(symbol, base, since, params, args)        ABI_DECLARE(symbol, params)
 #define CUDA_API_STREAM(symbol, base, since, params, args) ABI_DECLARE(symbol, params) CUresult symbol##_ptsz params;
-#define CUDA_API_PTSZ(symbol, base, since, params, args) ABI_DECLARE(symbol, params) CUresult symbol##_ptsz params;
-#define CUDA_API_PTDS(symbol, base, since, params, args) ABI_DECLARE(symbol, params) CUresult symbol##_ptds params;
+#define CUDA_API_PTSZ(symbol, base, since, params, args)   ABI_DECLARE(symbol, params) CUresult symbol##_ptsz params;
+#define CUDA_API_PTDS(symbol, base, since, params, args)   ABI_DECLARE(symbol, params) CUresult symbol##_ptds params;
 #include "cuda_api.def"
 #undef CUDA_API
 #undef CUDA_API_STREAM

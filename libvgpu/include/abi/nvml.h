@@ -1,4 +1,5 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
+ *
  * The binary interface of NVML, as far as libvgpu and the stub driver need it: our own declarations of facts (sizes,
  * layouts, constants, exported names), checked by tests/unit/stub/check_abi.py against the vendor's header.
  *
@@ -60,7 +61,7 @@ typedef struct nvmlUnit_st *nvmlUnit_t;
 #define NVML_STRUCT_VERSION(type, version) ((unsigned int)(sizeof(type) | ((unsigned)(version) << 24)))
 
 #define NVML_VALUE_NOT_AVAILABLE_ULL 0xFFFFFFFFFFFFFFFFULL
-#define NVML_NO_INSTANCE 0xFFFFFFFFu /* gpuInstanceId and computeInstanceId where MIG is off */
+#define NVML_NO_INSTANCE             0xFFFFFFFFu /* gpuInstanceId and computeInstanceId where MIG is off */
 
 enum { /* sizes that callers pass */
        NVML_DEVICE_NAME_V2_BUFFER_SIZE = 96,
@@ -187,7 +188,7 @@ typedef struct nvmlEventData_st {
 
 #define NVML_EVENT_TYPE_SINGLE_BIT_ECC_ERROR 0x1ULL
 #define NVML_EVENT_TYPE_DOUBLE_BIT_ECC_ERROR 0x2ULL
-#define NVML_EVENT_TYPE_XID_CRITICAL_ERROR 0x8ULL
+#define NVML_EVENT_TYPE_XID_CRITICAL_ERROR   0x8ULL
 
 enum { /* nvmlDeviceGetArchitecture */
        NVML_DEVICE_ARCH_VOLTA = 5,

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The inside of the stub's NVML: it only looks at the cards' files, and never changes them. */
+#ifndef VGPU_STUB_NVML_INSIDE_H
+#define VGPU_STUB_NVML_INSIDE_H
+
+#include "abi/nvml.h"
+#include "cards.h"
+
+#define EXPORT __attribute__((visibility("default")))
+
+struct nvmlDevice_st {
+    struct card card;
+    unsigned index;
+};
+
+#define REQUIRE(condition, otherwise)                                                                                  \
+    do {                                                                                                               \
+        if (!(condition))                                                                                              \
+            return (otherwise);                                                                                        \
+    } while (0)
+#define TRY(expression)                                                                                                \
+    do {                                                                                                               \
+        nvmlReturn_t try_result_ = (expression);                                                                       \
+        if (try_result_ != NVML_SUCCESS)                                                                               \
+            return try_result_;                                                                                        \
+    } while (0)
+
+/* Is NVML started, and this a device of it? */
+nvmlReturn_t check_device(nvmlDevice_t device);
+nvmlReturn_t check_started(void);
+/* Copies a text with its end, or says that the room is too small. */
+nvmlReturn_t give_text(char *to, unsigned length, const char *text);
+/* Busy percent of the last second. */
+unsigned busy_percent(const struct stub_usage *history, uint32_t length);
+
+#endif
