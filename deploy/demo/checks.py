@@ -1,4 +1,4 @@
-"""What the demo and the end-to-end tests look at: each check says what was expected, what was found, and whether that is so."""
+"""What the demo and the end-to-end tests look at: what was expected, what was found, and whether that is so."""
 
 from dataclasses import dataclass
 

@@ -1,0 +1,56 @@
+"""`make demo` and `make demo-down`: shows the main job on a real Kubernetes, and removes all of it again."""
+
+import argparse
+import sys
+import time
+
+from deploy.demo import checks
+from deploy.demo.looking import look
+from deploy.demo.scenario import bring_up, start_tenants
+from deploy.demo.tenants import GPU, TENANTS, WAITING_POD
+from deploy.local.cluster import Cluster
+from deploy.local.errors import LocalClusterError
+
+CLUSTER = "demo"
+
+
+def main() -> int:
+    """Run the demo; return 0 if everything is as it should be."""
+    parser = argparse.ArgumentParser(prog="python -m deploy.demo", description=__doc__)
+    parser.add_argument("--down", action="store_true", help="remove the demo's cluster")
+    options = parser.parse_args()
+    cluster = Cluster(CLUSTER)
+    try:
+        if options.down:
+            cluster.down()
+            return 0
+        return _show(cluster)
+    except LocalClusterError as error:
+        sys.stderr.write(f"demo: {error}\n")
+        return 1
+
+
+def _show(cluster: Cluster) -> int:
+    started_s = time.monotonic()
+    _say(f"one node with one simulated GPU of {GPU.memory_bytes >> 30} GiB")
+    scenario = bring_up(cluster, [GPU], _say)
+    asked = ", ".join(f"{t.name} with {t.memory_mib} MiB and {t.cores_percent} cores" for t in TENANTS)
+    _say(f"starting {asked}, {WAITING_POD} with more than any GPU has")
+    start_tenants(scenario)
+    _say("looking")
+    found = look(scenario)
+    failed = sum(not check.ok for check in found)
+    passed_s = time.monotonic() - started_s
+    print(f"\n{checks.format_report(found)}\n")
+    print(f"{len(found) - failed} of {len(found)} checks are as they should be, after {passed_s:.0f} s.")
+    print(f"The cluster stays up. Look around:  .venv/bin/python -m deploy.local --name {CLUSTER} kubectl get pods -A")
+    print("Remove it:                          make demo-down")
+    return 1 if failed else 0
+
+
+def _say(text: str) -> None:
+    print(f"==> {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
