@@ -1,10 +1,18 @@
 """The C programs that the tests of this folder run, compiled once per session against the core or for preloading."""
 
+import os
 import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from libvgpu.shares import Limits, Policy, create_share
+from libvgpu.stub import StubGPU, create_driver_root, stub_environment
 
 ROOT = Path(__file__).parents[3]
 SOURCES = Path(__file__).parent / "c"
@@ -34,3 +42,73 @@ def core_program(built: Path) -> Callable[[str], Path]:
         return program
 
     return compile_program
+
+
+# ---- Programs inside a share, against the stub driver ----
+
+GPU = StubGPU(name="Stub 10G", memory_bytes=10 << 30, uuid="GPU-00000000-0000-4000-8000-000000000001")
+SECOND_GPU = StubGPU(name="Stub 6G", memory_bytes=6 << 30, uuid="GPU-00000000-0000-4000-8000-000000000002")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A driver root with cards, and folders of shares: each stands for a container."""
+
+    root: Path
+    library: Path
+    shares: Path
+
+    @property
+    def card(self) -> Path:
+        """The file of the first card."""
+        return self.root / "dev" / "nvidia0"
+
+    def share(
+        self, memory_bytes: int = 1 << 30, *, container: str = "main", name: str = "share", **limits: Any
+    ) -> Path:
+        """Create a share in a container; return its folder. A Fixed share of 100 % unless `limits` say otherwise."""
+        values = {"device_uuid": GPU.uuid, "cores_percent": 100, "policy": Policy.FIXED, **limits}
+        values.setdefault("ceiling_percent", values["cores_percent"])
+        directory = self.shares / container / name
+        create_share(directory, Limits(share=name, memory_bytes=memory_bytes, **values))
+        return directory
+
+    def environment(self, container: str = "main") -> dict[str, str]:
+        """Return what a process in a container is started with."""
+        return {
+            **os.environ,
+            **stub_environment(self.root),
+            "VGPU_SHARES_DIR": str(self.shares / container),
+            "LD_PRELOAD": str(self.library),
+            "PYTHONPATH": str(Path(__file__).parent),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+
+    def start(self, code: str, *, container: str = "main") -> "subprocess.Popen[str]":
+        """Start a program in a container; it begins with `from gpu import *`. Its stderr is in the test's output."""
+        command = [sys.executable, "-c", "from gpu import *\n" + textwrap.dedent(code)]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, env=self.environment(container), stdin=pipe, stdout=pipe, text=True)
+
+    def run(self, code: str, *, container: str = "main") -> str:
+        """Run a program in a container to its end; return what it printed."""
+        with self.start(code, container=container) as process:
+            output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0
+        return output
+
+    def refused(self, code: str, *, container: str = "main") -> tuple[str, str]:
+        """Run a program to its end; return what it printed and what was said on stderr."""
+        command = [sys.executable, "-c", "from gpu import *\n" + textwrap.dedent(code)]
+        run = subprocess.run(
+            command, env=self.environment(container), capture_output=True, text=True, timeout=120, check=True
+        )
+        return run.stdout, run.stderr
+
+
+@pytest.fixture
+def machine(tmp_path: Path, built: Path) -> Machine:
+    """Return a machine with one card of 10 GiB and no share."""
+    create_driver_root(tmp_path / "root", [GPU])
+    (tmp_path / "shares").mkdir()
+    return Machine(tmp_path / "root", built / "libvgpu.so", tmp_path / "shares")
