@@ -128,6 +128,8 @@ class Watcher(Generic[T]):
                 self._wait(KubeError(str(error)))
 
     def _wait(self, error: KubeError) -> None:
+        if self._stopping.is_set():
+            return
         self._failures += 1
         if isinstance(error, NotFoundError) or error.status == 403:
             # The kind is not served (its CRD is not installed yet, say), or not ours to see: begin at the beginning.

@@ -14,6 +14,7 @@ from api import names, nodeinventory
 from api.errors import ConflictError, NotFoundError
 from api.kube import JSON, HTTPKubeClient, KubeClient, Resource
 from controller.controller import Controller, ControllerSettings
+from deploy.local.cluster import Cluster as LocalCluster
 from tests.unit.controller.builders import CLASSES, SLICES, device_class, state_inventory, status, wait_until
 
 CRDS = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", namespaced=False)
@@ -77,10 +78,12 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(api_server: Any) -> Iterator[Cluster]:
+def cluster(api_server: LocalCluster) -> Iterator[Cluster]:
     kubeconfig = str(api_server.kubeconfig)
     found = Cluster(HTTPKubeClient(kubeconfig), kubeconfig)
-    found.create(CRDS, nodeinventory.crd())
+    with contextlib.suppress(ConflictError):
+        # It stays for the next test: an API server takes seconds to forget a kind and know it again.
+        found.kube.create(CRDS, nodeinventory.crd())
     wait_until(lambda: _is_served(found.kube), timeout_s=30)
     found.create(NAMESPACES, {"kind": "Namespace", "metadata": {"name": found.namespace}})
     for vendor in ("", "nvidia"):

@@ -1,7 +1,9 @@
 """The controller against a real API server and a real scheduler."""
 
 import copy
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,9 @@ from api import kube as kube_api
 from api.kube import JSON, LEASES
 from controller.controller import Controller
 from controller.explaining import explain_pod
+from deploy.local import processes
+from deploy.local.cluster import Cluster as LocalCluster
+from deploy.local.processes import Command
 from tests.integration.controller.conftest import SERVICE_ACCOUNTS, Cluster
 from tests.unit.controller.builders import CLAIMS, GI, SLICES, claim, facts, state_inventory, status, wait_until
 
@@ -194,12 +199,34 @@ def test_a_claim_with_a_typing_error_is_told_so_before_any_pod(cluster: Cluster,
     )
 
 
-def test_a_restart_of_the_api_server_is_survived(api_server: Any, cluster: Cluster, start_controller: Start) -> None:
-    cluster.add_node("restarted", facts())
-    controller = start_controller("a")
-    published(cluster, "restarted")
-    api_server.restart()
+def restart_api_server(api_server: LocalCluster, controller: Controller, *flags: str) -> None:
+    """Start the API server anew, with more flags, once the controller has noticed that it is gone."""
+    name = "kube-apiserver"
+    running = processes.running(processes.record_path(api_server.layout.state, name))
+    assert running is not None
+    arguments = Path(f"/proc/{running.pid}/cmdline").read_text().rstrip("\0").split("\0")
+    processes.stop(running)
+    wait_until(lambda: not controller.is_leading())
+    if flags:
+        processes.start(Command(name, [*arguments, *flags], api_server.layout.state, {"PATH": os.defpath}))
+    else:
+        api_server.up(nodes=0)
     wait_until(controller.is_leading, timeout_s=60)
-    state_inventory(cluster.kube, "restarted", status(facts(0), facts(1)))
-    published(cluster, "restarted", devices=2)
+
+
+def test_restarts_of_the_api_server_are_survived_and_devices_leave_the_offer_while_its_gate_is_off(
+    api_server: LocalCluster, cluster: Cluster, start_controller: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.add_node("gated", facts())
+    controller = start_controller("a")
+    published(cluster, "gated")
+    restart_api_server(api_server, controller, "--feature-gates=DRAConsumableCapacity=false")
+    published(cluster, "gated", devices=0)
+    (report,) = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert (
+        "devices[].allowMultipleAllocations of a ResourceSlice: its feature gate DRAConsumableCapacity is off" in report
+    )
+    restart_api_server(api_server, controller)
+    state_inventory(cluster.kube, "gated", status(facts(0), facts(1)))
+    published(cluster, "gated", devices=2)
     assert controller.alive() == ""
