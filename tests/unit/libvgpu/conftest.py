@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from libvgpu.shares import Limits, Policy, create_share
-from libvgpu.stub import StubGPU, create_driver_root, stub_environment
+from libvgpu.stub import StubGPU, create_driver_root, library_directory, stub_environment
 
 ROOT = Path(__file__).parents[3]
 SOURCES = Path(__file__).parent / "c"
@@ -112,3 +112,23 @@ def machine(tmp_path: Path, built: Path) -> Machine:
     create_driver_root(tmp_path / "root", [GPU])
     (tmp_path / "shares").mkdir()
     return Machine(tmp_path / "root", built / "libvgpu.so", tmp_path / "shares")
+
+
+@pytest.fixture(scope="session")
+def reaching_program(built: Path) -> tuple[Path, Path]:
+    """Compile a program that is linked with libcuda, and a library that looks for it with RTLD_NEXT."""
+    program, library = built / "reach", built / "libnext.so"
+    stub = [f"-L{library_directory()}", "-l:libcuda.so.1"]
+    subprocess.run(
+        ["cc", *FLAGS, *INCLUDES, "-o", str(program), str(SOURCES / "reach.c"), *stub, "-ldl"], check=True, timeout=60
+    )
+    subprocess.run(
+        ["cc", *FLAGS, *INCLUDES, "-fPIC", "-shared", "-o", str(library), str(SOURCES / "next.c"), *stub, "-ldl"],
+        check=True,
+        timeout=60,
+    )
+    script = built / "versioned.map"
+    script.write_text("DRIVER_1 { global: *; };\n", encoding="utf-8")
+    versioned = ["-fPIC", "-shared", f"-Wl,--version-script={script}", "-o", str(built / "libversioned.so")]
+    subprocess.run(["cc", *FLAGS, *INCLUDES, *versioned, str(SOURCES / "versioned.c")], check=True, timeout=60)
+    return program, library

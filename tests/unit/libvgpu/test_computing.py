@@ -1,0 +1,162 @@
+"""The compute share, checked against the time for which the simulated card says each process had its engine."""
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from libvgpu.shares import Policy, read_books, read_limits, update_limits
+from libvgpu.stub import read_card
+
+if TYPE_CHECKING:
+    from conftest import Machine
+
+LOAD = """
+import time
+start()
+function = kernel()
+end = time.monotonic() + {seconds}
+while time.monotonic() < end:
+    launch(function, {gpu_ns})
+    {after}
+synchronize()
+"""
+
+
+def _percent(machine: "Machine", pid: int, seconds: float) -> float:
+    times = {process.pid: process.gpu_time_ns for process in read_card(machine.card).processes}
+    return times[pid] / 1e9 / seconds * 100
+
+
+@pytest.mark.parametrize(("cores", "gpu_ns"), [(25, 1_000_000), (10, 20_000), (70, 300_000)])
+def test_a_fixed_share_is_capped_on_an_idle_gpu(cores: int, gpu_ns: int, machine: "Machine") -> None:
+    share = machine.share(1 << 30, cores_percent=cores)
+    with machine.start(LOAD.format(seconds=2, gpu_ns=gpu_ns, after="")) as program:
+        program.communicate(timeout=60)
+    assert _percent(machine, program.pid, 2) == pytest.approx(cores, abs=2)
+    books = read_books(share)
+    assert books.gpu_time_ns / 2e7 == pytest.approx(cores, abs=2)
+    assert books.throttled_ns > 0
+    launches = {process.pid: process.launches for process in read_card(machine.card).processes}[program.pid]
+    assert books.launches == launches
+
+
+def test_two_shares_under_load_get_25_and_40_percent(machine: "Machine") -> None:
+    for name, cores in (("a", 25), ("b", 40)):
+        machine.share(1 << 30, container=name, cores_percent=cores)
+    code = LOAD.format(seconds=3, gpu_ns=1_000_000, after="")
+    with machine.start(code, container="a") as a, machine.start(code, container="b") as b:
+        a.communicate(timeout=60)
+        b.communicate(timeout=60)
+    assert _percent(machine, a.pid, 3) == pytest.approx(25, abs=3)
+    assert _percent(machine, b.pid, 3) == pytest.approx(40, abs=3)
+
+
+def test_processes_of_one_share_divide_it(machine: "Machine") -> None:
+    machine.share(1 << 30, cores_percent=30)
+    code = LOAD.format(seconds=2, gpu_ns=500_000, after="")
+    programs = [machine.start(code) for _ in range(3)]
+    for program in programs:
+        with program:
+            program.communicate(timeout=60)
+    assert sum(_percent(machine, program.pid, 2) for program in programs) == pytest.approx(30, abs=3)
+
+
+def test_a_burst_share_takes_an_idle_gpu(machine: "Machine") -> None:
+    machine.share(1 << 30, cores_percent=10, ceiling_percent=100, policy=Policy.BURST)
+    with machine.start(LOAD.format(seconds=1, gpu_ns=20_000_000, after="synchronize()")) as program:
+        program.communicate(timeout=60)
+    assert _percent(machine, program.pid, 1) > 90
+
+
+def test_a_burst_share_falls_back_to_what_the_agent_grants(machine: "Machine") -> None:
+    machine.share(1 << 30, cores_percent=10, ceiling_percent=100, policy=Policy.BURST, granted_percent=20)
+    with machine.start(LOAD.format(seconds=2, gpu_ns=1_000_000, after="")) as program:
+        program.communicate(timeout=60)
+    assert _percent(machine, program.pid, 2) == pytest.approx(20, abs=2)
+
+
+def test_the_agent_can_correct_what_is_charged(machine: "Machine") -> None:
+    machine.share(1 << 30, cores_percent=20, charge_permille=500)
+    with machine.start(LOAD.format(seconds=2, gpu_ns=1_000_000, after="")) as program:
+        program.communicate(timeout=60)
+    assert _percent(machine, program.pid, 2) == pytest.approx(40, abs=3)
+
+
+def test_two_shares_of_one_gpu_in_a_container_add_up_their_cores(machine: "Machine") -> None:
+    machine.share(1 << 30, name="first", cores_percent=10)
+    machine.share(1 << 30, name="second", cores_percent=20)
+    with machine.start(LOAD.format(seconds=2, gpu_ns=1_000_000, after="")) as program:
+        program.communicate(timeout=60)
+    assert _percent(machine, program.pid, 2) == pytest.approx(30, abs=2)
+
+
+def test_launches_wait_while_the_share_is_suspended(machine: "Machine") -> None:
+    share = machine.share(1 << 30)
+    program = machine.start("""
+        import time
+        start()
+        function = kernel()
+        launch(function, 1000)
+        synchronize()
+        say("ready")
+        wait_for_line()
+        begin = time.monotonic()
+        alloc(1 << 20)  # memory is not denied
+        say("launching")
+        launch(function, 1000)
+        say(time.monotonic() - begin)
+    """)
+    with program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        assert program.stdout.readline() == "ready\n"
+        update_limits(share, replace(read_limits(share), suspended=True))
+        print(file=program.stdin, flush=True)
+        assert program.stdout.readline() == "launching\n"
+        time.sleep(0.3)  # nothing to wait for: the program must not do anything
+        update_limits(share, replace(read_limits(share), suspended=False))
+        waited_s = float(program.stdout.readline())
+        program.communicate(timeout=60)
+    assert 0.3 <= waited_s < 1
+    assert read_books(share).throttled_ns > 0.2e9
+
+
+LAUNCHES = {
+    "cuLaunchKernel_ptsz": "cuda.cuLaunchKernel_ptsz(function, *ones, c_uint(0), None, params, None)",
+    "cuLaunchKernelEx": "cuda.cuLaunchKernelEx(config, function, params, None)",
+    "cuLaunchKernelEx_ptsz": "cuda.cuLaunchKernelEx_ptsz(config, function, params, None)",
+    "cuLaunchCooperativeKernel": "cuda.cuLaunchCooperativeKernel(function, *ones, c_uint(0), None, params)",
+    "cuLaunchCooperativeKernel_ptsz": "cuda.cuLaunchCooperativeKernel_ptsz(function, *ones, c_uint(0), None, params)",
+    "cuGraphLaunch": "cuda.cuGraphLaunch(graph_exec, None)",
+    "cuGraphLaunch_ptsz": "cuda.cuGraphLaunch_ptsz(graph_exec, None)",
+}
+
+
+@pytest.mark.parametrize("function", LAUNCHES)
+def test_every_way_to_launch_is_held_to_the_share(function: str, machine: "Machine") -> None:
+    machine.share(1 << 30, cores_percent=25)
+    machine_code = f"""
+        import time
+        start()
+        function = kernel()
+        argument = c_ulonglong(1_000_000)
+        params = (c_void_p * 1)(ctypes.addressof(argument))
+        ones = (c_uint(1),) * 6
+        config = (c_ulonglong * 8)(1 << 32 | 1, 1 << 32 | 1, 1 << 32 | 1)
+        stream, graph, graph_exec = c_void_p(), c_void_p(), c_void_p()
+        check(cuda.cuStreamCreate(byref(stream), 1))
+        check(cuda.cuStreamBeginCapture_v2(stream, 1))
+        launch(function, 1_000_000, stream)
+        check(cuda.cuStreamEndCapture(stream, byref(graph)))
+        check(cuda.cuGraphInstantiateWithFlags(byref(graph_exec), graph, c_ulonglong(0)))
+        end = time.monotonic() + 1
+        while time.monotonic() < end:
+            check({LAUNCHES[function]})
+        synchronize()
+    """
+    with machine.start(machine_code) as program:
+        program.communicate(timeout=60)
+    assert program.returncode == 0
+    assert _percent(machine, program.pid, 1) == pytest.approx(25, abs=4)
