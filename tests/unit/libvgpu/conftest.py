@@ -115,6 +115,17 @@ def machine(tmp_path: Path, built: Path) -> Machine:
 
 
 @pytest.fixture(scope="session")
+def threads_program(built: Path) -> Path:
+    """Compile the program with many threads."""
+    program = built / "threads"
+    stub = [f"-L{library_directory()}", "-l:libcuda.so.1", "-lpthread"]
+    subprocess.run(
+        ["cc", *FLAGS, *INCLUDES, "-o", str(program), str(SOURCES / "threads.c"), *stub], check=True, timeout=60
+    )
+    return program
+
+
+@pytest.fixture(scope="session")
 def reaching_program(built: Path) -> tuple[Path, Path]:
     """Compile a program that is linked with libcuda, and a library that looks for it with RTLD_NEXT."""
     program, library = built / "reach", built / "libnext.so"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from libvgpu.shares import Limits, read_books, read_limits, update_limits
-from libvgpu.stub import StubGPU, change_settings, create_card, read_card
+from libvgpu.stub import StubGPU, change_settings, create_card, inject_fault, read_card
 
 if TYPE_CHECKING:
     from conftest import Machine
@@ -307,6 +307,40 @@ def test_a_fork_has_a_slot_of_its_own_and_leaves_the_parents_memory_to_the_paren
         free(inherited)
         assert info()[0] == {64 * MIB}, info()
     """)
+    assert read_books(share).used_bytes == 0
+
+
+def test_threads_that_allocate_launch_and_die_leave_the_books_exact(machine: "Machine", threads_program: Path) -> None:
+    share = machine.share(40 * MIB)
+    run = subprocess.run(
+        [threads_program], env=machine.environment(), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, f"{40 * MIB} of {40 * MIB}\n", "")
+    assert read_card(machine.card).peak_bytes <= 40 * MIB
+    assert read_books(share).out_of_memory > 0
+
+
+@pytest.mark.parametrize("function", ALLOCATORS)
+def test_an_allocation_that_fails_in_the_driver_leaves_the_books_exact(function: str, machine: "Machine") -> None:
+    share = machine.share(64 * MIB)
+    program = machine.start(f"""
+        start()
+        say("ready")
+        wait_for_line()
+        SIZE = {48 * MIB}
+        {ALLOCATORS[function]}
+        assert r == 999, r
+        assert info()[0] == {64 * MIB}, info()
+        {ALLOCATORS[function]}
+        assert r == SUCCESS, r
+        assert info()[0] == {16 * MIB}, info()
+    """)
+    with program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "ready\n"
+        inject_fault(machine.card, function.removesuffix("_ptsz"), 1, 999)
+        program.communicate("\n", timeout=60)
+    assert program.returncode == 0
     assert read_books(share).used_bytes == 0
 
 
