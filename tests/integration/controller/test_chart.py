@@ -16,12 +16,15 @@ from api.errors import KubeError
 from api.kube import HTTPKubeClient, Resource
 from controller.controller import Controller, ControllerSettings
 from deploy.local import building
-from tests.integration.controller.conftest import Cluster
+from deploy.local.cluster import Cluster as LocalCluster
+from tests.integration.controller.conftest import SERVICE_ACCOUNTS, Cluster
 from tests.unit.controller.builders import CLAIMS, CLASSES, SLICES, claim, facts, status, wait_until
 
 pytestmark = pytest.mark.cluster
 
-CHART = Path(__file__).parents[3] / "deploy" / "helm" / "dra-driver-vgpu"
+DEPLOY = Path(__file__).parents[3] / "deploy"
+CHART = DEPLOY / "helm" / "dra-driver-vgpu"
+EXAMPLES = sorted((DEPLOY / "examples").glob("*.yaml"))
 RELEASE = "vgpu"
 CONTROLLER = "vgpu-dra-driver-vgpu-controller"
 AGENT = "vgpu-dra-driver-vgpu-node-agent"
@@ -145,3 +148,11 @@ def test_rendered_objects_are_accepted_by_the_api_server(helm: Path, cluster: Cl
         cluster.kube.delete(CLASSES, obj)
     text = run(helm, "install", "dry", str(CHART), *arguments, "--dry-run=server")
     assert "STATUS: pending-install" in text
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_accepted_by_the_api_server(api_server: LocalCluster, cluster: Cluster, path: Path) -> None:
+    account = {"kind": "ServiceAccount", "metadata": {"name": "default"}}
+    cluster.create(SERVICE_ACCOUNTS, account)
+    applied = api_server.kubectl("apply", "--dry-run=server", "--namespace", cluster.namespace, "--filename", str(path))
+    assert [line.endswith("created (server dry run)") for line in applied.strip().splitlines()] == [True, True]
