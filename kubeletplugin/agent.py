@@ -3,12 +3,14 @@
 Called by `dra-driver node-agent`, and by tests with a fake API server and fake devices.
 """
 
+import dataclasses
 import importlib.metadata
 import logging
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
@@ -61,6 +63,13 @@ class AgentSettings:
     monitor_interval_s: float = 1.0
     health_interval_s: float = 20.0
 
+    def with_absolute_paths(self) -> "AgentSettings":
+        """Return these settings fit for others to read: the kubelet and the container runtime run elsewhere."""
+        paths: dict[str, Any] = {
+            name: value.absolute() for name, value in vars(self).items() if isinstance(value, Path)
+        }
+        return dataclasses.replace(self, **paths)
+
 
 class NodeAgent:
     """Serves one node, from start() until stop()."""
@@ -80,7 +89,7 @@ class NodeAgent:
             backend: finds the devices; None: NVIDIA's, from the driver root.
             registry: where its metrics are served from.
         """
-        self._settings = settings
+        settings = self._settings = settings.with_absolute_paths()
         root = settings.driver_root
         self._backend = backend or NvidiaDiscovery(DriverRoot(root, settings.driver_root_on_host or root))
         self._sockets = SocketPaths.of(settings.kubelet_dir, settings.driver_name, settings.pod_uid)

@@ -59,8 +59,8 @@ def claim_spec(vendor: str, shares: Iterable[str], shares_dir: Path, library: In
             "name": share,
             "containerEdits": {
                 "mounts": [
-                    _mount(shares_dir / share / names.LIMITS_FILE, _in_container(share, names.LIMITS_FILE), _READ_ONLY),
-                    _mount(shares_dir / share / names.BOOKS_FILE, _in_container(share, names.BOOKS_FILE), _BOOKS),
+                    _share_mount(shares_dir, share, names.LIMITS_FILE, _READ_ONLY),
+                    _share_mount(shares_dir, share, names.BOOKS_FILE, _BOOKS),
                 ]
             },
         }
@@ -69,14 +69,14 @@ def claim_spec(vendor: str, shares: Iterable[str], shares_dir: Path, library: In
     common = {
         "mounts": [
             _mount(library.path, library.container_path, _READ_ONLY),
-            _mount(library.preload_path, Path(names.CONTAINER_PRELOAD_FILE), _READ_ONLY),
+            _mount(library.preload_path, names.CONTAINER_PRELOAD_FILE, _READ_ONLY),
         ]
     }
     return _spec(f"{vendor}/{names.CDI_CLASS_CLAIM}", entries, common)
 
 
-def _in_container(share: str, file: str) -> Path:
-    return Path(names.CONTAINER_SHARES_DIR) / share / file
+def _share_mount(shares_dir: Path, share: str, file: str, options: list[str]) -> dict[str, Any]:
+    return _mount(f"{shares_dir}/{share}/{file}", f"{names.CONTAINER_SHARES_DIR}/{share}/{file}", options)
 
 
 def _spec(kind: str, devices: list[dict[str, Any]], common: dict[str, Any]) -> Spec:
@@ -119,7 +119,7 @@ def _node(file: DeviceFile) -> dict[str, str]:
     return node
 
 
-def _mount(host_path: Path, container_path: Path, options: list[str]) -> dict[str, Any]:
+def _mount(host_path: Path | str, container_path: Path | str, options: list[str]) -> dict[str, Any]:
     return {"hostPath": str(host_path), "containerPath": str(container_path), "options": options}
 
 

@@ -38,6 +38,8 @@ class Ledger:
         self._claims: dict[ClaimUID, PreparedClaim] = {}
         self._unwritten: set[ClaimUID] = set()
         """Reserved, and not in the folder yet."""
+        self._seen: set[str] = set()
+        """Names in the folder at the last look."""
 
     def load(self) -> None:
         """Read all records; called once at start. Damaged ones are put aside and rebuilt."""
@@ -114,16 +116,16 @@ class Ledger:
 
     def _refresh(self) -> None:
         """Take over what another instance has written or removed since the last look."""
-        with os.scandir(self._folder) as entries:
-            found = {entry.name for entry in entries}
+        found = set(os.listdir(self._folder))  # noqa: PTH208 - for names alone much the fastest, and this is a hot path
+        if found == self._seen and not self._unwritten:
+            return
         for uid in [uid for uid in self._claims if f"{uid}{_SUFFIX}" not in found and uid not in self._unwritten]:
             del self._claims[uid]
-        if len(found) == len(self._claims) - len(self._unwritten):
-            return  # the usual case: nothing but what is known
-        for name in found:
+        for name in found - self._seen:
             uid = ClaimUID(name.removesuffix(_SUFFIX))
             if name.endswith(_SUFFIX) and not name.startswith(".") and uid not in self._claims:
                 self._read(uid)
+        self._seen = found
 
     def _read(self, uid: ClaimUID) -> None:
         path = self._path(uid)

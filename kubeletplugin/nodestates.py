@@ -128,10 +128,13 @@ class NodeState:
         if present is not None:
             # What is steered while the share lives is not part of the claim, and not undone by preparing again.
             limits = replace(
-                limits,
-                priority=present.priority,
-                suspended=present.suspended,
-                granted_percent=present.granted_percent,
+                present,
+                share=limits.share,
+                device_uuid=limits.device_uuid,
+                memory_bytes=limits.memory_bytes,
+                cores_percent=limits.cores_percent,
+                ceiling_percent=limits.ceiling_percent,
+                policy=limits.policy,
             )
         if present != limits or not (folder / names.BOOKS_FILE).exists():
             # Not durable: the record is, and each prepare compares and mends what a crash of the machine damaged.
@@ -141,8 +144,6 @@ class NodeState:
         """Rebuild a record from the limits of the claim's shares: enough to count and to undo it."""
         devices: list[PreparedDevice] = []
         for share in self._share_names_of(uid):
-            if not _SHARE_NAME.fullmatch(share):
-                continue
             try:
                 limits = read_limits(self.paths.shares_dir / share)
             except StateError as error:
@@ -151,6 +152,7 @@ class NodeState:
             index = int(share.rpartition("-")[2])
             device = names.device_name(limits.device_uuid)
             devices.append(PreparedDevice(index, "", self._pool, device, limits=limits))
+        devices.sort(key=lambda device: device.index)
         return PreparedClaim(uid, "", "", tuple(devices)) if devices else None
 
     def _share_names(self) -> list[tuple[ClaimUID, str]]:
@@ -158,9 +160,10 @@ class NodeState:
             found = [_SHARE_NAME.fullmatch(path.name) for path in self.paths.shares_dir.iterdir()]
         except FileNotFoundError:
             return []
-        return sorted((ClaimUID(match.group(1)), match.group(0)) for match in found if match)
+        return [(ClaimUID(match.group(1)), match.group(0)) for match in found if match]
 
     def _share_names_of(self, uid: ClaimUID) -> list[str]:
         # Called for every claim that is undone: cheap with hundreds of shares.
         with os.scandir(self.paths.shares_dir) as entries:
-            return [entry.name for entry in entries if entry.name.rpartition("-")[0] == uid]
+            found = [entry.name for entry in entries if entry.name.rpartition("-")[0] == uid]
+        return [name for name in found if _SHARE_NAME.fullmatch(name)]

@@ -17,7 +17,7 @@ from kubeletplugin.sockets import SocketPaths
 
 _log = logging.getLogger(__name__)
 
-_CALL_THREADS = 48
+_CALL_THREADS = 16
 """More than the calls that wait for disk or API server at once help; health streams keep one each."""
 _GRACE_S = 10.0
 """For calls that run when the agent stops."""
