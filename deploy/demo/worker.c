@@ -161,7 +161,7 @@ int main(int argc, char **argv) {
     struct sigaction action = {.sa_handler = on_signal};
     sigaction(SIGTERM, &action, NULL);
     if (argc >= 3 && strcmp(argv[1], "run") == 0)
-        return run(strtoull(argv[2], NULL, 10), argc > 3 ? strtoull(argv[3], NULL, 10) : 5000);
+        return run(strtoull(argv[2], NULL, 10), argc > 3 ? strtoull(argv[3], NULL, 10) : 1000);
     if (argc == 3 && strcmp(argv[1], "grab") == 0)
         return grab(strtoull(argv[2], NULL, 10));
     fprintf(stderr, "usage: worker run BLOB_MB [KERNEL_US] | worker grab MB\n");

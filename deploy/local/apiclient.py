@@ -9,7 +9,7 @@ import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from deploy.local.errors import StartError
 
@@ -60,7 +60,7 @@ class ApiClient:
 class _Connection(http.client.HTTPSConnection):
     """A connection that a with statement closes."""
 
-    def __enter__(self) -> "_Connection":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -68,7 +68,9 @@ def tools() -> Path:
     runc = tuple(package for package in packages if package.endswith("/runc"))
     others = tuple(package for package in packages if package not in runc)
     builds = [
-        GoBuild("containerd, helm and the CNI plugins", module_file, others, tags=("no_btrfs", "no_devmapper", "no_zfs")),
+        GoBuild(
+            "containerd, helm and the CNI plugins", module_file, others, tags=("no_btrfs", "no_devmapper", "no_zfs")
+        ),
         GoBuild("runc", module_file, runc, tags=("seccomp",), cgo=True),
     ]
 
@@ -99,7 +101,9 @@ def _block(module_text: str, keyword: str) -> str:
 def _target(name: str, *builds: GoBuild) -> Path:
     module_file = builds[0].module_file
     sources = [module_file, module_file.with_suffix(".sum"), *sorted(module_file.parent.glob("*.go"))]
-    content = [path.read_bytes() for path in sources] + [repr(build).replace(str(SOURCES), "").encode() for build in builds]
+    content = [path.read_bytes() for path in sources] + [
+        repr(build).replace(str(SOURCES), "").encode() for build in builds
+    ]
     folder = cache_dir() / "programs"
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{name}-{digest(content)}"
@@ -124,9 +128,12 @@ def _run_with_progress(command: list[str], build: GoBuild, environment: dict[str
     said = began
     folder = build.module_file.parent
     lines: list[str] = []
-    with subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as process, DefaultSelector() as selector:
+    with (
+        subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as process,
+        DefaultSelector() as selector,
+    ):
         assert process.stdout is not None
         selector.register(process.stdout, EVENT_READ)
         pending = b""
@@ -141,7 +148,9 @@ def _run_with_progress(command: list[str], build: GoBuild, environment: dict[str
                 said = time.monotonic()
                 print(f"  {said - began:4.0f} s  {_progress(lines)}", flush=True)
     if process.returncode:
-        return "\n".join([*lines[-20:], pending.decode(errors="replace")]).strip() or f"exit status {process.returncode}"
+        return (
+            "\n".join([*lines[-20:], pending.decode(errors="replace")]).strip() or f"exit status {process.returncode}"
+        )
     print(f"  {time.monotonic() - began:4.0f} s  {build.what} is built", flush=True)
     return ""
 

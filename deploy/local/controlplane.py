@@ -55,9 +55,7 @@ def log_tail(log: Path, lines: int = 15) -> str:
         return "(no log)"
 
 
-def _ensure(
-    layout: Layout, programs: Path, component: str, arguments: Sequence[str], dies_with_caller: bool
-) -> None:
+def _ensure(layout: Layout, programs: Path, component: str, arguments: Sequence[str], dies_with_caller: bool) -> None:
     if running(record_path(layout.state, component)):
         return
     command = Command(

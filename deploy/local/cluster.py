@@ -1,0 +1,205 @@
+"""The local cluster as one object: start it, use it, remove it. Called by the command line, the demo and the tests.
+
+with Cluster("try") as cluster:
+    cluster.up(nodes=1)
+    cluster.load_image(image.archive())
+    print(cluster.kubectl("get", "nodes"))
+"""
+
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from deploy.local import building, credentials, images, links, prerequisites, processes, teardown
+from deploy.local.apiclient import ApiClient, is_named, node_is_ready
+from deploy.local.caching import locked
+from deploy.local.controlplane import COMPONENTS, start_control_plane
+from deploy.local.errors import LeftoversError, LocalClusterError, StartError
+from deploy.local.layout import Addresses, Facts, Layout, NodePaths
+from deploy.local.nodes import Node, Programs
+
+DEFAULT_KUBERNETES = "1.36.3"
+NODE_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class ProcessStatus:
+    """One process of a cluster."""
+
+    name: str
+    pid: int | None
+
+
+class Cluster:
+    """A Kubernetes on this machine, known by its name or its state folder; several can run side by side."""
+
+    def __init__(
+        self, name: str = "default", *, state_dir: Path | None = None, kubernetes: str = DEFAULT_KUBERNETES
+    ) -> None:
+        """Describe a cluster; nothing is started. `kubernetes` counts for a cluster that is not there yet."""
+        self.layout = Layout.of(name, state_dir)
+        self._kubernetes = kubernetes
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.down()
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The administrator's kubeconfig."""
+        return self.layout.kubeconfig
+
+    @property
+    def token(self) -> str:
+        """The administrator's bearer token."""
+        return credentials.token(self.layout, credentials.ADMIN)
+
+    @property
+    def authority(self) -> Path:
+        """The certificate (PEM) by which to verify the API server."""
+        return self.layout.pki / "ca.crt"
+
+    @property
+    def server(self) -> str:
+        """The API server's URL."""
+        addresses = self._facts().addresses
+        return f"https://{addresses.host}:{addresses.api_port}"
+
+    def node(self, index: int = 0) -> NodePaths:
+        """Return a node's name and its folders on this machine."""
+        return self.layout.node(index)
+
+    def up(self, nodes: int = 1, *, dies_with_caller: bool = False, install_packages: bool = False) -> None:
+        """Start what does not run of the cluster, and return when it is ready: API server, nodes, default account.
+
+        With `nodes=0` it is the control plane alone, on the loopback address, which takes no privileges.
+        `dies_with_caller` has the kernel end everything when the calling thread ends, however that happens.
+        """
+        prerequisites.check(nodes=nodes > 0, install=install_packages)
+        programs = self._programs(nodes)
+        with locked(self.layout.lock):
+            facts = self._decide(nodes)
+            credentials.create(self.layout, facts, programs.kubernetes)
+            started = [Node(self.layout, facts, index, programs) for index in range(nodes)]
+            for node in started:
+                node.start_runtime(dies_with_caller=dies_with_caller)
+            client = start_control_plane(self.layout, facts, programs.kubernetes, dies_with_caller=dies_with_caller)
+            for node in started:
+                node.wait_for_runtime()
+                _import(node, images.pause_image().archive())
+                node.start_kubelet()
+            self._wait_until_usable(client, started)
+
+    def down(self) -> None:
+        """Stop and remove everything of the cluster, whatever state it is in; LeftoversError if something stays."""
+        with locked(self.layout.lock):
+            left = teardown.remove(self.layout)
+        if left:
+            raise LeftoversError(
+                f"cluster {self.layout.name} could not be removed wholly, left are:\n" + "\n".join(left)
+            )
+
+    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
+        """Run kubectl as administrator and return its output; LocalClusterError with its message if it fails."""
+        return _run([str(self._programs(0).kubernetes / "kubectl"), *arguments], self.environment(), stdin)
+
+    def helm(self, *arguments: str) -> str:
+        """Run helm as administrator and return its output; LocalClusterError with its message if it fails."""
+        return _run([str(self._programs(1).tools / "helm"), *arguments], self.environment(), None)
+
+    def program(self, name: str) -> Path:
+        """Return the path of a program of this cluster: kubectl, helm, ctr, runc, kubelet, ..."""
+        programs = self._programs(1)
+        folder = programs.kubernetes if (programs.kubernetes / name).exists() else programs.tools
+        return folder / name
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment in which kubectl, helm and clients of ours find this cluster."""
+        helm = self.layout.state / "helm"
+        homes = {f"HELM_{kind}_HOME": str(helm / kind.lower()) for kind in ("CACHE", "CONFIG", "DATA")}
+        return os.environ | {"KUBECONFIG": str(self.kubeconfig)} | homes
+
+    def load_image(self, archive: Path) -> str:
+        """Give every node the image in an archive of images.Image, where it has it not, and return its name."""
+        facts = self._facts()
+        programs = self._programs(facts.nodes)
+        for index in range(facts.nodes):
+            _import(Node(self.layout, facts, index, programs), archive)
+        return images.image_of(archive)[0]
+
+    def status(self) -> list[ProcessStatus]:
+        """Return the cluster's processes; those without an id do not run. Empty if the cluster was never started."""
+        facts = self.layout.read_facts()
+        if facts is None:
+            return []
+        places = [(self.layout.state, component, component) for component in COMPONENTS]
+        for index in range(facts.nodes):
+            paths = self.layout.node(index)
+            places += [
+                (paths.directory, process, f"{process} of {paths.name}") for process in ("containerd", "kubelet")
+            ]
+        found = []
+        for directory, process, label in places:
+            identity = processes.running(processes.record_path(directory, process))
+            found.append(ProcessStatus(label, identity.pid if identity else None))
+        return found
+
+    def _facts(self) -> Facts:
+        facts = self.layout.read_facts()
+        if facts is None:
+            raise LocalClusterError(f"cluster {self.layout.name} is not up (no {self.layout.state / 'cluster.json'})")
+        return facts
+
+    def _decide(self, nodes: int) -> Facts:
+        """Return the facts of the cluster, decided now if it is new; its bridge is there afterwards."""
+        facts = self.layout.read_facts()
+        if facts is None:
+            self.layout.state.mkdir(parents=True, exist_ok=True)
+            addresses = links.create_bridge(self.layout) if nodes else Addresses.on_loopback()
+            facts = Facts(self.layout.name, self._kubernetes, nodes, addresses)
+            self.layout.write_facts(facts)
+        if (facts.nodes, facts.kubernetes) != (nodes, self._kubernetes):
+            raise StartError(
+                f"cluster {self.layout.name} has Kubernetes {facts.kubernetes} and {facts.nodes} nodes, asked for "
+                f"were {self._kubernetes} and {nodes}: take it down first, or choose another name"
+            )
+        if facts.addresses.subnet is not None:
+            links.ensure_bridge(self.layout, facts.addresses)
+        return facts
+
+    def _programs(self, nodes: int) -> Programs:
+        facts = self.layout.read_facts()
+        kubernetes = building.kubernetes(facts.kubernetes if facts else self._kubernetes)
+        if nodes == 0:
+            return Programs(kubernetes, Path(), Path())
+        return Programs(kubernetes, building.tools(), images.pause_program())
+
+    def _wait_until_usable(self, client: ApiClient, nodes: list[Node]) -> None:
+        """Wait for what a pod needs: a ready node, and the account that pods have by default."""
+        accounts = "/api/v1/namespaces/default/serviceaccounts"
+        client.wait_for(accounts, is_named("default"), NODE_TIMEOUT_S, "the default service account")
+        for node in nodes:
+            name = node.paths.name
+            try:
+                client.wait_for("/api/v1/nodes", node_is_ready(name), NODE_TIMEOUT_S, f"node {name} in state Ready")
+            except StartError as error:
+                raise StartError(f"{error}; see {node.paths.directory / 'logs'}") from None
+
+
+def _import(node: Node, archive: Path) -> None:
+    if images.image_of(archive) not in node.images():
+        node.import_image(archive)
+
+
+def _run(command: list[str], environment: dict[str, str], stdin: str | None) -> str:
+    done = subprocess.run(command, env=environment, input=stdin, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise LocalClusterError(f"{Path(command[0]).name} {' '.join(command[1:])}: {done.stderr.strip()}")
+    return done.stdout
