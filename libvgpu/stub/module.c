@@ -133,12 +133,7 @@ static CUresult read_variables(CUmodule module, const char *text) {
         char *name = NULL;
         size_t bytes;
         const char *line = skip_space(at);
-        const char *before = at - strlen(".global");
-        while (before > text && isspace((unsigned char)before[-1]) && before[-1] != '\n')
-            before--;
-        bool instruction =
-            before > text && (name_char(before[-1]) || before[-1] == ','); /* ld.global, cvta.to.global */
-        if (instruction || *line != '.' || !read_variable(line, &name, &bytes)) {
+        if (*line != '.' || !read_variable(line, &name, &bytes)) {
             free(name);
             continue;
         }
