@@ -23,7 +23,7 @@ static void *hook_of(const char *name, const char **library) {
         *library = "libcuda.so.1";
         return (void *)vgpu__cuda_hook_by_name(name);
     }
-    if (strncmp(name, "nvml", 4) == 0) {
+    if (name[0] == 'n' && name[1] == 'v' && name[2] == 'm' && name[3] == 'l') {
         *library = "libnvidia-ml.so.1";
         return (void *)vgpu__nvml_hook_by_name(name);
     }
@@ -42,12 +42,14 @@ static bool exists(void *handle, const char *name, const char *version, const ch
     return vgpu__libc_dlsym()(where, name) != NULL;
 }
 
+/* Names that do not concern us are told by their first letters, without calling anything: this may be somebody's very
+ * first dlsym, with nothing of the process set up yet. */
 static void *choose(void *handle, const char *name, const char *version) {
     if (name == NULL)
         return NULL;
-    if (name[0] == 'd' && strcmp(name, "dlsym") == 0)
+    if (name[0] == 'd' && name[1] == 'l' && strcmp(name, "dlsym") == 0)
         return (void *)dlsym;
-    if (name[0] == 'd' && strcmp(name, "dlvsym") == 0)
+    if (name[0] == 'd' && name[1] == 'l' && strcmp(name, "dlvsym") == 0)
         return (void *)dlvsym;
     const char *library;
     void *hook = hook_of(name, &library);

@@ -4,102 +4,94 @@
 #include <dlfcn.h>
 #include <elf.h>
 #include <link.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <string.h>
 
-struct search {
-    const char *name;
-    void *found;
-};
+/* Everything up to search_once runs inside somebody's very first dlsym, e.g. while a sanitizer looks for the functions
+ * that it will intercept: it calls no function of the C library. */
+
+static bool same(const char *a, const char *b) {
+    while (*a != '\0' && *a == *b) {
+        a++;
+        b++;
+    }
+    return *a == *b;
+}
 
 struct symbols {
+    ElfW(Addr) base;
     const char *strings;
     const ElfW(Sym) * table;
     const ElfW(Half) * versions;
     const uint32_t *gnu_hash;
-    const uint32_t *sysv_hash;
-    ElfW(Addr) soname;
+    const char *soname;
 };
 
-static void read_dynamic(const struct dl_phdr_info *object, const ElfW(Dyn) * dynamic, struct symbols *symbols) {
-    for (; dynamic->d_tag != DT_NULL; dynamic++) {
-        /* glibc has relocated these in place; should one still be an offset, it lies below the object. */
-        ElfW(Addr) address = dynamic->d_un.d_ptr;
-        if (address < object->dlpi_addr)
-            address += object->dlpi_addr;
-        switch (dynamic->d_tag) {
-        case DT_STRTAB:
-            symbols->strings = (const char *)address;
-            break;
-        case DT_SYMTAB:
-            symbols->table = (const ElfW(Sym) *)address;
-            break;
-        case DT_VERSYM:
-            symbols->versions = (const ElfW(Half) *)address;
-            break;
-        case DT_GNU_HASH:
-            symbols->gnu_hash = (const uint32_t *)address;
-            break;
-        case DT_HASH:
-            symbols->sysv_hash = (const uint32_t *)address;
-            break;
-        case DT_SONAME:
-            symbols->soname = dynamic->d_un.d_val;
-            break;
-        default:
-            break;
-        }
+/* The loader has relocated these in place; should one still be an offset, it lies below the object. */
+static const void *address_of(const struct link_map *object, const ElfW(Dyn) * entry) {
+    ElfW(Addr) address = entry->d_un.d_ptr;
+    return (const void *)(address < object->l_addr ? address + object->l_addr : address);
+}
+
+static bool read_dynamic(const struct link_map *object, struct symbols *symbols) {
+    const ElfW(Dyn) *soname = NULL;
+    *symbols = (struct symbols){.base = object->l_addr};
+    for (const ElfW(Dyn) *entry = object->l_ld; entry != NULL && entry->d_tag != DT_NULL; entry++) {
+        if (entry->d_tag == DT_STRTAB)
+            symbols->strings = address_of(object, entry);
+        else if (entry->d_tag == DT_SYMTAB)
+            symbols->table = address_of(object, entry);
+        else if (entry->d_tag == DT_VERSYM)
+            symbols->versions = address_of(object, entry);
+        else if (entry->d_tag == DT_GNU_HASH)
+            symbols->gnu_hash = address_of(object, entry);
+        else if (entry->d_tag == DT_SONAME)
+            soname = entry;
     }
+    if (symbols->strings == NULL || symbols->table == NULL || symbols->gnu_hash == NULL || soname == NULL)
+        return false;
+    symbols->soname = symbols->strings + soname->d_un.d_val;
+    return true;
 }
 
-/* Number of symbols: the System V table says it; in the GNU table it is where the last chain of the last bucket ends.
- */
-static uint32_t count_symbols(const struct symbols *symbols) {
-    if (symbols->sysv_hash != NULL)
-        return symbols->sysv_hash[1];
-    const uint32_t *header = symbols->gnu_hash;
-    uint32_t buckets = header[0], first = header[1], bloom_words = header[2], last = 0;
-    const uint32_t *bucket = header + 4 + bloom_words * (sizeof(ElfW(Addr)) / 4);
-    const uint32_t *chain = bucket + buckets;
-    for (uint32_t i = 0; i < buckets; i++)
-        last = bucket[i] > last ? bucket[i] : last;
-    if (last < first)
-        return first;
-    while (!(chain[last - first] & 1))
-        last++;
-    return last + 1;
+static uint32_t hash_of(const char *name) {
+    uint32_t hash = 5381;
+    for (; *name != '\0'; name++)
+        hash = hash * 33 + (unsigned char)*name;
+    return hash;
 }
 
-static int look_into(struct dl_phdr_info *object, size_t size, void *data) {
-    (void)size;
-    struct search *search = data;
-    struct symbols symbols = {0};
-    for (int i = 0; i < object->dlpi_phnum; i++)
-        if (object->dlpi_phdr[i].p_type == PT_DYNAMIC)
-            read_dynamic(object, (const ElfW(Dyn) *)(object->dlpi_addr + object->dlpi_phdr[i].p_vaddr), &symbols);
-    if (symbols.strings == NULL || symbols.table == NULL || (symbols.gnu_hash == NULL && symbols.sysv_hash == NULL))
-        return 0;
-    const char *soname = symbols.strings + symbols.soname;
-    if (symbols.soname == 0 || (strcmp(soname, "libc.so.6") != 0 && strcmp(soname, "libdl.so.2") != 0))
-        return 0;
-    uint32_t count = count_symbols(&symbols);
-    for (uint32_t i = 0; i < count; i++) {
-        const ElfW(Sym) *symbol = &symbols.table[i];
-        if (symbol->st_shndx == SHN_UNDEF || symbol->st_value == 0 || (symbol->st_info & 0xf) != STT_FUNC ||
-            strcmp(symbols.strings + symbol->st_name, search->name) != 0)
+/* The function of this name in its default version, else in any. */
+static void *find_function(const struct symbols *symbols, const char *name) {
+    const uint32_t *header = symbols->gnu_hash; /* buckets, first symbol, bloom words, bloom shift */
+    const uint32_t *bucket = header + 4 + header[2] * (sizeof(ElfW(Addr)) / 4);
+    const uint32_t *chain = bucket + header[0];
+    uint32_t hash = hash_of(name), i = bucket[hash % header[0]];
+    void *found = NULL;
+    if (i < header[1])
+        return NULL;
+    for (bool last = false; !last; i++) {
+        const ElfW(Sym) *symbol = &symbols->table[i];
+        last = chain[i - header[1]] & 1;
+        if ((chain[i - header[1]] | 1) != (hash | 1) || symbol->st_shndx == SHN_UNDEF ||
+            (symbol->st_info & 0xf) != STT_FUNC || !same(symbols->strings + symbol->st_name, name))
             continue;
-        search->found = (void *)(object->dlpi_addr + symbol->st_value);
-        if (symbols.versions == NULL || !(symbols.versions[i] & 0x8000))
-            return 1; /* the default version; a hidden one is taken only when there is no other */
+        found = (void *)(symbols->base + symbol->st_value);
+        if (symbols->versions == NULL || !(symbols->versions[i] & 0x8000)) /* not a hidden, old version */
+            break;
     }
-    return 0;
+    return found;
 }
 
 static void *search_libc(const char *name) {
-    struct search search = {.name = name};
-    dl_iterate_phdr(look_into, &search);
-    return search.found;
+    void *found = NULL;
+    for (const struct link_map *object = _r_debug.r_map; object != NULL && found == NULL; object = object->l_next) {
+        struct symbols symbols;
+        if (read_dynamic(object, &symbols) && (same(symbols.soname, "libc.so.6") || same(symbols.soname, "libdl.so.2")))
+            found = find_function(&symbols, name);
+    }
+    return found;
 }
 
 /* The same answer each time, so threads may race. */

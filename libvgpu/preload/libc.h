@@ -3,7 +3,7 @@
  * The C library's own dlsym and dlvsym, which this library interposes, its dlopen, and symbols of a driver's library
  * through them.
  *
- * They are found by walking the loaded C library's symbol table: a reference to dlsym or dlvsym from here would bind to
+ * They are found by walking the loaded objects' symbol tables: a reference to dlsym or dlvsym from here would bind to
  * our own, and a plain reference to dlopen would tie the library to the C library that it was built with (they moved
  * into libc.so.6 with version 2.34).
  */

@@ -84,3 +84,13 @@ def test_header_and_python_name_the_same_paths() -> None:
         "VGPU_LIMITS_FILE": names.LIMITS_FILE,
         "VGPU_BOOKS_FILE": names.BOOKS_FILE,
     }
+
+
+def test_a_program_whose_sanitizer_intercepts_the_c_library_starts(machine: "Machine", tmp_path: Path) -> None:
+    # Its runtime asks dlsym for everything that it will intercept before any of that works.
+    source, program = tmp_path / "main.c", tmp_path / "main"
+    source.write_text('#include <stdio.h>\nint main(void) { puts("started"); return 0; }\n', encoding="utf-8")
+    if subprocess.run(["cc", "-fsanitize=thread", "-o", program, source], capture_output=True, check=False).returncode:
+        pytest.skip("this compiler has no thread sanitizer")
+    run = subprocess.run([program], env=machine.environment(), capture_output=True, text=True, timeout=60, check=False)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "started\n", "")
