@@ -12,6 +12,7 @@ from deploy.local.cluster import Cluster
 from deploy.local.errors import LocalClusterError
 
 CLUSTER = "demo"
+_BEGAN_S = time.monotonic()
 
 
 def main() -> int:
@@ -31,7 +32,6 @@ def main() -> int:
 
 
 def _show(cluster: Cluster) -> int:
-    started_s = time.monotonic()
     _say(f"one node with one simulated GPU of {GPU.memory_bytes >> 30} GiB")
     scenario = bring_up(cluster, [GPU], _say)
     asked = ", ".join(f"{t.name} with {t.memory_mib} MiB and {t.cores_percent} cores" for t in TENANTS)
@@ -40,7 +40,7 @@ def _show(cluster: Cluster) -> int:
     _say("looking")
     found = look(scenario)
     failed = sum(not check.ok for check in found)
-    passed_s = time.monotonic() - started_s
+    passed_s = time.monotonic() - _BEGAN_S
     print(f"\n{checks.format_report(found)}\n")
     print(f"{len(found) - failed} of {len(found)} checks are as they should be, after {passed_s:.0f} s.")
     print(f"The cluster stays up. Look around:  .venv/bin/python -m deploy.local --name {CLUSTER} kubectl get pods -A")
@@ -49,7 +49,7 @@ def _show(cluster: Cluster) -> int:
 
 
 def _say(text: str) -> None:
-    print(f"==> {text}", flush=True)
+    print(f"==> {time.monotonic() - _BEGAN_S:4.0f} s  {text}", flush=True)
 
 
 if __name__ == "__main__":
