@@ -7,7 +7,8 @@
  *   device.c   device facts                    arena.c   address space     engine.c   a process's time on the card
  *   context.c  contexts, current context       copies.c  memcpy, memset    stream.c   streams, events
  *   module.c   PTX, functions                  arrays.c  arrays            launch.c   kernel launches
- *   pools.c    stream-ordered memory           virtual.c VMM, multicast    graph.c    graphs; capture.c: capture
+ *   pools.c    stream-ordered memory           virtual.c VMM, multicast    graph.c    graphs; graphexec.c: run
+ *   capture.c  stream capture                  link.c    the linker API
  *   sharing.c  IPC and external memory         faults.c  failure injection exports.c  the exported functions
  */
 #ifndef VGPU_STUB_DRIVER_H
@@ -347,6 +348,11 @@ struct CUgraph_st {
 };
 
 CUgraph graph_make(void);
+CUresult kernel_work(const CUDA_KERNEL_NODE_PARAMS_v2 *params, struct node_work *work);
+CUDA_KERNEL_NODE_PARAMS_v2 newer_params(const CUDA_KERNEL_NODE_PARAMS_v1 *params);
+/* A second owner of what the work owns, and the end of one. */
+CUresult work_copy(struct node_work *copy, const struct node_work *work);
+void work_free(struct node_work *work);
 /* Adds a node; takes over what work owns, also on failure. */
 CUresult graph_add(CUgraph graph, const CUgraphNode *deps, size_t count, const struct node_work *work,
                    CUgraphNode *node);

@@ -5,7 +5,8 @@
  * The engine belongs to one process at a time. While others wait, its owner keeps it for a slice (card.h: slice_ns) and
  * hands it to the next waiting slot in turn, in the middle of a kernel if need be, as compute preemption does. Nobody
  * spins: the owner sleeps to the end of its kernel or slice and is kicked when somebody starts to wait; a waiter sleeps
- * until it is handed the engine and looks every 20 ms whether the owner still lives.
+ * until it is handed the engine and looks every 20 ms whether the owner still lives. An owner that lives but does not
+ * hand over (stopped, frozen) loses the engine after a second: a real card does not wait for a process to run either.
  *
  * Time on the engine is its own line: a stretch of work begins where the one before it ended, or when the work was
  * submitted, whichever is later, and not when some thread happened to wake up. So a busy host delays what one sees, but
@@ -14,19 +15,38 @@
 #include "driver.h"
 
 #define PATIENCE_NS 20000000u
+#define OVERDUE_NS  1000000000u
 #define REPORT_NS   10000000u /* a long kernel shows up in the figures while it runs */
 
-/* Adds the owner's time up to now_engine to its slot. Owner only. */
+/* Adds the owner's time up to this time of the engine to its slot. Under the card's lock. */
 static void account(struct device *device, uint64_t until) {
     struct stub_card *shared = device->card.shared;
     struct stub_slot *slot = device->card.slot;
-    uint64_t since = LOAD_RELAXED(shared->engine_since_ns);
+    uint64_t since = shared->engine_since_ns;
     if (until <= since)
         return;
     STORE_RELAXED(slot->gpu_time_ns, slot->gpu_time_ns + (until - since));
     usage_add(slot->usage, STUB_SLOT_USAGE, since, until);
     usage_add(shared->usage, STUB_CARD_USAGE, since, until);
-    STORE_RELAXED(shared->engine_since_ns, until);
+    shared->engine_since_ns = until;
+}
+
+static bool is_owner(const struct device *device) {
+    return device->card.shared->engine_owner == device->card.slot_number + 1;
+}
+
+/* Accounts work until now, and idle time up to next (if later) to nobody. False: we lost the engine meanwhile. */
+static bool progress(struct device *device, uint64_t until, uint64_t next) {
+    card_lock(&device->card);
+    bool owner = is_owner(device);
+    if (owner) {
+        account(device, until);
+        if (next > until)
+            device->card.shared->engine_since_ns = next;
+    }
+    card_unlock(&device->card);
+    device->engine.held = owner;
+    return owner;
 }
 
 /* Hands the engine, free from time on, to the next living waiter after the slot number. Under the card's lock. */
@@ -66,24 +86,31 @@ static void start_waiting(struct card *card) {
     card->shared->engine_waiters++;
 }
 
-/* Waits to be handed the engine; takes it from a dead owner. */
+/* Takes the engine from an owner that died, or that is long overdue. Under the card's lock. */
+static void depose(struct card *card) {
+    struct stub_card *shared = card->shared;
+    uint32_t owner = shared->engine_owner;
+    if (owner == 0) {
+        pass_on(card, card->slot_number, shared->engine_free_ns);
+    } else if (!card_slot_lives(card, owner - 1)) {
+        card_bury(card, owner - 1);
+        pass_on(card, owner - 1, shared->engine_free_ns);
+    } else if (now_ns() > shared->engine_since_ns + shared->slice_ns + OVERDUE_NS) {
+        pass_on(card, owner - 1, shared->engine_since_ns); /* its kernel stopped when it did */
+    }
+}
+
+/* Waits to be handed the engine. */
 static uint64_t wait_for_turn(struct device *device) {
     struct card *card = &device->card;
-    struct stub_card *shared = card->shared;
     while (!LOAD(card->slot->turn)) {
         uint64_t until = now_ns() + PATIENCE_NS;
         futex_wait_until(&card->slot->turn, 0, until);
         if (LOAD(card->slot->turn) || now_ns() < until)
             continue;
-        uint32_t owner = LOAD(shared->engine_owner);
-        if (owner != 0 && card_slot_lives(card, owner - 1))
-            continue;
         card_lock(card);
-        owner = shared->engine_owner;
-        if (owner != 0 && !card_slot_lives(card, owner - 1))
-            card_bury(card, owner - 1);
-        if (shared->engine_owner == 0 && !card->slot->turn)
-            pass_on(card, owner ? owner - 1 : card->slot_number, shared->engine_free_ns);
+        if (!card->slot->turn)
+            depose(card);
         card_unlock(card);
     }
     return card->slot->turn_ns;
@@ -98,9 +125,9 @@ static void acquire(struct device *device, uint64_t ready_ns) {
     card_lock(card);
     if (shared->engine_owner == 0) {
         start = shared->engine_free_ns;
-        shared->engine_owner = card->slot_number + 1;
         shared->engine_since_ns = start > ready_ns ? start : ready_ns;
         shared->engine_changes++;
+        STORE(shared->engine_owner, card->slot_number + 1);
         card_unlock(card);
     } else {
         start_waiting(card);
@@ -110,74 +137,73 @@ static void acquire(struct device *device, uint64_t ready_ns) {
         start = wait_for_turn(device);
     }
     start = start > ready_ns ? start : ready_ns;
-    STORE_RELAXED(shared->engine_since_ns, start);
-    engine->held = true;
     engine->at_ns = engine->slice_start_ns = start;
+    progress(device, 0, start);
 }
 
 /* The slice is over and others wait: goes to the end of the line. */
 static void yield_engine(struct device *device) {
     struct card *card = &device->card;
-    account(device, device->engine.at_ns);
     card_lock(card);
-    start_waiting(card);
-    pass_on(card, card->slot_number, device->engine.at_ns);
+    if (is_owner(device)) {
+        account(device, device->engine.at_ns);
+        start_waiting(card);
+        pass_on(card, card->slot_number, device->engine.at_ns);
+        card_unlock(card);
+        uint64_t start = wait_for_turn(device);
+        start = start > device->engine.at_ns ? start : device->engine.at_ns;
+        device->engine.at_ns = device->engine.slice_start_ns = start;
+        return;
+    }
     card_unlock(card);
-    uint64_t start = wait_for_turn(device);
-    start = start > device->engine.at_ns ? start : device->engine.at_ns;
-    device->engine.at_ns = device->engine.slice_start_ns = start;
+    device->engine.held = false;
 }
 
 void engine_release(struct device *device) {
     struct card *card = &device->card;
     if (!device->engine.held)
         return;
-    account(device, device->engine.at_ns);
     card_lock(card);
-    pass_on(card, card->slot_number, device->engine.at_ns);
+    if (is_owner(device)) {
+        account(device, device->engine.at_ns);
+        pass_on(card, card->slot_number, device->engine.at_ns);
+    }
     card_unlock(card);
     device->engine.held = false;
 }
 
-/* Holds the engine and work is ready at ready_ns: skips the time in which the engine had nothing to do. */
-static void skip_idle(struct device *device, uint64_t ready_ns) {
-    if (ready_ns <= device->engine.at_ns)
-        return;
-    account(device, device->engine.at_ns);
-    device->engine.at_ns = ready_ns;
-    STORE_RELAXED(device->card.shared->engine_since_ns, ready_ns);
+/* Until when the engine is ours for this work, without looking up. */
+static uint64_t next_stop(const struct device *device, uint64_t duration_ns) {
+    const struct stub_card *shared = device->card.shared;
+    const struct engine *engine = &device->engine;
+    uint64_t until = engine->at_ns + (duration_ns < REPORT_NS ? duration_ns : REPORT_NS);
+    uint64_t slice_end = engine->slice_start_ns + shared->slice_ns;
+    return LOAD(shared->engine_waiters) > 0 && slice_end < until ? slice_end : until;
 }
 
 uint64_t engine_run(struct device *device, uint64_t ready_ns, uint64_t duration_ns) {
     struct stub_card *shared = device->card.shared;
     struct engine *engine = &device->engine;
-    if (engine->held)
-        skip_idle(device, ready_ns);
-    else
-        acquire(device, ready_ns);
+    if (engine->held && ready_ns > engine->at_ns && progress(device, engine->at_ns, ready_ns))
+        engine->at_ns = ready_ns; /* it had nothing to do in between */
     while (duration_ns > 0) {
+        if (!engine->held)
+            acquire(device, engine->at_ns > ready_ns ? engine->at_ns : ready_ns);
         uint32_t kick = LOAD(shared->engine_kick);
-        uint64_t until = engine->at_ns + duration_ns;
-        if (LOAD(shared->engine_waiters) > 0) {
-            uint64_t slice_end = engine->slice_start_ns + shared->slice_ns;
-            if (engine->at_ns >= slice_end) {
-                yield_engine(device);
-                continue;
-            }
-            until = until < slice_end ? until : slice_end;
+        uint64_t until = next_stop(device, duration_ns);
+        if (until <= engine->at_ns) {
+            yield_engine(device);
+            continue;
         }
-        uint64_t report = engine->at_ns + REPORT_NS;
-        until = until < report ? until : report;
         uint64_t now = now_ns();
         if (now < until) {
             futex_wait_until(&shared->engine_kick, kick, until);
             now = now_ns();
         }
         uint64_t reached = now < until ? now : until;
-        if (reached > engine->at_ns) {
+        if (reached > engine->at_ns && progress(device, reached, 0)) {
             duration_ns -= reached - engine->at_ns;
             engine->at_ns = reached;
-            account(device, reached);
         }
     }
     return engine->at_ns;

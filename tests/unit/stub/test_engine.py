@@ -1,5 +1,7 @@
 """The engine of a simulated card: who has it, for how long, and that the card's own count is right."""
 
+import signal
+
 import pytest
 
 from tests.unit.stub.conftest import Machine
@@ -203,3 +205,31 @@ def test_a_stream_takes_1024_launches_before_the_caller_waits(machine: Machine) 
     """)
     assert said["queued"] < 0.15
     assert said["waited"] >= 0.19
+
+
+def test_a_stopped_process_does_not_hold_up_the_card(machine: Machine) -> None:
+    frozen = machine.start("""
+        gpu = Driver()
+        spin = gpu.kernel("spin")
+        for _ in range(200):
+            gpu.launch(spin, 10_000_000)
+        say(running=True)
+        gpu.cuCtxSynchronize()
+        say(done=True)
+    """)
+    frozen.heard()
+    frozen.popen.send_signal(signal.SIGSTOP)
+    said = machine.run("""
+        gpu = Driver()
+        spin = gpu.kernel("spin")
+        began = time.monotonic()
+        for _ in range(10):
+            gpu.launch(spin, 1_000_000)
+        gpu.cuCtxSynchronize()
+        say(took=time.monotonic() - began)
+    """)
+    assert said["took"] < 3
+    frozen.popen.send_signal(signal.SIGCONT)
+    assert frozen.heard() == {"done": True}
+    counted = {process.pid: process.gpu_time_ns for process in machine.card().processes}
+    assert counted[frozen.popen.pid] == 2000 * MS
