@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from api import names
 from api.errors import ConfigError, ConflictError, GoneError, KubeError, NotFoundError
+from api.keptconnections import KeptConnections
 
 JSON = dict[str, Any]
 _Query = Sequence[tuple[str, str]]
@@ -178,10 +179,19 @@ class HTTPKubeClient(KubeClient):
             cert_file=configuration.cert_file,
             key_file=configuration.key_file,
         )
+        direct = KeptConnections.can_serve(configuration)
+        self._connections = KeptConnections(configuration, _TIMEOUT_S) if direct else None
 
     @override
     def get(self, resource: Resource, name: str, namespace: str | None = None) -> JSON:
-        return self._request("GET", resource.path(namespace, name))
+        path = resource.path(namespace, name)
+        if self._connections is None:
+            return self._request("GET", path)
+        status, body = self._connections.get(path, self._headers("application/json"))
+        if status >= 400:
+            raise _error(status, f"GET {path}: {_message(body, status)}")
+        found: JSON = json.loads(body)
+        return found
 
     @override
     def list(self, resource: Resource, selection: Selection = _EVERYTHING) -> JSON:

@@ -1,0 +1,115 @@
+"""GETs over connections that are kept: used again, replaced when the server closed them, errors told."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from api import kube
+from api.errors import KubeError, NotFoundError
+from api.kube import HTTPKubeClient
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves one node; remembers which connection (client port) asked."""
+
+    protocol_version = "HTTP/1.1"
+    asked_from: list[int]
+
+    def do_GET(self) -> None:
+        self.asked_from.append(self.client_address[1])
+        found = self.path == "/api/v1/nodes/here"
+        body = json.dumps({"metadata": {"name": "here"}} if found else {"message": "nodes not found"}).encode()
+        self.send_response(200 if found else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        if self.headers.get("Accept") == "close":
+            self.close_connection = True
+
+    def log_message(self, *_arguments: object) -> None:
+        """Say nothing."""
+
+
+class Server:
+    """An HTTP server on a port of its own, and a client of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.asked_from: list[int] = []
+        handler = type("BoundHandler", (Handler,), {"asked_from": self.asked_from})
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._http.daemon_threads = True
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,))
+        self._thread.start()
+        config = {
+            "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{self._http.server_port}"}}],
+            "users": [{"name": "u", "user": {"token": "t"}}],
+            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+            "current-context": "x",
+        }
+        (folder / "kubeconfig").write_text(json.dumps(config))
+        self.client = HTTPKubeClient(str(folder / "kubeconfig"))
+        assert self.client._connections is not None  # what this file is about
+        self.connections = self.client._connections
+
+    def stop(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    server = Server(tmp_path)
+    yield server
+    server.connections.close()
+    server.stop()
+
+
+def test_one_connection_serves_many_requests(server: Server) -> None:
+    for _ in range(5):
+        assert server.client.get(kube.NODES, "here") == {"metadata": {"name": "here"}}
+
+    assert len(set(server.asked_from)) == 1
+
+
+def test_what_is_not_there_is_told_with_the_servers_words(server: Server) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        server.client.get(kube.NODES, "gone")
+
+    assert str(caught.value) == "GET /api/v1/nodes/gone: nodes not found"
+
+
+def test_a_connection_that_the_server_closed_is_replaced(server: Server) -> None:
+    server.connections.get("/api/v1/nodes/here", {"Accept": "close"})
+
+    server.client.get(kube.NODES, "here")
+
+    assert len(set(server.asked_from)) == 2
+
+
+def test_requests_at_once_have_a_connection_each(server: Server) -> None:
+    barrier = threading.Barrier(4)
+
+    def ask() -> None:
+        barrier.wait()
+        server.client.get(kube.NODES, "here")
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(server.asked_from) == 4
+
+
+def test_a_server_that_is_away_is_told_at_once(tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    server.stop()
+
+    with pytest.raises(KubeError, match=r"GET /api/v1/nodes/here: no answer from the API server: ConnectionRefused"):
+        server.client.get(kube.NODES, "here")
