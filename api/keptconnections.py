@@ -6,6 +6,7 @@ library's HTTP client that takes half of the CPU time that it takes over the gen
 
 import http.client
 import ssl
+import weakref
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +26,7 @@ class KeptConnections:
         self._timeout_s = timeout_s
         self._context = _context(configuration) if server.scheme == "https" else None
         self._idle: deque[http.client.HTTPConnection] = deque()
+        weakref.finalize(self, _close_all, self._idle)
 
     @staticmethod
     def can_serve(configuration: Any) -> bool:
@@ -56,8 +58,7 @@ class KeptConnections:
 
     def close(self) -> None:
         """Close the connections that nobody uses now."""
-        while self._idle:
-            self._idle.pop().close()
+        _close_all(self._idle)
 
     def _take(self) -> tuple[http.client.HTTPConnection, bool]:
         try:
@@ -70,6 +71,11 @@ class KeptConnections:
             http.client.HTTPSConnection(self._host, self._port, timeout=self._timeout_s, context=self._context),
             True,
         )
+
+
+def _close_all(connections: deque[http.client.HTTPConnection]) -> None:
+    while connections:
+        connections.pop().close()
 
 
 def _context(configuration: Any) -> ssl.SSLContext:

@@ -176,12 +176,10 @@ class NodeAgent:
             # The agent stays: it can still undo claims, and a driver may be installed later.
             found = Discovery(message=str(error))
             problem = str(error)
-        if problem != self._problem:
-            _log.log(
-                logging.ERROR if problem else logging.INFO,
-                "devices discovered",
-                extra={"devices": [device.name for device in found.devices], "error": problem},
-            )
+        if problem and problem != self._problem:
+            _log.error("devices cannot be discovered", extra={"error": problem})
+        elif not problem and self._problem:
+            _log.info("devices discovered", extra={"devices": [device.name for device in found.devices]})
         self._problem = problem
         settings = self._settings
         self._view = NodeView(settings.driver_name, settings.node_name, DeviceTable(found.devices))

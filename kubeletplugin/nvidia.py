@@ -98,7 +98,7 @@ class NvidiaDiscovery(DiscoveryBackend):
             )
         devices = self._root.path / "dev"
         if self._root.path != Path("/") and devices.is_dir():
-            os.environ.setdefault(names.ENV_STUB_DEVICE_DIR, str(devices))
+            os.environ[names.ENV_STUB_DEVICE_DIR] = str(devices)
         try:
             ctypes.CDLL(str(self._root.resolve(library)), mode=ctypes.RTLD_GLOBAL)
             pynvml.nvmlInit()

@@ -65,7 +65,6 @@ class Server:
 def server(tmp_path: Path) -> Iterator[Server]:
     server = Server(tmp_path)
     yield server
-    server.connections.close()
     server.stop()
 
 
