@@ -39,6 +39,7 @@ from kubeletplugin.unpreparing import Unpreparer
 from libvgpu.paths import library_path
 
 _log = logging.getLogger(__name__)
+_STOP_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,6 @@ class NodeAgent:
         self._state: NodeState | None = None
         self._monitor: Monitor | None = None
         self._collector: ShareCollector | None = None
-        self._beat_s = time.monotonic()
 
     def start(self) -> None:
         """Begin to serve.
@@ -146,7 +146,7 @@ class NodeAgent:
         if self._server is not None:
             self._server.stop()
         for thread in self._threads:
-            thread.join()
+            thread.join(_STOP_S)  # one that waits for an API server that is away ends with the process
         if self._collector is not None:
             self._registry.unregister(self._collector)
             self._collector = None
