@@ -71,7 +71,16 @@ class NodeState:
 
         A share without a record lost it (records go last): it is counted again. A spec without record and share is of
         no use to anybody and is removed.
+
+        Raises:
+            StateError: the state cannot be read or written.
         """
+        try:
+            self._load()
+        except OSError as error:
+            raise StateError(f"state folder {self.paths.state_dir}: cannot be used: {error}") from error
+
+    def _load(self) -> None:
         self.paths.shares_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
         self.specs.prepare()
         self.ledger.load()
