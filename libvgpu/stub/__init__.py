@@ -2,7 +2,7 @@
 
 Called by the demo, the tests and the local cluster; no part of the product imports it. `create_driver_root` makes a
 folder that looks like a driver installation with simulated cards; `read_card` tells what a card itself counted: who
-really held how much memory, and for how long each process really had the engine. See docs in `libvgpu/stub/README.md`.
+really held how much memory, and for how long each process really had the engine. The rules are in README.md here.
 """
 
 from libvgpu.stub.cards import (

@@ -63,7 +63,7 @@ static unsigned class_of(size_t size, bool whole, uint64_t *slot_bytes) {
 }
 
 static bool arena_map(struct arena *arena, int which) {
-    for (uint64_t size = 2ull << 40; size >= 16ull << 30; size /= 2) {
+    for (uint64_t size = 2ull << 40; size >= 1ull << 30; size /= 2) {
         uint64_t room = size + SEGMENT_BYTES;
         int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
         char *bytes = mmap(NULL, room, PROT_READ | PROT_WRITE, flags, -1, 0);
