@@ -125,7 +125,7 @@ class NodeAgent:
         server.lock()  # before anything is read or changed: from here on this instance is the only one
         try:
             state.load()
-            self._state, self._monitor = state, Monitor(state.ledger, paths.shares_dir)
+            self._state, self._monitor = state, Monitor(state.ledger, paths.shares_dir, self._stopping.wait)
             self._discover()
             server.start()
         except BaseException:

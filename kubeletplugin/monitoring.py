@@ -18,6 +18,8 @@ from libvgpu.shares import Books, Limits, read_books, read_limits, update_limits
 
 _log = logging.getLogger(__name__)
 _ROUNDS_TO_WARN = 3
+_PAUSE_S = 0.001
+"""Between two shares: a round over hundreds of them must not hold up a claim that is being prepared."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,16 @@ class ShareReading:
 class Monitor:
     """Reads books, one round at a time."""
 
-    def __init__(self, ledger: Ledger, shares_dir: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, ledger: Ledger, shares_dir: Path, pause: Callable[[float], object] = time.sleep) -> None:
+        """Take whose shares to read, where they are, and how to wait a moment."""
         self._ledger = ledger
         self._shares_dir = shares_dir
-        self._clock = clock
+        self._pause = pause
         self._readings: dict[str, ShareReading] = {}
         self._unreadable: dict[str, int] = {}
         """Rounds in which a share could not be read."""
-        self.last_round_s = clock()
-        """When the last round ended; on the clock that was given."""
+        self.last_round_s = time.monotonic()
+        """When the last round ended."""
 
     def readings(self) -> list[ShareReading]:
         """Return the last reading of each share."""
@@ -55,10 +58,11 @@ class Monitor:
             reading = self._read(claim, share)
             if reading is not None:
                 found[share] = reading
+            self._pause(_PAUSE_S)
         self._readings = found
         self._unreadable = {share: rounds for share, rounds in self._unreadable.items() if share in shares}
         self._grant([Activity(reading.limits, _active(reading, former.get(share))) for share, reading in found.items()])
-        self.last_round_s = self._clock()
+        self.last_round_s = time.monotonic()
 
     def _read(self, claim: PreparedClaim, share: str) -> ShareReading | None:
         folder = self._shares_dir / share

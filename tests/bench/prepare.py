@@ -30,6 +30,7 @@ from kubeletplugin.agent import AgentSettings, NodeAgent
 from kubeletplugin.claimreading import ClaimReader, ClaimReference
 from kubeletplugin.devices import DeviceTable
 from kubeletplugin.discovery import FakeDiscovery
+from kubeletplugin.files import write_durably
 from kubeletplugin.libraries import install_library
 from kubeletplugin.nodestates import NodePaths, NodeState
 from kubeletplugin.planning import NodeView, plan
@@ -49,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure prepare and unprepare of the node agent.")
     parser.add_argument("--kubeconfig", help="a real API server to read claims from")
     parser.add_argument("--rounds", type=int, default=200, help="single calls to measure")
-    parser.add_argument("--dir", type=Path, help="folder for state, CDI specs and sockets (its disk is measured)")
+    parser.add_argument("--dir", type=Path, default=_state_parent(), help="where the state lies (default: %(default)s)")
     parser.add_argument("--serve-agent", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--serve-claims", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -58,8 +59,18 @@ def main() -> None:
     elif options.serve_claims:
         _serve_claims(options.serve_claims)
     else:
-        with tempfile.TemporaryDirectory(prefix="vgpu-", dir=options.dir or "/tmp") as folder:
+        with tempfile.TemporaryDirectory(prefix="vgpu-", dir=options.dir) as folder:
             _measure(Path(folder), options.kubeconfig, options.rounds)
+
+
+def _state_parent() -> Path:
+    """Where the state lies on a node, if we may write there.
+
+    Not /tmp: ext4 passes over inodes that were deleted in the last minutes, so that in a folder where tests make and
+    delete thousands of files a new file costs ten times as much as elsewhere.
+    """
+    on_a_node = Path("/var/lib")
+    return on_a_node if os.access(on_a_node, os.W_OK) else Path(tempfile.gettempdir())
 
 
 def _measure(root: Path, kubeconfig: str | None, rounds: int) -> None:
@@ -70,7 +81,11 @@ def _measure(root: Path, kubeconfig: str | None, rounds: int) -> None:
         else:
             stack.enter_context(_stored_claims(kubeconfig, claims))
         refs = [Ref(claim["metadata"]["uid"], _NAMESPACE, claim["metadata"]["name"]) for claim in claims]
-        _print_steps(root / "steps", kubeconfig, refs[:rounds])
+        _print(
+            "  floor: a file with fsync, rename, fsync", [_timed(_fsync_floor, root, ref.uid) for ref in refs[:rounds]]
+        )
+        with _cdi_dir() as cdi_dir:
+            _print_steps(root / "steps", cdi_dir, kubeconfig, refs[:rounds])
         agent = stack.enter_context(_child("--serve-agent", root, "--kubeconfig", kubeconfig))
         kubelet = stack.enter_context(contextlib.closing(FakeKubelet(root / "kubelet")))
         kubelet.register()
@@ -90,9 +105,9 @@ def _measure(root: Path, kubeconfig: str | None, rounds: int) -> None:
         _print(f"unprepare, one call with {_AT_ONCE} claims", [_timed(kubelet.unprepare, *burst)])
 
 
-def _print_steps(root: Path, kubeconfig: str, refs: Sequence[Ref]) -> None:
+def _print_steps(root: Path, cdi_dir: Path, kubeconfig: str, refs: Sequence[Ref]) -> None:
     """Measure the parts of a prepare, in this process and one after the other."""
-    paths = NodePaths(root / "state", root / "cdi")
+    paths = NodePaths(root / "state", cdi_dir)
     state = NodeState(paths, "vgpu.dra-driver.io", NODE, install_library(_library(root), paths.library_dir))
     state.load()
     reader = ClaimReader(HTTPKubeClient(kubeconfig))
@@ -115,6 +130,11 @@ def _print_steps(root: Path, kubeconfig: str, refs: Sequence[Ref]) -> None:
         step("undo", lambda: state.remove(ref.uid))  # type: ignore[arg-type]  # noqa: B023
     for name, figures in seconds.items():
         _print(f"  step: {name}", figures)
+
+
+def _fsync_floor(root: Path, name: str) -> None:
+    """What the disk asks for a durable file of the size of a record, without any of our code."""
+    write_durably(root / name, b"x" * 500)
 
 
 def _claim(number: int) -> Claim:
@@ -208,12 +228,22 @@ def _library(root: Path) -> Path:
 
 
 def _serve_agent(root: Path, kubeconfig: str) -> None:
-    settings = AgentSettings(NODE, root / "kubelet", root / "cdi", root / "state", library=_library(root))
-    agent = NodeAgent(HTTPKubeClient(kubeconfig), settings, FakeDiscovery(discovery(*_DEVICES)), CollectorRegistry())
-    agent.start()
-    print(os.getpid(), flush=True)
-    sys.stdin.read()
-    agent.stop()
+    with _cdi_dir() as cdi_dir:
+        settings = AgentSettings(NODE, root / "kubelet", cdi_dir, root / "state", library=_library(root))
+        backend = FakeDiscovery(discovery(*_DEVICES))
+        agent = NodeAgent(HTTPKubeClient(kubeconfig), settings, backend, CollectorRegistry())
+        agent.start()
+        print(os.getpid(), flush=True)
+        sys.stdin.read()
+        agent.stop()
+
+
+@contextlib.contextmanager
+def _cdi_dir() -> Iterator[Path]:
+    """On a node CDI specs are under /run, in memory; so they are here, where there is such a file system."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(prefix="vgpu-", dir=memory if memory.is_dir() else None) as folder:
+        yield Path(folder)
 
 
 class _ClaimHandler(BaseHTTPRequestHandler):
