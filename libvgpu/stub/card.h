@@ -126,7 +126,8 @@ struct stub_card {
     uint32_t engine_waiters;
     uint64_t ended_gpu_time_ns;     /* of processes whose slots were given to others */
     uint64_t live[STUB_LIVE_WORDS]; /* one bit for each live slot */
-    uint64_t padding[4];
+    uint64_t engine_until_ns;       /* end of the kernel that runs, if it is not interrupted */
+    uint64_t padding[3];
     struct stub_usage usage[STUB_CARD_USAGE];
 
     uint32_t event_count; /* events ever put into the ring, futex */

@@ -173,8 +173,9 @@ void card_bury(struct card *card, uint32_t number) {
     struct stub_slot *slot = &shared->slots[number];
     uint64_t now = now_ns();
     if (shared->engine_owner == number + 1) {
-        /* It held the engine until now, or until its slice ended: later than that nobody could have used it. */
+        /* Its kernel ran until now, or until it or the slice ended: no other process could have had that time. */
         uint64_t until = shared->engine_since_ns + shared->slice_ns;
+        until = until < shared->engine_until_ns ? until : shared->engine_until_ns;
         until = until < now ? until : now;
         if (until > shared->engine_since_ns) {
             slot->gpu_time_ns += until - shared->engine_since_ns;

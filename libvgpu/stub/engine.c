@@ -52,7 +52,7 @@ static bool progress(struct device *device, uint64_t until, uint64_t next) {
 /* Hands the engine, free from time on, to the next living waiter after the slot number. Under the card's lock. */
 static void pass_on(struct card *card, uint32_t after, uint64_t time) {
     struct stub_card *shared = card->shared;
-    shared->engine_free_ns = time;
+    shared->engine_free_ns = shared->engine_until_ns = time;
     STORE(shared->engine_owner, 0);
     for (uint32_t step = 1; shared->engine_waiters > 0 && step <= STUB_SLOTS; step++) {
         uint32_t number = (after + step) % STUB_SLOTS;
@@ -125,7 +125,7 @@ static void acquire(struct device *device, uint64_t ready_ns) {
     card_lock(card);
     if (shared->engine_owner == 0) {
         start = shared->engine_free_ns;
-        shared->engine_since_ns = start > ready_ns ? start : ready_ns;
+        shared->engine_since_ns = shared->engine_until_ns = start > ready_ns ? start : ready_ns;
         shared->engine_changes++;
         STORE(shared->engine_owner, card->slot_number + 1);
         card_unlock(card);
@@ -195,6 +195,7 @@ uint64_t engine_run(struct device *device, uint64_t ready_ns, uint64_t duration_
             yield_engine(device);
             continue;
         }
+        STORE_RELAXED(shared->engine_until_ns, engine->at_ns + duration_ns);
         uint64_t now = now_ns();
         if (now < until) {
             futex_wait_until(&shared->engine_kick, kick, until);

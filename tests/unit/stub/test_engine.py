@@ -118,7 +118,7 @@ def test_an_idle_engine_is_used_at_once(machine: Machine) -> None:
         gpu.cuCtxSynchronize()
         say(took=time.monotonic() - began)
     """)
-    assert said["took"] == pytest.approx(0.1, abs=0.03)
+    assert 0.1 <= said["took"] < 0.5
     idle.go_on()
 
 
