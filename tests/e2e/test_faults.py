@@ -1,0 +1,132 @@
+"""What happens to shares when a part of the cluster dies: they go on, and they stay limited."""
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api.kube import Selection, slices
+from deploy.demo.scenario import DRIVER_NAMESPACE, Scenario
+from tests.e2e.workloads import Asked, Container, Workloads
+
+pytestmark = pytest.mark.cluster
+
+_WORKING = Container(["worker", "run", "300"])
+_AGENT_LABEL = "app.kubernetes.io/component=node-agent"
+
+
+def _grab(workloads: Workloads, pod: str, size_mb: int) -> tuple[int, str]:
+    done = workloads.scenario.run("-n", workloads.namespace, "exec", pod, "--", "worker", "grab", str(size_mb))
+    return done.returncode, done.stdout + done.stderr
+
+
+def _start_working(workloads: Workloads, name: str) -> dict[str, Any]:
+    workloads.start(name, Asked(), _WORKING)
+    return workloads.wait_for_phase(name, "Running")
+
+
+def _restarts(pod: dict[str, Any]) -> int:
+    return sum(status["restartCount"] for status in pod["status"]["containerStatuses"])
+
+
+def _kill(scenario: Scenario, process: str) -> None:
+    """Kill a process of the cluster, by the id that was recorded when it was started."""
+    (pid,) = [status.pid for status in scenario.cluster.status() if status.name.startswith(process)]
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+
+
+def _kill_agent(scenario: Scenario) -> None:
+    """Kill the node agent of this cluster: the one process with its pod's UID on the command line."""
+    pods = scenario.json("-n", DRIVER_NAMESPACE, "get", "pods", "-l", _AGENT_LABEL)
+    flag = f"--pod-uid={pods['items'][0]['metadata']['uid']}".encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if flag in (process / "cmdline").read_bytes().split(b"\0"):
+                os.kill(int(process.name), signal.SIGKILL)
+                return
+    raise AssertionError("the node agent does not run")
+
+
+def _wait_for_agent(scenario: Scenario, restarts: int) -> None:
+    """Wait until it was restarted and is ready: the kubelet looks again at a pod that came before only after a minute."""
+    for condition in (f"jsonpath={{.status.containerStatuses[0].restartCount}}={restarts}", "condition=Ready"):
+        wait = ["wait", "pods", "-l", _AGENT_LABEL, f"--for={condition}", "--timeout=60s"]
+        scenario.cluster.kubectl("-n", DRIVER_NAMESPACE, *wait)
+
+
+def _kept_of_claims(scenario: Scenario) -> list[str]:
+    node = scenario.cluster.node()
+    folders = [node.agent / "shares", node.agent / "checkpoint"]
+    kept = [str(path) for folder in folders for path in folder.iterdir()]
+    return kept + [str(path) for path in node.cdi.glob("*claim*")]
+
+
+def test_nothing_is_kept_of_a_pod_that_is_gone(workloads: Workloads) -> None:
+    _start_working(workloads, "short-lived")
+    assert _kept_of_claims(workloads.scenario)
+    workloads.delete_all()
+    assert _kept_of_claims(workloads.scenario) == []
+
+
+def test_a_killed_agent_comes_back_and_shares_stay_limited(workloads: Workloads) -> None:
+    scenario = workloads.scenario
+    _start_working(workloads, "before")
+    _kill_agent(scenario)
+    assert _grab(workloads, "before", 900)[0] == 3
+    _wait_for_agent(scenario, restarts=1)
+    _start_working(workloads, "after")
+    assert _grab(workloads, "before", 900)[0] == 3
+    assert _grab(workloads, "before", 500)[0] == 0
+    assert _restarts(workloads.wait_for_phase("before", "Running")) == 0
+    workloads.delete_all()
+    assert _kept_of_claims(scenario) == []
+
+
+def test_a_killed_kubelet_leaves_shares_alone(workloads: Workloads) -> None:
+    scenario = workloads.scenario
+    _start_working(workloads, "before")
+    _kill(scenario, "kubelet")
+    scenario.cluster.up(nodes=1)
+    _start_working(workloads, "after")
+    assert _restarts(workloads.wait_for_phase("before", "Running")) == 0
+    assert _grab(workloads, "before", 900)[0] == 3
+
+
+def test_tenants_compute_while_there_is_no_api_server(workloads: Workloads) -> None:
+    scenario = workloads.scenario
+    _start_working(workloads, "before")
+    _kill(scenario, "kube-apiserver")
+    before_ns = scenario.card().gpu_time_ns
+    scenario.cluster.up(nodes=1)
+    assert scenario.card().gpu_time_ns > before_ns
+    _start_working(workloads, "after")
+    assert _restarts(workloads.wait_for_phase("before", "Running")) == 0
+
+
+def test_slices_that_somebody_deletes_come_back(workloads: Workloads) -> None:
+    resource = slices("v1")
+    listed = workloads.kube.list(resource)
+    assert listed["items"]
+    workloads.kubectl("delete", "resourceslices", "--all")
+    watch = workloads.kube.watch(resource, listed["metadata"]["resourceVersion"], Selection(), 60)
+    created = next(event.object for event in watch if event.type == "ADDED")
+    assert created["spec"]["devices"] == listed["items"][0]["spec"]["devices"]
+
+
+def test_a_share_whose_limits_are_damaged_does_not_run_at_all(workloads: Workloads) -> None:
+    scenario = workloads.scenario
+    _start_working(workloads, "damaged")
+    (limits,) = (scenario.cluster.node().agent / "shares").glob("*/limits")
+    content = limits.read_bytes()
+    with limits.open("r+b") as file:  # in place: a container holds this very file
+        file.write(b"\0" * len(content))
+    status, output = _grab(workloads, "damaged", 1)
+    with limits.open("r+b") as file:
+        file.write(content)
+    assert status == 1
+    assert "limits" in output
+    assert "result=CUDA_SUCCESS" not in output

@@ -1,0 +1,78 @@
+"""Pods with every form of share, on a real node: what the containers see and what the node keeps."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deploy.demo.scenario import ROOT
+from deploy.demo.tenants import IMAGE
+from tests.e2e.workloads import Asked, Container, Workloads
+
+pytestmark = pytest.mark.cluster
+
+_SMI = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+_EXAMPLES = sorted((ROOT / "deploy/examples").glob("*.yaml"))
+
+
+def test_two_containers_of_a_pod_share_one_set_of_books(workloads: Workloads) -> None:
+    holder = Container(["worker", "run", "700"], name="holder")
+    # Tries until the other one holds its part; what is left of 1 GiB is then less than what it wants.
+    script = "until worker grab 700; [ $? = 3 ]; do sleep 0.2; done; echo refused"
+    other = Container(["sh", "-c", script], name="other")
+    workloads.start("pair", Asked(), holder, other)
+    workloads.wait_for_phase("pair", "Running")
+    workloads.kubectl("wait", "pod/pair", "--for=jsonpath={.status.containerStatuses[1].state.terminated.exitCode}=0")
+    assert "refused" in workloads.kubectl("logs", "pair", "-c", "other")
+
+
+def test_two_shares_of_one_gpu_in_one_container_add_up(workloads: Workloads) -> None:
+    requests = {"first": {"memory": "1Gi", "cores": "10"}, "second": {"memory": "2Gi", "cores": "20"}}
+    workloads.start("both", Asked(requests), Container([*_SMI]))
+    assert workloads.finish("both").strip() == "3072"
+
+
+def test_a_container_that_names_one_request_gets_that_share_only(workloads: Workloads) -> None:
+    requests = {"first": {"memory": "1Gi", "cores": "10"}, "second": {"memory": "2Gi", "cores": "20"}}
+    one = Container([*_SMI], requests=["first"], name="one")
+    two = Container([*_SMI], requests=["second"], name="two")
+    workloads.start("apart", Asked(requests), one, two)
+    assert sorted(workloads.finish("apart").split()) == ["1024", "2048"]
+
+
+def test_parameters_narrow_the_share(workloads: Workloads) -> None:
+    workloads.start("narrow", Asked(parameters={"memory": "512Mi"}), Container([*_SMI]))
+    assert workloads.finish("narrow").strip() == "512"
+
+
+def test_wrong_parameters_keep_the_pod_from_running_and_say_why(workloads: Workloads) -> None:
+    workloads.start("wrong", Asked(parameters={"cores": 0}), Container([*_SMI]))
+    note = workloads.event_note("wrong", "FailedPrepareDynamicResources")
+    assert "cores: found 0, expected a whole number from 1 to 100 (percent of one device)" in note
+    assert workloads.wait_for_phase("wrong", "Pending")
+
+
+def test_a_tenant_cannot_change_its_limits(workloads: Workloads) -> None:
+    script = (
+        "for file in /run/vgpu/shares/*/limits /etc/ld.so.preload /usr/lib/vgpu/*; do"
+        " (echo x > $file) 2>/dev/null && echo wrote $file; rm -f $file 2>/dev/null && echo removed $file; done;"
+        " unset LD_PRELOAD; VGPU_SHARES_DIR=/tmp worker grab 1100; echo status $?"
+    )
+    workloads.start("hostile", Asked(), Container(["sh", "-c", script]))
+    output = workloads.finish("hostile")
+    assert not re.search("wrote|removed", output)
+    assert "total_mib=1024" in output
+    assert output.strip().endswith("status 3")
+
+
+@pytest.mark.parametrize("file", _EXAMPLES, ids=lambda file: file.stem)
+def test_an_example_runs_as_it_is_written(workloads: Workloads, file: Path) -> None:
+    ours = rf"\1image: {IMAGE}\n\1imagePullPolicy: Never"
+    text = re.sub(r"( *)image: nvidia/cuda:\S+", ours, file.read_text())
+    objects = [document for document in yaml.safe_load_all(text) if document]
+    workloads.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(objects))
+    for pod in [document for document in objects if document["kind"] == "Pod"]:
+        workloads.wait_for_phase(pod["metadata"]["name"], "Running", "Succeeded")
+    for deployment in [document for document in objects if document["kind"] == "Deployment"]:
+        workloads.kubectl("rollout", "status", f"deployment/{deployment['metadata']['name']}", "--timeout=60s")

@@ -1,0 +1,134 @@
+"""Pods with claims, in a namespace of one test."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from api.errors import KubeError
+from api.kube import EVENTS, PODS, HTTPKubeClient, Resource, Selection
+from deploy.demo.scenario import Scenario
+from deploy.demo.tenants import IMAGE
+
+_TIMEOUT_S = 60
+
+
+@dataclass(frozen=True)
+class Container:
+    """A container of a pod, and the requests of its claim that it uses; none: the whole claim."""
+
+    command: Sequence[str]
+    requests: Sequence[str] = ()
+    name: str = "main"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a claim asks for: capacity by request name, and parameters."""
+
+    requests: dict[str, dict[str, str]] = field(default_factory=lambda: {"gpu": {"memory": "1Gi", "cores": "10"}})
+    parameters: dict[str, Any] | None = None
+
+
+class Workloads:
+    """What a test creates, and waits for."""
+
+    def __init__(self, scenario: Scenario, namespace: str) -> None:
+        self.scenario = scenario
+        self.namespace = namespace
+        self.kube = HTTPKubeClient(str(scenario.cluster.kubeconfig))
+
+    def delete_all(self) -> None:
+        """Remove all pods, claims and templates, and wait until the node has let go of them."""
+        # Their own deletion would give pods the whole grace period of their spec.
+        self.kubectl("delete", "deployments,replicasets", "--all", "--cascade=orphan")
+        kinds = "pods,resourceclaims,resourceclaimtemplates"
+        self.kubectl("delete", kinds, "--all", "--grace-period=1", "--wait=true", "--timeout=60s")
+
+    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
+        return self.scenario.cluster.kubectl("-n", self.namespace, *arguments, stdin=stdin)
+
+    def apply(self, *objects: dict[str, Any]) -> None:
+        self.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(objects))
+
+    def start(self, name: str, asked: Asked, *containers: Container) -> None:
+        """Create a template and a pod that uses it."""
+        self.apply(_template(name, asked), _pod(name, containers))
+
+    def wait_for_phase(self, name: str, *phases: str) -> dict[str, Any]:
+        """Return the pod as soon as it is in one of the phases."""
+        for pod in self._objects(PODS, Selection(self.namespace, fields=f"metadata.name={name}")):
+            if pod["status"].get("phase") in phases:
+                return pod
+        raise AssertionError(f"pod {name} was not {' or '.join(phases)} in {_TIMEOUT_S} s:\n{self._describe(name)}")
+
+    def finish(self, name: str) -> str:
+        """Wait until a pod succeeded and return its output."""
+        self.wait_for_phase(name, "Succeeded")
+        return self.kubectl("logs", name, "--all-containers")
+
+    def event_note(self, name: str, reason: str, kind: str = "Pod") -> str:
+        """Return the note of the first event with a reason about an object."""
+        selection = Selection(self.namespace, fields=f"reason={reason},regarding.kind={kind}")
+        for event in self._objects(EVENTS, selection):
+            if event["regarding"]["name"].startswith(name):
+                return str(event["note"])
+        raise AssertionError(f"no event {reason} about {kind} {name} in {_TIMEOUT_S} s:\n{self._describe(name)}")
+
+    def _objects(self, resource: Resource, selection: Selection) -> Iterator[dict[str, Any]]:
+        """Yield the objects that there are, and then each one that is new or changed, for a while."""
+        listed = self.kube.list(resource, selection)
+        yield from listed["items"]
+        with contextlib.suppress(KubeError):
+            for event in self.kube.watch(resource, listed["metadata"]["resourceVersion"], selection, _TIMEOUT_S):
+                yield event.object
+
+    def _describe(self, name: str) -> str:
+        done = self.scenario.run("-n", self.namespace, "describe", "pod", name)
+        return done.stdout + done.stderr
+
+
+def _template(name: str, asked: Asked) -> dict[str, Any]:
+    devices: dict[str, Any] = {
+        "requests": [
+            {"name": request, "exactly": {"deviceClassName": "vgpu-nvidia", "capacity": {"requests": capacity}}}
+            for request, capacity in asked.requests.items()
+        ]
+    }
+    if asked.parameters is not None:
+        head = {"apiVersion": "vgpu.dra-driver.io/v1alpha1", "kind": "VGPUConfig"}
+        devices["config"] = [{"opaque": {"driver": "vgpu.dra-driver.io", "parameters": head | asked.parameters}}]
+    return {
+        "apiVersion": "resource.k8s.io/v1",
+        "kind": "ResourceClaimTemplate",
+        "metadata": {"name": name},
+        "spec": {"spec": {"devices": devices}},
+    }
+
+
+def _pod(name: str, containers: Sequence[Container]) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name},
+        "spec": {
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": 1,
+            "resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": name}],
+            "containers": [
+                {
+                    "name": container.name,
+                    "image": IMAGE,
+                    "imagePullPolicy": "Never",
+                    "command": list(container.command),
+                    "resources": {
+                        "claims": [{"name": "gpu", "request": request} for request in container.requests]
+                        or [{"name": "gpu"}]
+                    },
+                }
+                for container in containers
+            ],
+        },
+    }
