@@ -122,8 +122,8 @@ class Layout:
         for hidden in HIDDEN_IN_NODES:
             if state.is_relative_to(hidden):
                 raise LocalClusterError(
-                    f"state folder {state} lies in {hidden}, where nodes have folders of their own: choose another with "
-                    "--state-dir or VGPU_CACHE_DIR"
+                    f"state folder {state} lies in {hidden}, where nodes have folders of their own: choose another "
+                    "with --state-dir or VGPU_CACHE_DIR"
                 )
         return cls(name, state)
 

@@ -52,7 +52,7 @@ def _kill_agent(scenario: Scenario) -> None:
 
 
 def _wait_for_agent(scenario: Scenario, restarts: int) -> None:
-    """Wait until it was restarted and is ready: the kubelet looks again at a pod that came before only after a minute."""
+    """Wait until it is back and ready; at a pod that came before, the kubelet looks again only after a minute."""
     for condition in (f"jsonpath={{.status.containerStatuses[0].restartCount}}={restarts}", "condition=Ready"):
         wait = ["wait", "pods", "-l", _AGENT_LABEL, f"--for={condition}", "--timeout=60s"]
         scenario.cluster.kubectl("-n", DRIVER_NAMESPACE, *wait)
