@@ -49,7 +49,7 @@ def main() -> None:
     """Measure and print; or be one of the other two processes."""
     parser = argparse.ArgumentParser(description="Measure prepare and unprepare of the node agent.")
     parser.add_argument("--kubeconfig", help="a real API server to read claims from")
-    parser.add_argument("--rounds", type=int, default=200, help="single calls to measure")
+    parser.add_argument("--rounds", type=int, default=100, help="single calls to measure")
     parser.add_argument("--dir", type=Path, default=_state_parent(), help="where the state lies (default: %(default)s)")
     parser.add_argument("--serve-agent", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--serve-claims", type=Path, help=argparse.SUPPRESS)
@@ -67,7 +67,8 @@ def _state_parent() -> Path:
     """Where the state lies on a node, if we may write there.
 
     Not /tmp: ext4 passes over inodes that were deleted in the last minutes, so that in a folder where tests make and
-    delete thousands of files a new file costs ten times as much as elsewhere.
+    delete thousands of files a new file costs ten times as much as elsewhere. For the same reason a second run in a
+    row shows higher figures than the first.
     """
     on_a_node = Path("/var/lib")
     return on_a_node if os.access(on_a_node, os.W_OK) else Path(tempfile.gettempdir())
@@ -81,11 +82,6 @@ def _measure(root: Path, kubeconfig: str | None, rounds: int) -> None:
         else:
             stack.enter_context(_stored_claims(kubeconfig, claims))
         refs = [Ref(claim["metadata"]["uid"], _NAMESPACE, claim["metadata"]["name"]) for claim in claims]
-        _print(
-            "  floor: a file with fsync, rename, fsync", [_timed(_fsync_floor, root, ref.uid) for ref in refs[:rounds]]
-        )
-        with _cdi_dir() as cdi_dir:
-            _print_steps(root / "steps", cdi_dir, kubeconfig, refs[:rounds])
         agent = stack.enter_context(_child("--serve-agent", root, "--kubeconfig", kubeconfig))
         kubelet = stack.enter_context(contextlib.closing(FakeKubelet(root / "kubelet")))
         kubelet.register()
@@ -103,6 +99,11 @@ def _measure(root: Path, kubeconfig: str | None, rounds: int) -> None:
                 _print(f"{name}, {_AT_ONCE} calls at once", _all_at_once(pool, call, burst))
         _print(f"prepare, one call with {_AT_ONCE} claims", [_timed(kubelet.prepare, *burst)])
         _print(f"unprepare, one call with {_AT_ONCE} claims", [_timed(kubelet.unprepare, *burst)])
+        _print(
+            "  floor: a file with fsync, rename, fsync", [_timed(_fsync_floor, root, ref.uid) for ref in refs[:rounds]]
+        )
+        with _cdi_dir() as cdi_dir:
+            _print_steps(root / "steps", cdi_dir, kubeconfig, refs[:rounds])
 
 
 def _print_steps(root: Path, cdi_dir: Path, kubeconfig: str, refs: Sequence[Ref]) -> None:
