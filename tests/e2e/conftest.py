@@ -18,6 +18,7 @@ _SECOND_GPU = StubGPU(name=GPU.name, memory_bytes=GPU.memory_bytes, uuid="GPU-0e
 def scenario() -> Iterator[Scenario]:
     version = os.environ.get("VGPU_K8S_VERSION", DEFAULT_KUBERNETES)
     with Cluster(f"e2e-{os.getpid()}", kubernetes=version) as cluster:
+        cluster.up(nodes=1, dies_with_caller=True)
         yield bring_up(cluster, [GPU, _SECOND_GPU], print)
 
 
