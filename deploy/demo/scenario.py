@@ -1,5 +1,6 @@
 """Brings the demo up: cluster, simulated GPU, images, chart, tenants. Called by the demo and the end-to-end tests."""
 
+import contextlib
 import json
 import subprocess
 from collections.abc import Callable
@@ -10,12 +11,14 @@ from typing import Any
 from deploy.demo import tenants
 from deploy.local import imagecontents
 from deploy.local.cluster import Cluster
+from deploy.local.errors import LocalClusterError
 from libvgpu.stub import StubCard, StubGPU, create_driver_root, read_card
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build"
 CHART = ROOT / "deploy/helm/dra-driver-vgpu"
 DRIVER_NAMESPACE = "vgpu-system"
+AGENT_LABEL = "app.kubernetes.io/component=node-agent"
 
 Say = Callable[[str], None]
 
@@ -56,6 +59,16 @@ class Scenario:
         return subprocess.Popen(
             [*command, f"deployment/{tenant.name}"], env=self.cluster.environment(), stdout=subprocess.PIPE, text=True
         )
+
+    def agent_process(self) -> Path:
+        """Return the folder in /proc of the node agent: the one process with its pod's UID on its command line."""
+        pods = self.json("-n", DRIVER_NAMESPACE, "get", "pods", "-l", AGENT_LABEL)
+        flag = f"--pod-uid={pods['items'][0]['metadata']['uid']}".encode()
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if flag in (process / "cmdline").read_bytes().split(b"\0"):
+                    return process
+        raise LocalClusterError("the node agent does not run")
 
 
 def bring_up(cluster: Cluster, gpus: list[StubGPU], say: Say) -> Scenario:

@@ -1,21 +1,18 @@
 """What happens to shares when a part of the cluster dies: they go on, and they stay limited."""
 
-import contextlib
 import os
 import signal
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from api.kube import Selection, slices
-from deploy.demo.scenario import DRIVER_NAMESPACE, Scenario
+from deploy.demo.scenario import AGENT_LABEL, DRIVER_NAMESPACE, Scenario
 from tests.e2e.workloads import Asked, Container, Workloads
 
 pytestmark = pytest.mark.cluster
 
 _WORKING = Container(["worker", "run", "300"])
-_AGENT_LABEL = "app.kubernetes.io/component=node-agent"
 
 
 def _grab(workloads: Workloads, pod: str, size_mb: int) -> tuple[int, str]:
@@ -39,22 +36,10 @@ def _kill(scenario: Scenario, process: str) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def _kill_agent(scenario: Scenario) -> None:
-    """Kill the node agent of this cluster: the one process with its pod's UID on the command line."""
-    pods = scenario.json("-n", DRIVER_NAMESPACE, "get", "pods", "-l", _AGENT_LABEL)
-    flag = f"--pod-uid={pods['items'][0]['metadata']['uid']}".encode()
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if flag in (process / "cmdline").read_bytes().split(b"\0"):
-                os.kill(int(process.name), signal.SIGKILL)
-                return
-    raise AssertionError("the node agent does not run")
-
-
 def _wait_for_agent(scenario: Scenario, restarts: int) -> None:
     """Wait until it is back and ready; at a pod that came before, the kubelet looks again only after a minute."""
     for condition in (f"jsonpath={{.status.containerStatuses[0].restartCount}}={restarts}", "condition=Ready"):
-        wait = ["wait", "pods", "-l", _AGENT_LABEL, f"--for={condition}", "--timeout=60s"]
+        wait = ["wait", "pods", "-l", AGENT_LABEL, f"--for={condition}", "--timeout=60s"]
         scenario.cluster.kubectl("-n", DRIVER_NAMESPACE, *wait)
 
 
@@ -75,7 +60,7 @@ def test_nothing_is_kept_of_a_pod_that_is_gone(workloads: Workloads) -> None:
 def test_a_killed_agent_comes_back_and_shares_stay_limited(workloads: Workloads) -> None:
     scenario = workloads.scenario
     _start_working(workloads, "before")
-    _kill_agent(scenario)
+    os.kill(int(scenario.agent_process().name), signal.SIGKILL)
     assert _grab(workloads, "before", 900)[0] == 3
     _wait_for_agent(scenario, restarts=1)
     _start_working(workloads, "after")

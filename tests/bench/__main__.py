@@ -1,0 +1,31 @@
+"""`make bench`: all measurements, one after the other. Figures mean something on a machine that does nothing else."""
+
+import contextlib
+import os
+import subprocess
+import sys
+
+from deploy.demo.scenario import bring_up
+from deploy.demo.tenants import GPU
+from deploy.local.cluster import Cluster
+from tests.bench import pods
+
+
+def main() -> None:
+    """Measure on a node of our own, and remove it."""
+    with Cluster(f"bench-{os.getpid()}") as cluster:
+        cluster.up(nodes=1, dies_with_caller=True)
+        with contextlib.redirect_stdout(sys.stderr):
+            scenario = bring_up(cluster, [GPU], print)
+        print("\nPods with a claim and without, side by side on a real node:")
+        pods.measure_starts(scenario)
+        print("\nThe node agent when nothing happens:")
+        pods.measure_idle_agent(scenario)
+        print("\nNodePrepareResources and NodeUnprepareResources, claims from a real API server:", flush=True)
+        # In a process of its own: it starts others from its own command line.
+        prepare = [sys.executable, "-m", "tests.bench.prepare", "--kubeconfig", str(cluster.kubeconfig)]
+        subprocess.run(prepare, check=True)
+
+
+if __name__ == "__main__":
+    main()
