@@ -35,8 +35,13 @@ native:
 	@$(MAKE) --no-print-directory -C libvgpu CC="$(CC)" BUILD="$(CURDIR)/$(BUILD)" all
 	@$(MAKE) --no-print-directory -C libvgpu/stub CC="$(CC)" BUILD="$(CURDIR)/$(BUILD)" all
 
+# The programs of the local cluster, into the cache: with progress, and outside of any test's time limit.
+.PHONY: cluster
+cluster: build
+	@$(BIN)/python -m deploy.local build
+
 .PHONY: demo
-demo: build ## Two tenants share a GPU on a real Kubernetes: one is refused, one waits with its reason
+demo: cluster ## Two tenants share a GPU on a real Kubernetes: one is refused, one waits with its reason
 	$(BIN)/python -m deploy.demo
 
 .PHONY: demo-down
@@ -44,7 +49,7 @@ demo-down: ## Remove everything that the demo left running
 	$(BIN)/python -m deploy.demo --down
 
 .PHONY: test
-test: build ## All tests: unit, integration with a real API server, end to end on a real node
+test: cluster ## All tests: unit, integration with a real API server, end to end on a real node
 	$(BIN)/pytest tests
 
 .PHONY: unit
@@ -52,11 +57,11 @@ unit: build ## The unit tests only
 	$(BIN)/pytest tests/unit
 
 .PHONY: e2e
-e2e: build ## The end-to-end tests on a real node (K8S=1.36.3 chooses the version)
+e2e: cluster ## The end-to-end tests on a real node (K8S=1.36.3 chooses the version)
 	VGPU_K8S_VERSION=$(K8S) $(BIN)/pytest tests/e2e
 
 .PHONY: bench
-bench: build ## Measure: figures as ratios against native in the same run
+bench: cluster ## Measure: figures as ratios against native in the same run
 	$(BIN)/python -m tests.bench
 
 .PHONY: lint

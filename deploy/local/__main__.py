@@ -35,6 +35,8 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--nodes", type=int, default=1, help="how many nodes; 0 is the control plane alone")
     up.add_argument("--install-packages", action="store_true", help="let apt-get install what is missing")
     up.set_defaults(run=_up)
+    build = commands.add_parser("build", help="build what a cluster needs and start nothing")
+    build.set_defaults(run=_build)
     commands.add_parser("status", help="show the processes and the nodes").set_defaults(run=_status)
     for program in ("kubectl", "helm"):
         command = commands.add_parser(
@@ -54,6 +56,11 @@ def _up(cluster: Cluster, options: argparse.Namespace) -> int:
     cluster.up(options.nodes, install_packages=options.install_packages)
     print(f"cluster {options.name} is ready after {time.monotonic() - began:.1f} s")
     print(f"export KUBECONFIG={cluster.kubeconfig}")
+    return 0
+
+
+def _build(cluster: Cluster, _options: argparse.Namespace) -> int:
+    cluster.build()
     return 0
 
 

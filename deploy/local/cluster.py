@@ -76,6 +76,11 @@ class Cluster:
         """Return a node's name and its folders on this machine."""
         return self.layout.node(index)
 
+    def build(self) -> None:
+        """Build the programs of a cluster with nodes, where they are not built yet; says what it builds."""
+        prerequisites.check(nodes=True, install=False)
+        self._programs(nodes=1)
+
     def up(self, nodes: int = 1, *, dies_with_caller: bool = False, install_packages: bool = False) -> None:
         """Start what does not run of the cluster, and return when it is ready: API server, nodes, default account.
 
