@@ -50,7 +50,7 @@ demo-down: ## Remove everything that the demo left running
 
 .PHONY: test
 test: cluster ## All tests: unit, integration with a real API server, end to end on a real node
-	$(BIN)/pytest tests
+	$(BIN)/pytest
 
 .PHONY: unit
 unit: build ## The unit tests only
