@@ -95,8 +95,10 @@ class DRAService:
 
     def _devices(self, prepared: PreparedClaim) -> Iterator[Any]:
         for device in prepared.devices:
+            # The kubelet looks for the name that a container gives: of an alternative, that is the request's alone.
+            request, _, _ = device.request.partition("/")
             yield self._messages.Device(
-                request_names=[device.request],
+                request_names=[request],
                 pool_name=device.pool,
                 device_name=device.device,
                 cdi_device_ids=self._state.cdi_ids(device),

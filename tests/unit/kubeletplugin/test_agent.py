@@ -176,6 +176,17 @@ def test_two_containers_that_share_a_claim_get_the_same_share(served: FakeKubele
     assert served.prepare(claim) == served.prepare(claim)
 
 
+def test_a_container_that_names_a_request_with_alternatives_gets_the_one_that_was_allocated(
+    served: FakeKubelet, client: FakeKube
+) -> None:
+    # The kubelet compares with the name that a container gives, which never has the alternative in it.
+    claim = add_claim(client, "either", result(A, request="gpu/small"))
+
+    (device,) = served.prepare(claim)[claim.uid]
+
+    assert list(device.request_names) == ["gpu"]
+
+
 def test_two_shares_of_one_gpu_in_one_claim_have_each_their_own_limits(
     served: FakeKubelet, client: FakeKube, root: Path
 ) -> None:
