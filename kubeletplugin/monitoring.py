@@ -84,8 +84,10 @@ class Monitor:
             wanted = granted.get(limits.share, limits.granted_percent)
             if wanted == limits.granted_percent:
                 continue
+            folder = self._shares_dir / limits.share
             try:
-                update_limits(self._shares_dir / limits.share, replace(limits, granted_percent=wanted))
+                # Read anew: since the round began, the claim may have been undone and prepared with other limits.
+                update_limits(folder, replace(read_limits(folder), granted_percent=wanted))
             except StateError as error:
                 # Unprepared meanwhile, most likely; if not, the next reading says so.
                 _log.debug("grant not written", extra={"share": limits.share, "error": str(error)})

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from kubeletplugin.metrics import ShareCollector
 from kubeletplugin.monitoring import Monitor
 from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice
 from libvgpu.layout import layout
-from libvgpu.shares import Limits, Policy, create_share, read_limits
+from libvgpu.shares import Limits, Policy, create_share, read_limits, update_limits
 
 GIB = 1 << 30
 
@@ -99,6 +100,18 @@ def test_grants_leave_all_other_limits_alone(node: Node) -> None:
         after.cores_percent,
         after.ceiling_percent,
     )
+
+
+def test_a_grant_does_not_undo_limits_that_were_changed_while_books_were_read(node: Node) -> None:
+    burst = node.add("burst", 20, Policy.BURST)
+
+    def change(_delay_s: float) -> None:
+        update_limits(burst, replace(read_limits(burst), memory_bytes=GIB, device_uuid="GPU-2"))
+
+    Monitor(node.ledger, node.shares_dir, change).run_once()
+
+    after = read_limits(burst)
+    assert (after.memory_bytes, after.device_uuid, after.granted_percent) == (GIB, "GPU-2", 100)
 
 
 @pytest.mark.parametrize("damage", [b"", b"\xff" * 266240, b"short"])
