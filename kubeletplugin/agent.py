@@ -122,7 +122,7 @@ class NodeAgent:
         services = dra_services(preparer, Unpreparer(state, locks), state)
         health = HealthSettings(self._board, settings.node_name, settings.health_interval_s)
         server = PluginServer(self._sockets, settings.driver_name, services, health)
-        server.lock()  # before anything is read or changed: from here on this instance is the only one
+        server.lock()  # before anything is read or changed: nobody else has these sockets
         try:
             state.load()
             self._state, self._monitor = state, Monitor(state.ledger, paths.shares_dir, self._stopping.wait)

@@ -18,7 +18,7 @@ from kubeletplugin.files import remove_tree
 from kubeletplugin.ledgers import Ledger
 from kubeletplugin.libraries import InstalledLibrary
 from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice
-from libvgpu.shares import Limits, create_share, read_limits
+from libvgpu.shares import Limits, create_share, read_books, read_limits
 
 _log = logging.getLogger(__name__)
 
@@ -83,14 +83,16 @@ class NodeState:
     def _load(self) -> None:
         self.paths.shares_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
         self.specs.prepare()
+        # Before the records: what another instance prepares meanwhile has a record first, and so is not taken for lost.
+        with_share = {uid for uid, _ in self._share_names()}
+        with_spec = set(self.specs.claims())
         self.ledger.load()
-        known = self.ledger.prepared()
-        for uid in {uid for uid, _ in self._share_names()} - known.keys():
+        for uid in with_share - self.ledger.prepared().keys():
             recovered = self._recover(uid)
             if recovered is not None:
                 self.ledger.add(recovered)
                 _log.warning("share without a record found and counted again", extra={"claim_uid": uid})
-        for uid in set(self.specs.claims()) - self.ledger.prepared().keys():
+        for uid in with_spec - self.ledger.prepared().keys():
             self.specs.remove_claim(uid)
             _log.warning("CDI spec of an unknown claim removed", extra={"claim_uid": uid})
 
@@ -145,7 +147,7 @@ class NodeState:
                 ceiling_percent=limits.ceiling_percent,
                 policy=limits.policy,
             )
-        if present != limits or not (folder / names.BOOKS_FILE).exists():
+        if present != limits or not _has_books(folder):
             # Not durable: the record is, and each prepare compares and mends what a crash of the machine damaged.
             create_share(folder, limits, durable=False)
 
@@ -176,3 +178,11 @@ class NodeState:
         with os.scandir(self.paths.shares_dir) as entries:
             found = [entry.name for entry in entries if entry.name.rpartition("-")[0] == uid]
         return [name for name in found if _SHARE_NAME.fullmatch(name)]
+
+
+def _has_books(folder: Path) -> bool:
+    try:
+        read_books(folder)
+    except StateError:
+        return False
+    return True

@@ -13,12 +13,13 @@ from api.names import ClaimUID
 from kubeletplugin.claimlocks import ClaimLocks
 from kubeletplugin.claimreading import ClaimReader, ClaimReference
 from kubeletplugin.devices import DeviceTable
+from kubeletplugin.ledgers import Ledger
 from kubeletplugin.libraries import InstalledLibrary
 from kubeletplugin.nodestates import NodePaths, NodeState
 from kubeletplugin.planning import NodeView
 from kubeletplugin.preparing import Preparer
 from kubeletplugin.unpreparing import Unpreparer
-from libvgpu.shares import read_limits
+from libvgpu.shares import read_books, read_limits
 from tests.unit.kubeletplugin.builders import NODE, add_claim, gpu, result
 
 A = gpu(0)
@@ -188,6 +189,36 @@ def test_limits_that_a_crash_of_the_machine_zeroed_are_written_again(node: Node)
         node.prepare()
 
         assert node.limits() == limits
+
+
+def test_books_that_a_crash_of_the_machine_zeroed_are_written_again(node: Node) -> None:
+    node.prepare()
+    share = node.paths.shares_dir / f"{node.claim.uid}-0"
+    for damaged in (b"", b"\0" * 4096, b"\0" * (share / "books").stat().st_size):
+        (share / "books").write_bytes(damaged)
+
+        node.prepare()
+
+        assert read_books(share).used_bytes == 0
+
+
+def test_a_claim_that_another_instance_prepares_while_this_one_starts_is_left_alone(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A rolling update: the old agent serves until the new one does.
+    _, preparer, _ = node.start()
+    load = Ledger.load
+
+    def load_before_the_other_prepares(ledger: Ledger) -> None:
+        load(ledger)
+        preparer.prepare(node.claim)
+
+    monkeypatch.setattr(Ledger, "load", load_before_the_other_prepares)
+    state, _, _ = node.start()
+
+    assert len(list(node.paths.cdi_dir.iterdir())) == 1
+    state.ledger.load()
+    assert [claim.is_complete for claim in state.ledger.prepared().values()] == [True]
 
 
 def test_a_spec_of_a_claim_that_nobody_knows_is_removed_at_start(node: Node) -> None:
