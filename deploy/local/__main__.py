@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(
             program, help=f"run {program} as administrator", add_help=False, prefix_chars="\0"
         )
-        command.add_argument("arguments", nargs="*")
+        command.add_argument("arguments", nargs=argparse.REMAINDER)  # and not "*", which would swallow "--"
         command.set_defaults(run=_exec, program=program)
     load = commands.add_parser("load-image", help="give every node the image in an OCI archive")
     load.add_argument("archive", type=Path)

@@ -53,7 +53,7 @@ def kubernetes(version: str) -> Path:
 
     def make(target: Path) -> None:
         target.mkdir()
-        _go_build(build, target / "k8s")
+        go_build(build, target / "k8s")
         for component in COMPONENTS:
             (target / component).symlink_to("k8s")
 
@@ -77,7 +77,7 @@ def tools() -> Path:
     def make(target: Path) -> None:
         target.mkdir()
         for build in builds:
-            _go_build(build, target)
+            go_build(build, target)
 
     return build_once(_target("tools", *builds), make)
 
@@ -109,7 +109,8 @@ def _target(name: str, *builds: GoBuild) -> Path:
     return folder / f"{name}-{digest(content)}"
 
 
-def _go_build(build: GoBuild, output: Path) -> None:
+def go_build(build: GoBuild, output: Path) -> None:
+    """Build the packages into `output`: a file, or a folder that is there; BuildError with the end of the output."""
     go = go_program(needed_version(build.module_file))
     command = ["nice", "-n", "5", str(go), "build", "-v", "-trimpath", "-buildvcs=false", "-mod=readonly"]
     command += ["-modfile", str(build.module_file), "-tags", ",".join(build.tags), "-ldflags", build.link_flags]

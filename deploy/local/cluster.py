@@ -8,6 +8,7 @@ with Cluster("try") as cluster:
 
 import os
 import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,7 @@ from deploy.local.controlplane import COMPONENTS, start_control_plane
 from deploy.local.errors import LeftoversError, LocalClusterError, StartError
 from deploy.local.layout import Addresses, Facts, Layout, NodePaths
 from deploy.local.nodes import Node, Programs
+from deploy.local.processes import Command
 
 DEFAULT_KUBERNETES = "1.36.3"
 NODE_TIMEOUT_S = 60.0
@@ -42,6 +44,7 @@ class Cluster:
         """Describe a cluster; nothing is started. `kubernetes` counts for a cluster that is not there yet."""
         self.layout = Layout.of(name, state_dir)
         self._kubernetes = kubernetes
+        self._dies_with_caller = False
 
     def __enter__(self) -> Self:
         return self
@@ -77,16 +80,19 @@ class Cluster:
         return self.layout.node(index)
 
     def build(self) -> None:
-        """Build the programs of a cluster with nodes, where they are not built yet; says what it builds."""
-        prerequisites.check(nodes=True, install=False)
-        self._programs(nodes=1)
+        """Build the programs that a cluster takes on this machine, where they are not built yet; says what it builds."""
+        nodes = 0 if prerequisites.reason_for_process_nodes() else 1
+        prerequisites.check(nodes=nodes > 0, install=False)
+        self._programs(nodes)
 
     def up(self, nodes: int = 1, *, dies_with_caller: bool = False, install_packages: bool = False) -> None:
         """Start what does not run of the cluster, and return when it is ready: API server, nodes, default account.
 
         With `nodes=0` it is the control plane alone, on the loopback address, which takes no privileges.
-        `dies_with_caller` has the kernel end everything when the calling thread ends, however that happens.
+        `dies_with_caller` has the kernel end everything when the calling thread ends, however that happens: also what
+        start_process() starts later.
         """
+        self._dies_with_caller = self._dies_with_caller or dies_with_caller
         prerequisites.check(nodes=nodes > 0, install=install_packages)
         programs = self._programs(nodes)
         with locked(self.layout.lock):
@@ -101,6 +107,13 @@ class Cluster:
                 _import(node, images.pause_image().archive())
                 node.start_kubelet()
             self._wait_until_usable(client, started)
+
+    def start_process(self, name: str, argv: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Start a process that belongs to the cluster, unless it runs: `status` shows it, `down` ends it by SIGTERM."""
+        with locked(self.layout.lock):
+            if not processes.running(processes.record_path(self.layout.state, name)):
+                command = Command(name, argv, self.layout.state, environment, self._dies_with_caller)
+                processes.start(command)
 
     def down(self) -> None:
         """Stop and remove everything of the cluster, whatever state it is in; LeftoversError if something stays."""
@@ -121,9 +134,8 @@ class Cluster:
 
     def program(self, name: str) -> Path:
         """Return the path of a program of this cluster: kubectl, helm, ctr, runc, kubelet, ..."""
-        programs = self._programs(1)
-        folder = programs.kubernetes if (programs.kubernetes / name).exists() else programs.tools
-        return folder / name
+        own = self._programs(0).kubernetes / name
+        return own if own.exists() else self._programs(1).tools / name
 
     def environment(self) -> dict[str, str]:
         """Return the environment in which kubectl, helm and clients of ours find this cluster."""
@@ -144,7 +156,8 @@ class Cluster:
         facts = self.layout.read_facts()
         if facts is None:
             return []
-        places = [(self.layout.state, component, component) for component in COMPONENTS]
+        further = [record.stem for record in teardown.further_records(self.layout)]
+        places = [(self.layout.state, process, process) for process in (*COMPONENTS, *further)]
         for index in range(facts.nodes):
             paths = self.layout.node(index)
             places += [

@@ -13,6 +13,9 @@ from deploy.local.caching import cache_dir, locked
 from deploy.local.errors import StartError
 from deploy.local.layout import Addresses, Layout
 
+FIRST_SUBNET = 130
+SUBNETS = 120
+
 
 def run_ip(*arguments: str) -> str:
     """Run `ip`; StartError with its message if it fails."""
@@ -28,13 +31,14 @@ def create_bridge(layout: Layout) -> Addresses:
     with locked(cache_dir() / "locks" / "networks"):
         taken = _networks_in_use()
         first = int(layout.id, 16)
-        for offset in range(120):
-            subnet = 130 + (first + offset) % 120
+        for offset in range(SUBNETS):
+            subnet = FIRST_SUBNET + (first + offset) % SUBNETS
             if not any(network.overlaps(ipaddress.ip_network(f"10.{subnet}.0.0/16")) for network in taken):
                 addresses = Addresses.on_bridge(subnet)
                 ensure_bridge(layout, addresses)
                 return addresses
-    raise StartError("no network between 10.130.0.0/16 and 10.249.0.0/16 is free on this machine")
+    last = FIRST_SUBNET + SUBNETS - 1
+    raise StartError(f"no network between 10.{FIRST_SUBNET}.0.0/16 and 10.{last}.0.0/16 is free on this machine")
 
 
 def ensure_bridge(layout: Layout, addresses: Addresses) -> None:

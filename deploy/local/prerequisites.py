@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.local.errors import MissingPackagesError
+from deploy.local.errors import LocalClusterError, MissingPackagesError
+
+NODES_VARIABLE = "VGPU_NODES"
 
 
 @dataclass(frozen=True)
@@ -70,20 +72,42 @@ def _install(packages: list[str]) -> None:
         subprocess.run(command, check=False, env=environment, stdout=subprocess.DEVNULL)
 
 
-def containers_can_run() -> bool:
-    """Tell whether this machine lets us run nodes with containers: root, namespaces, mounts, cgroups, links.
+def reason_for_process_nodes() -> str:
+    """Return why nodes are processes here, for the person who starts them; empty: they run containers.
 
-    Where it does not (an unprivileged container, for example), the control plane still runs.
+    `VGPU_NODES=processes` or `VGPU_NODES=containers` decides; otherwise what the machine lets us do.
+    """
+    chosen = os.environ.get(NODES_VARIABLE, "")
+    if chosen not in {"", "processes", "containers"}:
+        raise LocalClusterError(f"{NODES_VARIABLE}: found {chosen!r}, expected processes or containers")
+    if chosen == "processes":
+        return f"{NODES_VARIABLE}=processes"
+    return "" if chosen == "containers" else obstacle_to_containers()
+
+
+def containers_can_run() -> bool:
+    """Tell whether this machine lets us run nodes with containers."""
+    return not obstacle_to_containers()
+
+
+def obstacle_to_containers() -> str:
+    """Return what keeps us from running nodes with containers: no root, namespaces, mounts, links or cgroups.
+
+    Empty where nothing does. Where something does (an unprivileged container, for example), the control plane still
+    runs.
     """
     if os.geteuid() != 0:
-        return False
+        return "not started as root"
     if shutil.which("unshare") is None or shutil.which("ip") is None:
-        return True  # nothing is known to forbid it: prerequisites.check names the packages
+        return ""  # nothing is known to forbid it: prerequisites.check names the packages
     script = "mount -t tmpfs tmpfs /mnt && mount --make-rshared / && ip link add vgpu-probe type bridge"
     script += " && ip link add vgpu-probe0 type veth peer name vgpu-probe1"
     namespaces = ["--fork", "--pid", "--mount", "--net", "--mount-proc", "--propagation", "private"]
-    probe = subprocess.run(["unshare", *namespaces, "--", "sh", "-c", script], check=False, capture_output=True)
-    return probe.returncode == 0 and _cgroups_are_writable()
+    command = ["unshare", *namespaces, "--", "sh", "-c", script]
+    probe = subprocess.run(command, check=False, capture_output=True, text=True)
+    if probe.returncode:
+        return (probe.stderr.strip().splitlines() or ["namespaces cannot be made"])[-1]
+    return "" if _cgroups_are_writable() else "no cgroup hierarchy is writable"
 
 
 def _cgroups_are_writable() -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from deploy.local import cgroups, links, processes
 from deploy.local.caching import cache_dir
+from deploy.local.controlplane import COMPONENTS
 from deploy.local.errors import StartError
 from deploy.local.layout import Layout
 from deploy.local.processes import ProcessId
@@ -88,11 +89,17 @@ def _belongs(layout: Layout, pid: int) -> bool:
     return ours and any(inside in argument + b"/" for argument in arguments)
 
 
+def further_records(layout: Layout) -> list[Path]:
+    """Return the records of what was started on top of the control plane (Cluster.start_process)."""
+    folder = processes.record_path(layout.state, "any").parent
+    return sorted(record for record in folder.glob("*.json") if record.stem not in COMPONENTS)
+
+
 def _records(layout: Layout) -> list[Path]:
     """Return the records of all processes: kubelets and their nodes first, etcd last."""
     nodes = sorted(layout.state.glob("node-*/processes/*.json"))
-    order = ["kube-scheduler", "kube-controller-manager", "kube-apiserver", "etcd"]
-    return nodes + [processes.record_path(layout.state, component) for component in order]
+    control_plane = [processes.record_path(layout.state, component) for component in reversed(COMPONENTS)]
+    return nodes + further_records(layout) + control_plane
 
 
 def _links(layout: Layout) -> list[str]:
