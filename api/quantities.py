@@ -5,7 +5,7 @@ not absurd.
 """
 
 import re
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 
 from kubernetes.utils.quantity import parse_quantity
 
@@ -55,12 +55,27 @@ def parse_count(quantity: object, where: str) -> int:
     return int(value)
 
 
+def parse_count_up(quantity: object, where: str) -> int:
+    """Return the least whole number that is not below a quantity such as "500m", which gives 1.
+
+    Raises:
+        ConfigError: not a quantity, negative, or above 2^63-1.
+    """
+    value = _parse(quantity)
+    if value is None or value > MAX_BYTES:
+        return parse_count(quantity, where)
+    return parse_count(int(value.to_integral_value(ROUND_CEILING)), where)
+
+
 def _parse(quantity: object) -> Decimal | None:
     if isinstance(quantity, bool) or not isinstance(quantity, str | int):
         return None
     if isinstance(quantity, str) and not _FORM.fullmatch(quantity):
         return None
-    value: Decimal = parse_quantity(quantity)  # type: ignore[no-untyped-call]
+    try:
+        value: Decimal = parse_quantity(quantity)  # type: ignore[no-untyped-call]
+    except ValueError:
+        return None  # an exponent beyond all bounds
     return value
 
 

@@ -66,6 +66,22 @@ def test_consumed_capacity_is_found_with_and_without_a_domain() -> None:
     )
 
 
+def test_fractions_of_other_drivers_capacities_are_rounded_up_and_of_ours_refused() -> None:
+    nic = {"request": "nic", "driver": "nic.example", "pool": "p", "device": "eth0"}
+    allocation = {"devices": {"results": [nic | {"consumedCapacity": {"nic.example/bandwidth": "1500m"}}]}}
+    request = {"deviceClassName": "nic", "capacity": {"requests": {"bandwidth": "500m"}}}
+
+    claim = ClaimView.from_object(_claim({"name": "nic", "exactly": request}, allocation=allocation))
+
+    assert claim.requests[0].capacity == {"bandwidth": 1}
+    assert claim.allocation is not None
+    assert claim.allocation.results[0].consumed == {"bandwidth": 2}
+    with pytest.raises(
+        ClaimError, match=r"request gpu: capacity: cores: found '500m', expected a whole number of 0 or above"
+    ):
+        ClaimView.from_object(_claim({"name": "gpu", **_EXACT, "capacity": {"requests": {"cores": "500m"}}}))
+
+
 def test_a_claim_with_a_damaged_spec_is_refused_by_name() -> None:
     with pytest.raises(ClaimError, match=r"^ResourceClaim team-a/train: expected the fields of resource.k8s.io"):
         ClaimView.from_object({"metadata": {"namespace": "team-a", "name": "train", "uid": "1"}, "spec": "x"})

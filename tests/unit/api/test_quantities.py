@@ -35,6 +35,11 @@ def test_an_absurd_amount_is_refused_with_the_largest_one() -> None:
         parse_bytes("9Ei", "m")
 
 
+def test_an_exponent_beyond_all_bounds_is_refused_like_any_other_word() -> None:
+    with pytest.raises(ConfigError, match=r"^cores: found '1e9{20}', expected a whole number of 0 or above$"):
+        parse_count("1e" + 20 * "9", "cores")
+
+
 def test_a_count_may_be_zero_and_not_less() -> None:
     assert parse_count("0", "cores") == 0
     assert parse_count("30", "cores") == 30
