@@ -47,7 +47,8 @@ class KeptConnections:
                 body = response.read()
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
-                if is_new:
+                # A server that says nothing would say nothing on the next connection either, each time for as long.
+                if is_new or isinstance(error, TimeoutError):
                     raise KubeError(f"GET {path}: no answer from the API server: {error!r}") from error
                 continue  # the server closed a connection that was idle; those that are left may be as old
             if response.will_close:

@@ -1,15 +1,19 @@
 """GETs over connections that are kept: used again, replaced when the server closed them, errors told."""
 
+import http.client
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from kubernetes import client
 
 from api import kube
 from api.errors import KubeError, NotFoundError
+from api.keptconnections import KeptConnections
 from api.kube import HTTPKubeClient
 
 
@@ -104,6 +108,23 @@ def test_requests_at_once_have_a_connection_each(server: Server) -> None:
         thread.join()
 
     assert len(server.asked_from) == 4
+
+
+def test_a_server_that_says_nothing_is_waited_for_once_and_not_on_each_idle_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        configuration = client.Configuration()
+        configuration.host = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        connections = KeptConnections(configuration, timeout_s=0.2)
+        idle = [http.client.HTTPConnection(*listener.getsockname()[:2], timeout=0.2) for _ in range(5)]
+        for connection in idle:
+            connection.connect()
+        connections._idle.extend(idle)
+
+        with pytest.raises(KubeError, match=r"^GET /: no answer from the API server: TimeoutError"):
+            connections.get("/", {})
+
+        assert len(connections._idle) == 4
+        connections.close()
 
 
 def test_a_server_that_is_away_is_told_at_once(tmp_path: Path) -> None:
