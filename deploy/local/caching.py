@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 PROJECT = "dra-driver-vgpu"
 
@@ -33,12 +34,29 @@ def digest(parts: Iterable[bytes]) -> str:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file, waiting for whoever holds it; it ends with the process at the latest."""
+def locked(path: Path, *, remove: bool = False) -> Iterator[None]:
+    """Hold an exclusive lock on a file, waiting for whoever holds it; it ends with the process at the latest.
+
+    With `remove` the file is gone afterwards: for locks of things that are themselves gone then.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as lock:
+    with contextlib.ExitStack() as opened:
+        lock = opened.enter_context(path.open("a"))
         fcntl.flock(lock, fcntl.LOCK_EX)
+        while not _is_at(lock, path):
+            # Whoever held it has removed the file: what counts is the lock on the one that is there now.
+            lock = opened.enter_context(path.open("a"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+        if remove:
+            path.unlink()
+
+
+def _is_at(lock: TextIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(lock.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def build_once(target: Path, build: Callable[[Path], None]) -> Path:
@@ -49,7 +67,7 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
     """
     if target.exists():
         return target
-    with locked(target.with_name(f".{target.name}.lock")):
+    with locked(target.with_name(f".{target.name}.lock"), remove=True):
         if not target.exists():
             scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
             try:

@@ -80,7 +80,7 @@ class Cluster:
         return self.layout.node(index)
 
     def build(self) -> None:
-        """Build the programs that a cluster takes on this machine, where they are not built yet; says what it builds."""
+        """Build the programs that a cluster takes here, where they are not built yet; says what it builds."""
         nodes = 0 if prerequisites.reason_for_process_nodes() else 1
         prerequisites.check(nodes=nodes > 0, install=False)
         self._programs(nodes)
@@ -117,7 +117,7 @@ class Cluster:
 
     def down(self) -> None:
         """Stop and remove everything of the cluster, whatever state it is in; LeftoversError if something stays."""
-        with locked(self.layout.lock):
+        with locked(self.layout.lock, remove=True):
             left = teardown.remove(self.layout)
         if left:
             raise LeftoversError(

@@ -4,6 +4,7 @@ Called by cluster.py for the pause image, and by the demo and tests for images o
 what goes into them.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -23,6 +24,8 @@ PAUSE_SOURCE = Path(__file__).parent / "pause.c"
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 # Any content of an image may be executable: who runs it decides, and it is test equipment.
 _TAR_FORMAT = tarfile.GNU_FORMAT
+# Every change of a program is a new image of it, of up to hundreds of megabytes.
+KEPT_ARCHIVES = 3
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,10 @@ class Image:
         folder = cache_dir() / "images"
         folder.mkdir(parents=True, exist_ok=True)
         label = self.name.rpartition("/")[2].partition(":")[0]
-        return build_once(folder / f"{label}-{self._key()}.tar", self._write)
+        archive = build_once(folder / f"{label}-{self._key()}.tar", self._write)
+        archive.touch()
+        remove_all_but_newest(folder, f"{label}-{'?' * len(self._key())}.tar")
+        return archive
 
     @property
     def reference(self) -> str:
@@ -115,6 +121,16 @@ class Image:
         return {"PATH": "/usr/local/bin:/usr/bin:/bin", **self.environment}
 
 
+def remove_all_but_newest(folder: Path, pattern: str, kept: int = KEPT_ARCHIVES) -> None:
+    """Remove the files of a pattern that were not used for the longest time."""
+    times: dict[Path, float] = {}
+    for path in folder.glob(pattern):
+        with contextlib.suppress(FileNotFoundError):  # another run removes it, too
+            times[path] = path.stat().st_mtime
+    for path in sorted(times, key=lambda path: times[path], reverse=True)[kept:]:
+        path.unlink(missing_ok=True)
+
+
 def image_of(archive: Path) -> tuple[str, str]:
     """Return the name and the digest of the image in an OCI archive that Image.archive() wrote."""
     with tarfile.open(archive) as tar:
@@ -169,7 +185,9 @@ def _add(tar: tarfile.TarFile, path: str, content: Content) -> None:
     else:
         stat = content.stat()
         # The time is kept: Python's compiled files are valid only for sources of the time they name.
-        entry.size, entry.mode, entry.mtime = stat.st_size, (stat.st_mode & 0o755) | 0o444, int(stat.st_mtime)
+        entry.size, entry.mtime = stat.st_size, int(stat.st_mtime)
+        # Whoever the pod's user is can read and run it, even if here only its owner can.
+        entry.mode = 0o755 if stat.st_mode & 0o100 else 0o644
         with content.open("rb") as stream:
             tar.addfile(entry, stream)
 

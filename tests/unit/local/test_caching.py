@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.local.caching import build_once, cache_dir
+from deploy.local.caching import build_once, cache_dir, locked
 
 
 def test_what_is_built_is_not_built_again(tmp_path: Path) -> None:
@@ -21,7 +21,7 @@ def test_an_aborted_build_leaves_nothing_under_its_name(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         build_once(tmp_path / "built", abort)
-    assert [path.name for path in tmp_path.iterdir()] == [".built.lock"]
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".built.lock"] == []
 
 
 def test_of_two_builds_at_once_one_builds_and_the_other_finds_it(tmp_path: Path) -> None:
@@ -51,3 +51,24 @@ def test_the_cache_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert cache_dir() == tmp_path / "xdg" / "dra-driver-vgpu"
     monkeypatch.setenv("VGPU_CACHE_DIR", str(tmp_path / "own"))
     assert cache_dir() == tmp_path / "own"
+
+
+def test_a_lock_that_its_holder_removes_is_held_by_one_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    inside: list[str] = []
+    seen: list[int] = []
+
+    def hold() -> None:
+        for _ in range(50):
+            with locked(path, remove=True):
+                inside.append("in")
+                seen.append(len(inside))
+                inside.pop()
+
+    threads = [threading.Thread(target=hold) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [1] * 200
+    assert not path.exists()
