@@ -25,6 +25,7 @@ struct vgpu_estimate {
     uint32_t since_sample;    /* launches since the last sampled one */
     uint32_t unpaid;          /* launches before the first measurement */
     uint64_t since_sample_ns; /* their GPU time */
+    uint32_t under_way;       /* measurements that were begun and have no result yet */
 };
 
 /* The estimate of a key (not 0). Never NULL: when the table is full, work shares estimates. */

@@ -14,7 +14,7 @@
 enum {
     ACCOUNT_EVERY = 64,                   /* launches that a thread keeps to itself */
     UNKNOWN_MOST = 2,                     /* launches of work not yet measured, then wait for the first measurement */
-    UNKNOWN_WAIT_NS = 1000 * 1000 * 1000, /* not for ever: it may wait for what this thread does next */
+    UNKNOWN_WAIT_NS = 1000 * 1000 * 1000, /* at each launch; not for ever: it may wait for what this thread does next */
     UNKNOWN_STEP_NS = 20 * 1000,
     UNKNOWN_LONGEST_STEP_NS = 1000 * 1000,
 };
@@ -82,17 +82,14 @@ static void harvest(CUcontext context) {
     thread.credit_ns -= (int64_t)owed;
 }
 
-/* New work is launched again and again, and nobody knows yet what it takes: let the first measurement come in. Should
- * none come, the work takes at least as long as we waited. */
+/* New work is launched again and again, and nobody knows yet what it takes: let the first measurement come in. Where
+ * none is under way, go on as soon as there is a pair of events to measure this launch with. What was launched
+ * meanwhile is paid in full when it was measured, so nothing is guessed here. */
 static void wait_for_measurement(CUcontext context, struct vgpu_estimate *estimate) {
     uint64_t start = vgpu_now_ns(), now = start, step = UNKNOWN_STEP_NS;
-    while (__atomic_load_n(&estimate->gpu_ns, __ATOMIC_RELAXED) == 0) {
-        if (now - start >= UNKNOWN_WAIT_NS) {
-            uint64_t owed = vgpu_estimate_measured(estimate, now - start);
-            thread.gpu_ns += owed;
-            thread.credit_ns -= (int64_t)owed;
+    while (__atomic_load_n(&estimate->gpu_ns, __ATOMIC_RELAXED) == 0 && now - start < UNKNOWN_WAIT_NS) {
+        if (__atomic_load_n(&estimate->under_way, __ATOMIC_RELAXED) == 0 && vgpu__sample_possible())
             break;
-        }
         vgpu_sleep_ns(step);
         step = step < UNKNOWN_LONGEST_STEP_NS ? 2 * step : step;
         harvest(context);

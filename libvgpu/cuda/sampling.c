@@ -38,6 +38,13 @@ static bool create_events(struct vgpu__sample *sample, CUcontext context) {
     return false;
 }
 
+static void destroy_events(const struct vgpu__sample *sample) {
+    CUresult ignored;
+    VGPU_CALL(ignored, cuEventDestroy_v2, sample->start);
+    VGPU_CALL(ignored, cuEventDestroy_v2, sample->end);
+    (void)ignored;
+}
+
 /* A pair of this context, ours to use. */
 static struct vgpu__sample *find_pair(CUcontext context) {
     for (int i = 0; i < PAIRS; i++) {
@@ -49,14 +56,32 @@ static struct vgpu__sample *find_pair(CUcontext context) {
         leave(sample, IDLE);
     }
     for (int i = 0; i < PAIRS; i++) {
-        if (!become(&samples[i], FREE, BUSY))
+        bool used = become(&samples[i], IDLE, BUSY); /* by another context, which has no need of it now */
+        if (!used && !become(&samples[i], FREE, BUSY))
             continue;
+        if (used)
+            destroy_events(&samples[i]);
         if (create_events(&samples[i], context))
             return &samples[i];
         leave(&samples[i], FREE);
         return NULL;
     }
     return NULL;
+}
+
+bool vgpu__sample_possible(void) {
+    for (int i = 0; i < PAIRS; i++) {
+        int state = __atomic_load_n(&samples[i].state, __ATOMIC_RELAXED);
+        if (state == FREE || state == IDLE)
+            return true;
+    }
+    return false;
+}
+
+/* The sample is on its way to a result (+1) or has one (-1). */
+static void count(const struct vgpu__sample *sample, int change) {
+    __atomic_fetch_add(&pending, change, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&sample->estimate->under_way, (uint32_t)change, __ATOMIC_RELAXED);
 }
 
 struct vgpu__sample *vgpu__sample_begin(CUcontext context, CUstream stream, struct vgpu_estimate *estimate) {
@@ -77,7 +102,7 @@ void vgpu__sample_end(struct vgpu__sample *sample, CUstream stream, bool launche
     if (launched)
         VGPU_CALL(result, cuEventRecord, sample->end, stream);
     if (result == CUDA_SUCCESS)
-        __atomic_fetch_add(&pending, 1, __ATOMIC_RELAXED);
+        count(sample, 1);
     leave(sample, result == CUDA_SUCCESS ? PENDING : IDLE);
 }
 
@@ -91,7 +116,7 @@ static uint64_t harvest_one(struct vgpu__sample *sample) {
     }
     if (result == CUDA_SUCCESS)
         VGPU_CALL(result, cuEventElapsedTime, &milliseconds, sample->start, sample->end);
-    __atomic_fetch_sub(&pending, 1, __ATOMIC_RELAXED);
+    count(sample, -1);
     struct vgpu_estimate *estimate = sample->estimate;
     leave(sample, IDLE);
     if (result != CUDA_SUCCESS || !(milliseconds >= 0))
@@ -123,7 +148,7 @@ void vgpu__sample_drop(CUcontext context) {
         } else if (become(sample, PENDING, BUSY)) {
             bool gone = sample->context == context;
             if (gone)
-                __atomic_fetch_sub(&pending, 1, __ATOMIC_RELAXED);
+                count(sample, -1);
             leave(sample, gone ? FREE : PENDING);
         } else if (become(sample, IDLE, BUSY)) {
             leave(sample, sample->context == context ? FREE : IDLE);

@@ -13,6 +13,9 @@ struct vgpu__sample;
 /* Record the start of a measurement on a stream of the current context. NULL: not now (no free pair). */
 struct vgpu__sample *vgpu__sample_begin(CUcontext context, CUstream stream, struct vgpu_estimate *estimate);
 
+/* True if vgpu__sample_begin would find a pair. */
+bool vgpu__sample_possible(void);
+
 /* Record its end; `launched` false: the launch failed, forget it. */
 void vgpu__sample_end(struct vgpu__sample *sample, CUstream stream, bool launched);
 

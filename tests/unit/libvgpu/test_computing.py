@@ -160,3 +160,38 @@ def test_every_way_to_launch_is_held_to_the_share(function: str, machine: "Machi
         program.communicate(timeout=60)
     assert program.returncode == 0
     assert _percent(machine, program.pid, 1) == pytest.approx(25, abs=4)
+
+
+def test_many_kernels_that_nobody_knows_yet_are_not_held_up(machine: "Machine") -> None:
+    share = machine.share(cores_percent=50)
+    output = machine.run("""
+        import time
+        start()
+        functions = [kernel(f"spin{i}") for i in range(100)]  # more than can be measured at once
+        begin = time.monotonic()
+        for _ in range(3):
+            for function in functions:
+                launch(function, 200_000)
+        synchronize()
+        say(time.monotonic() - begin)
+    """)
+    assert float(output) < 2  # 60 ms of work
+    assert read_books(share).gpu_time_ns == pytest.approx(60e6, rel=0.2)
+
+
+def test_new_kernels_behind_a_blocked_stream_are_charged_for_what_they_take(machine: "Machine") -> None:
+    share = machine.share(cores_percent=25)
+    machine.run("""
+        import ctypes, threading
+        start()
+        function, stream, go = kernel(), c_void_p(), threading.Event()
+        check(cuda.cuStreamCreate(byref(stream), 1))
+        callback = ctypes.CFUNCTYPE(None, c_void_p)(lambda _: go.wait())
+        check(cuda.cuLaunchHostFunc(stream, callback, None))
+        for _ in range(3):
+            launch(function, 1_000_000, stream)
+        go.set()
+        synchronize()
+        launch(function, 1_000_000, stream)
+    """)
+    assert read_books(share).gpu_time_ns == pytest.approx(4e6, rel=0.2)
