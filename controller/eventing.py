@@ -18,7 +18,7 @@ EVENT_CONFIG_INVALID = "VGPUConfigInvalid"
 """Reason of the event on a claim or template whose parameters cannot be read."""
 
 _MAX_NAME = 253
-_MAX_NOTE = 1024
+_MAX_NOTE_BYTES = 1024
 _MIN_INTERVAL_S = 60.0
 _MAX_INTERVAL_S = 900.0
 """Well below the hour after which the API server forgets an event."""
@@ -96,7 +96,7 @@ def render(
         "reason": message.reason,
         "type": "Warning",
         "regarding": subject.reference(),
-        "note": message.note[:_MAX_NOTE],
+        "note": message.note.encode()[:_MAX_NOTE_BYTES].decode(errors="ignore"),
     }
     if related is not None:
         event["related"] = related.reference()

@@ -64,6 +64,11 @@ def test_news_comes_once_a_minute_and_the_same_again_ever_more_rarely(
     assert due_in_s(said, note, now=100) == wait_s
 
 
+def test_a_long_note_is_cut_to_the_bytes_that_the_api_server_takes() -> None:
+    note = render(CLAIM, Message("VGPUConfigInvalid", "a" + 1000 * "ö", "Checking"), "i", NOW)["note"]
+    assert note == "a" + 511 * "ö"
+
+
 def test_the_same_text_again_is_counted() -> None:
     kube = FakeKube()
     for _ in range(3):
