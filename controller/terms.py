@@ -12,7 +12,7 @@ from controller.caching import ClusterCache, Listeners
 from controller.consumable import ConsumableMode
 from controller.keeping import PoolKeeper, Sources
 from controller.metrics import Metrics
-from controller.offering import OfferMode
+from controller.offering import NoMode, OfferMode
 from controller.pending import PendingKeeper, Topic
 from controller.probing import PROBE_NODE, choose_mode
 from controller.queueing import WorkQueue, backoff_s
@@ -26,6 +26,8 @@ OFFER_MODES: tuple[OfferMode, ...] = (ConsumableMode(),)
 
 _CHOOSE_MODE = ""
 """A key of the pools' queue that is no node: find out anew which mode the API server carries."""
+_PROBE_AGAIN_S = 60.0
+"""While no mode can be used: API servers that restart one by one turn a feature gate on without an outage to see."""
 _RENEW_CACHE_S = 1.0
 
 
@@ -115,6 +117,8 @@ class Term:
             self._kube, driver, version, sources=sources, may_write=self._may_write, metrics=self._metrics
         )
         self._set_mode(cache, keeper, mode)
+        if isinstance(mode, NoMode):
+            self._pools.add_after(_CHOOSE_MODE, _PROBE_AGAIN_S)
         cache.start()
         while not cache.wait_synced(_RENEW_CACHE_S):
             self._trouble = f"the API server has not listed {', '.join(cache.unsynced())} yet"
@@ -172,13 +176,14 @@ class Term:
             if self._may_write():
                 mode = choose_mode(self._kube, OFFER_MODES, self._settings.driver, keeper.version)
                 self._set_mode(cache, keeper, mode)
-            return None
+            return _PROBE_AGAIN_S if isinstance(keeper.mode, NoMode) else None
         mode = keeper.mode
         try:
             return keeper.sync(node)
         finally:
             if keeper.mode is not mode:
                 self._set_mode(cache, keeper, keeper.mode, force=True)
+                self._pools.add_after(_CHOOSE_MODE, _PROBE_AGAIN_S)
             _, inventory = cache.inventory(node)
             cache.note_withheld(node, keeper.offer(inventory).withheld if inventory else ())
             self._measure(cache)

@@ -12,6 +12,7 @@ from api.claims import Object
 from api.errors import KubeError
 from api.kube import JSON, Resource
 from api.kubefake import FakeKube
+from controller import terms
 from controller.controller import Controller
 from tests.unit.controller.builders import (
     CLAIMS,
@@ -235,6 +236,21 @@ def test_nothing_is_offered_where_the_api_server_drops_limits(caplog: pytest.Log
         "gate DRAConsumableCapacity is off. Devices are not offered, since their limits could not be kept; turn the "
         "gate on for kube-apiserver, kube-scheduler and kubelet"
     )
+
+
+def test_devices_are_offered_once_the_gate_is_turned_on_without_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terms, "_PROBE_AGAIN_S", 0.05)
+    kube = GateOffKube()
+    controller = make_controller(kube)
+    add_node(kube)
+    state_inventory(kube, "n1", status(facts()))
+    controller.start()
+    wait_until(lambda: SLICE_N1 in slices(kube))
+    assert settled(kube, controller)[SLICE_N1]["spec"]["devices"] == []
+    kube.gate_on = True
+    wait_until(lambda: len(slices(kube)[SLICE_N1]["spec"]["devices"]) == 1)
+    controller.stop()
+    kube.set_down(True)
 
 
 def test_devices_are_withdrawn_when_the_gate_is_turned_off_under_a_running_controller() -> None:
