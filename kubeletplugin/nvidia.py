@@ -64,6 +64,7 @@ class NvidiaDiscovery(DiscoveryBackend):
         try:
             count = pynvml.nvmlDeviceGetCount()
         except pynvml.NVMLError as error:
+            self.close()  # it answers for the driver that it was initialised with, which may be another one by now
             raise StateError(f"NVML of {self._root.path}: devices cannot be counted: {error}") from error
         driver_version = _ask(pynvml.nvmlSystemGetDriverVersion) or ""
         runtime_version = _cuda_version(_ask(pynvml.nvmlSystemGetCudaDriverVersion_v2))

@@ -25,18 +25,28 @@ class FakeNVML:
 
     def __init__(self, *cards: dict[str, Any]) -> None:
         self.cards = cards
+        self.driver = "driver"
+        self.initialised_with = ""
+
+    def _initialise(self) -> None:
+        self.initialised_with = self.driver
+
+    def _count(self) -> int:
+        if self.initialised_with != self.driver:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
+        return len(self.cards)
 
     def __getattr__(self, name: str) -> Any:
         """Return the function of this name: NVML's own are not Python's style, so they stand here as texts."""
         system = {
-            "nvmlInit": None,
             "nvmlShutdown": None,
-            "nvmlDeviceGetCount": len(self.cards),
             "nvmlSystemGetDriverVersion": "570.124.06",
             "nvmlSystemGetCudaDriverVersion_v2": 12080,
         }
         if name in system:
             return lambda: system[name]
+        if name in {"nvmlInit", "nvmlDeviceGetCount"}:
+            return self._initialise if name == "nvmlInit" else self._count
         return self._handle if name == "nvmlDeviceGetHandleByIndex" else self._fact(name.removeprefix("nvmlDeviceGet"))
 
     def _handle(self, index: int) -> dict[str, Any]:
@@ -157,6 +167,23 @@ def test_a_device_without_a_name_is_told_and_hides_no_other(monkeypatch: pytest.
 
     assert [device.index for device in found.devices] == [1]
     assert found.message == "device 0: GPU is lost"
+
+
+def test_a_driver_that_was_loaded_anew_is_asked_anew(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    # NVML answers for the driver that was there when it was initialised.
+    nvml = FakeNVML(card(0))
+    monkeypatch.setattr(nvidia, "pynvml", nvml)
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_arguments, **_options: None)
+    monkeypatch.setenv("VGPU_STUB_DEV_DIR", "")
+    backend = NvidiaDiscovery(DriverRoot(root, root), sysfs=root / "sys")
+    backend.discover()
+
+    nvml.driver = "another driver"
+    with pytest.raises(StateError, match="devices cannot be counted: Driver Not Loaded"):
+        backend.discover()
+
+    assert len(backend.discover().devices) == 1
+    backend.close()
 
 
 def test_the_driver_brings_its_libraries_to_where_loaders_look(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
