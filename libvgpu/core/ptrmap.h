@@ -16,7 +16,14 @@
 struct vgpu_device;
 
 /* What a key means: handles of different kinds may have the same value. */
-enum vgpu_kind { VGPU_KIND_POINTER = 1, VGPU_KIND_ARRAY, VGPU_KIND_MIPMAP, VGPU_KIND_POOLED, VGPU_KIND_GRAPH };
+enum vgpu_kind {
+    VGPU_KIND_POINTER = 1,
+    VGPU_KIND_ARRAY,
+    VGPU_KIND_MIPMAP,
+    VGPU_KIND_POOLED,
+    VGPU_KIND_GRAPH,
+    VGPU_KIND_CAPTURE
+};
 
 struct vgpu_charge {
     uint64_t key;

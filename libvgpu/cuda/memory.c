@@ -5,6 +5,7 @@
 #include "cuda/memory.h"
 
 #include "core/quota.h"
+#include "cuda/launch.h"
 #include "cuda/pools.h"
 
 #include <stddef.h>
@@ -82,8 +83,12 @@ CUresult vgpu__given(const struct vgpu_charge *charge, CUresult result) {
 
 void vgpu__memory_context_gone(CUcontext context) {
     struct vgpu_charge charge;
-    while (context != NULL && vgpu_ptrmap_take_owned(context, &charge))
-        vgpu_credit(charge.device, charge.bytes);
+    while (context != NULL && vgpu_ptrmap_take_owned(context, &charge)) {
+        if (charge.kind == VGPU_KIND_CAPTURE)
+            vgpu__launch_capture(-1);
+        else
+            vgpu_credit(charge.device, charge.bytes);
+    }
 }
 
 void vgpu__memory_forget(void) {

@@ -195,3 +195,51 @@ def test_new_kernels_behind_a_blocked_stream_are_charged_for_what_they_take(mach
         launch(function, 1_000_000, stream)
     """)
     assert read_books(share).gpu_time_ns == pytest.approx(4e6, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "check(cuda.cuStreamDestroy_v2(stream))",
+        "check(cuda.cuCtxDestroy_v2(context)); start()",
+        "check(cuda.cuStreamEndCapture(stream, byref(graph))); cuda.cuStreamEndCapture(stream, byref(graph))",
+    ],
+)
+def test_captures_that_end_in_odd_ways_do_not_end_the_limit(end: str, machine: "Machine") -> None:
+    share = machine.share(cores_percent=20)
+    code = f"""
+        import time
+        context, stream, graph = c_void_p(), c_void_p(), c_void_p()
+        start()
+        check(cuda.cuCtxCreate_v2(byref(context), 0, 0))
+        check(cuda.cuStreamCreate(byref(stream), 1))
+        check(cuda.cuStreamBeginCapture_v2(stream, 2))
+        {end}
+        function = kernel()
+        end = time.monotonic() + 1
+        while time.monotonic() < end:
+            launch(function, 1_000_000)
+        synchronize()
+    """
+    with machine.start(code) as program:
+        program.communicate(timeout=60)
+    assert program.returncode == 0
+    assert _percent(machine, program.pid, 1) == pytest.approx(20, abs=3)
+    assert read_books(share).gpu_time_ns == pytest.approx(0.2e9, rel=0.2)
+
+
+def test_launches_into_a_capture_cost_nothing_after_an_end_without_a_beginning(machine: "Machine") -> None:
+    share = machine.share(cores_percent=50)
+    machine.run("""
+        start()
+        function, stream, graph = kernel(), c_void_p(), c_void_p()
+        check(cuda.cuStreamCreate(byref(stream), 1))
+        assert cuda.cuStreamEndCapture(stream, byref(graph)) == 401
+        launch(function, 1_000_000, stream)
+        synchronize()
+        check(cuda.cuStreamBeginCapture_v2(stream, 0))
+        for _ in range(600):
+            launch(function, 1_000_000, stream)
+        check(cuda.cuStreamEndCapture(stream, byref(graph)))
+    """)
+    assert read_books(share).launches == 1
