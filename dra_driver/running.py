@@ -25,6 +25,7 @@ from kubeletplugin.devices import Device
 from libvgpu.paths import library_path
 from libvgpu.shares import Limits, create_share, read_limits
 
+ENV_RUNTIME_DIR = "DRA_DRIVER_RUNTIME_DIR"
 _LOCK = "lock"
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -40,6 +41,8 @@ class ShareRequest:
 
 def runtime_dir(environment: Mapping[str, str] = os.environ) -> Path:
     """Return where the shares of `run` live: a folder of this user that a reboot empties."""
+    if given := environment.get(ENV_RUNTIME_DIR):
+        return Path(given)
     if os.geteuid() == 0:
         return Path("/run/dra-driver-vgpu/run")
     base = environment.get("XDG_RUNTIME_DIR")

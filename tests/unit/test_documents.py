@@ -1,0 +1,44 @@
+"""The documents are true: every command in them is one that CI runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).parents[2]
+_CI = (_ROOT / ".ci/run").read_text()
+_INSTALL = (
+    "helm install vgpu deploy/helm/dra-driver-vgpu --namespace vgpu-system --create-namespace "
+    "--set image.repository=REGISTRY/dra-driver-vgpu"
+)
+_ELSEWHERE = {
+    # tests/unit/dra_driver/test_running.py runs it with the stub driver's root
+    ".venv/bin/dra-driver run --memory 2Gi --cores 25 -- nvidia-smi",
+    # tests/e2e installs the chart with `helm upgrade --install`, and an image that the node has
+    _INSTALL,
+}
+
+
+def _commands(document: Path) -> list[str]:
+    blocks = re.findall(r"^```sh\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_every_command_of_a_document_is_run_by_ci(name: str) -> None:
+    commands = _commands(_ROOT / name)
+    assert commands
+    run_by_ci = {line.strip() for line in _CI.splitlines()}
+    assert [command for command in commands if command not in run_by_ci | _ELSEWHERE] == []
+
+
+@pytest.mark.parametrize("document", [*_ROOT.glob("*.md"), *_ROOT.glob("docs/**/*.md")], ids=lambda path: path.name)
+def test_every_link_to_a_file_leads_somewhere(document: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text())
+    assert [target for target in targets if not (document.parent / target).exists()] == []
+
+
+def test_every_make_target_has_a_line_of_help() -> None:
+    makefile = (_ROOT / "Makefile").read_text()
+    wanted = ["help", "demo", "demo-down", "test", "e2e", "bench", "lint", "fmt", "build", "clean"]
+    assert [target for target in wanted if not re.search(rf"^{target}:.*## \S", makefile, re.MULTILINE)] == []
