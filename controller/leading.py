@@ -135,10 +135,10 @@ class LeaderElector:
             self._release()
 
     def _attempt(self) -> None:
-        # Taken before the request: the others count from what they see, which is never earlier.
+        # Taken before the request: the others count from when they have seen it, which is never earlier.
         asked = time.monotonic()
         try:
-            held = self._take_or_renew(asked)
+            held = self._take_or_renew()
         except KubeError as error:
             # Once for each trouble, and not every two seconds.
             level = logging.DEBUG if str(error) == self._trouble else logging.WARNING
@@ -149,7 +149,7 @@ class LeaderElector:
         self._contact = time.monotonic()
         self._leads_until = asked + self._settings.renew_deadline_s if held else 0.0
 
-    def _take_or_renew(self, now: float) -> bool:
+    def _take_or_renew(self) -> bool:
         settings = self._settings
         try:
             lease = self._kube.get(LEASES, settings.name, settings.namespace)
@@ -162,6 +162,7 @@ class LeaderElector:
             self._kube.create(LEASES, renewed(fresh, settings, datetime.now(UTC)))
             return True
         spec = lease.get("spec") or {}
+        now = time.monotonic()  # after the answer: the holder may have renewed while it was on its way
         if self._seen is None or self._seen.spec != spec:
             self._seen = Seen(spec, now)
         if not may_take(lease, self._seen, settings.identity, now):

@@ -1,13 +1,14 @@
 """Leader election: one leads, a lost Lease ends leading, a clean stop hands over at once."""
 
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import pytest
 
 from api.errors import ConfigError, ConflictError
-from api.kube import LEASES
+from api.kube import JSON, LEASES, Resource
 from api.kubefake import FakeKube
 from controller.leading import LeaderElector, LeaseSettings, Seen, may_take, renewed
 from tests.unit.controller.builders import wait_until
@@ -90,6 +91,25 @@ def test_durations_that_do_not_go_together_are_refused() -> None:
         "leader election: found retry 2 s, renew deadline 10 s, duration 10 s, "
         "expected 0 < retry < renew deadline < duration"
     )
+
+
+def test_a_lease_counts_from_when_it_was_seen_and_not_from_when_it_was_asked_for() -> None:
+    # The answer came late, and the holder renewed just before it was given: it may lead for some time yet.
+    class SlowKube(FakeKube):
+        def get(self, resource: Resource, name: str, namespace: str | None = None) -> JSON:
+            never.wait(0.2)
+            return super().get(resource, name, namespace)
+
+    never = threading.Event()
+    kube = SlowKube()
+    kube.create(LEASES, {"metadata": {"namespace": "system", "name": "lease"}, **lease("other", duration_s=1)})
+    elector = Candidate(kube, "first").elector
+    before = time.monotonic()
+
+    elector._attempt()
+
+    assert elector._seen is not None
+    assert elector._seen.at >= before + 0.2
 
 
 def test_only_one_of_two_leads(kube: FakeKube, first: Candidate, second: Candidate) -> None:
