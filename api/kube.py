@@ -128,8 +128,12 @@ class KubeClient(ABC):
         """Apply a JSON merge patch to the object with target's metadata (name, namespace) and return the result."""
 
     @abstractmethod
-    def delete(self, resource: Resource, obj: Mapping[str, Any]) -> None:
-        """Delete an object; NotFoundError if it is gone. The uid and resourceVersion it carries are preconditions."""
+    def delete(self, resource: Resource, obj: Mapping[str, Any], grace_s: int | None = None) -> None:
+        """Delete an object; NotFoundError if it is gone. The uid and resourceVersion it carries are preconditions.
+
+        `grace_s` is for pods: how long their containers have for their end, None for what the pod says. With 0 the
+        object goes at once: that is for whoever runs the pod, when its containers have ended.
+        """
 
     @abstractmethod
     def served_versions(self, group: str) -> tuple[str, ...]:
@@ -237,10 +241,13 @@ class HTTPKubeClient(KubeClient):
         return self._request("PATCH", _path(resource, target, subresource), body=patch, content_type=MERGE_PATCH)
 
     @override
-    def delete(self, resource: Resource, obj: Mapping[str, Any]) -> None:
+    def delete(self, resource: Resource, obj: Mapping[str, Any], grace_s: int | None = None) -> None:
         metadata = obj["metadata"]
         preconditions = {key: metadata[key] for key in ("uid", "resourceVersion") if metadata.get(key)}
-        self._request("DELETE", _path(resource, obj), body={"preconditions": preconditions} if preconditions else None)
+        options: JSON = {"preconditions": preconditions} if preconditions else {}
+        if grace_s is not None:
+            options["gracePeriodSeconds"] = grace_s
+        self._request("DELETE", _path(resource, obj), body=options or None)
 
     @override
     def served_versions(self, group: str) -> tuple[str, ...]:

@@ -128,7 +128,7 @@ class FakeKube(KubeClient):
             return self._store(key, _merged(stored, patched, subresource), "MODIFIED")
 
     @override
-    def delete(self, resource: Resource, obj: Mapping[str, Any]) -> None:
+    def delete(self, resource: Resource, obj: Mapping[str, Any], grace_s: int | None = None) -> None:
         with self._changed:
             key = _key(resource, obj)
             self._answer("delete", resource.path(key[1] or None, key[2]))

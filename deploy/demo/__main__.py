@@ -4,12 +4,13 @@ import argparse
 import sys
 import time
 
-from deploy.demo import checks
+from deploy.demo import checks, containers, processes
 from deploy.demo.looking import look
-from deploy.demo.scenario import bring_up, start_tenants
+from deploy.demo.scenario import start_tenants
 from deploy.demo.tenants import GPU, TENANTS, WAITING_POD
 from deploy.local.cluster import Cluster
 from deploy.local.errors import LocalClusterError
+from deploy.local.prerequisites import reason_for_process_nodes
 
 CLUSTER = "demo"
 _BEGAN_S = time.monotonic()
@@ -33,7 +34,10 @@ def main() -> int:
 
 def _show(cluster: Cluster) -> int:
     _say(f"one node with one simulated GPU of {GPU.memory_bytes >> 30} GiB")
-    scenario = bring_up(cluster, [GPU], _say)
+    reason = reason_for_process_nodes()
+    if reason:
+        _say(f"its pods are processes and no containers: {reason}")
+    scenario = (processes if reason else containers).bring_up(cluster, [GPU], _say)
     asked = ", ".join(f"{t.name} with {t.memory_mib} MiB and {t.cores_percent} cores" for t in TENANTS)
     _say(f"starting {asked}, {WAITING_POD} with more than any GPU has")
     start_tenants(scenario)

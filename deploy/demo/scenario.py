@@ -1,22 +1,23 @@
-"""Brings the demo up: cluster, simulated GPU, images, chart, tenants. Called by the demo and the end-to-end tests."""
+"""The running demo as one object: what the checks and the end-to-end tests look at, whatever its node is made of.
 
-import contextlib
+`containers` and `processes` bring it up, on a real node and on one whose pods are processes.
+"""
+
 import json
 import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deploy.demo import tenants
-from deploy.local import imagecontents
+from deploy.demo.tenants import Tenant
 from deploy.local.cluster import Cluster
-from deploy.local.errors import LocalClusterError
 from libvgpu.stub import StubCard, StubGPU, create_driver_root, read_card
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build"
-CHART = ROOT / "deploy/helm/dra-driver-vgpu"
 DRIVER_NAMESPACE = "vgpu-system"
 AGENT_LABEL = "app.kubernetes.io/component=node-agent"
 
@@ -24,7 +25,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Scenario:
+class Scenario(ABC):
     """A cluster with the driver installed on a node with simulated GPUs."""
 
     cluster: Cluster
@@ -45,46 +46,29 @@ class Scenario:
         environment = self.cluster.environment()
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
-    def run_in(self, tenant: tenants.Tenant, *command: str) -> subprocess.CompletedProcess[str]:
+    @abstractmethod
+    def run_in(self, tenant: Tenant, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command in a tenant's container, as a second process of the same share."""
-        return self.run("-n", tenants.NAMESPACE, "exec", f"deployment/{tenant.name}", "--", *command)
 
-    def logs(self, tenant: tenants.Tenant) -> str:
+    @abstractmethod
+    def logs(self, tenant: Tenant) -> str:
         """Return what a tenant printed so far."""
-        return self.cluster.kubectl("-n", tenants.NAMESPACE, "logs", f"deployment/{tenant.name}")
 
-    def follow(self, tenant: tenants.Tenant) -> "subprocess.Popen[str]":
-        """Start to follow what a tenant prints; the caller ends it."""
-        command = [str(self.cluster.program("kubectl")), "-n", tenants.NAMESPACE, "logs", "--follow", "--tail=1"]
-        return subprocess.Popen(
-            [*command, f"deployment/{tenant.name}"], env=self.cluster.environment(), stdout=subprocess.PIPE, text=True
-        )
+    @abstractmethod
+    def follow(self, tenant: Tenant) -> "subprocess.Popen[str]":
+        """Start to follow what a tenant prints, from its last line on; the caller ends it."""
 
+    @abstractmethod
     def agent_process(self) -> Path:
-        """Return the folder in /proc of the node agent: the one process with its pod's UID on its command line."""
-        pods = self.json("-n", DRIVER_NAMESPACE, "get", "pods", "-l", AGENT_LABEL)
-        flag = f"--pod-uid={pods['items'][0]['metadata']['uid']}".encode()
-        for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                if flag in (process / "cmdline").read_bytes().split(b"\0"):
-                    return process
-        raise LocalClusterError("the node agent does not run")
+        """Return the folder in /proc of the node agent."""
 
 
-def bring_up(cluster: Cluster, gpus: list[StubGPU], say: Say) -> Scenario:
-    """Start a cluster whose one node has simulated GPUs, and install the driver with its chart. May be repeated."""
-    say("starting Kubernetes")
-    cluster.up(nodes=1)
+def make_driver_root(cluster: Cluster, gpus: list[StubGPU]) -> Path:
+    """Return the folder in which the driver of the node lies, with these GPUs where it is new."""
     driver_root = cluster.layout.state / "driver-root"
     if not driver_root.exists():
         create_driver_root(driver_root, gpus)
-    say("loading the images")
-    worker = imagecontents.workload({"/usr/bin/worker": build_worker(BUILD / "demo")}, tenants.IMAGE)
-    cluster.load_image(worker.archive())
-    driver_image = cluster.load_image(imagecontents.application().archive())
-    say("installing the chart")
-    install_chart(cluster, driver_root, driver_image)
-    return Scenario(cluster, driver_root)
+    return driver_root
 
 
 def build_worker(folder: Path) -> Path:
@@ -97,22 +81,6 @@ def build_worker(folder: Path) -> Path:
         libcuda = BUILD / "stub/libcuda.so.1"
         subprocess.run(["cc", *flags, str(source), str(libcuda), "-o", str(program)], check=True)
     return program
-
-
-def install_chart(cluster: Cluster, driver_root: Path, image: str, **values: str) -> None:
-    """Install or upgrade the driver, and wait until controller and node agent are ready."""
-    repository, _, tag = image.rpartition(":")
-    settings = {
-        "image.repository": repository,
-        "image.tag": tag,
-        "image.pullPolicy": "Never",
-        "nodeAgent.driverRoot": str(driver_root),
-        "controller.replicas": "1",
-        **values,
-    }
-    flags = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    release = ["upgrade", "--install", "vgpu", str(CHART), "--namespace", DRIVER_NAMESPACE, "--create-namespace"]
-    cluster.helm(*release, "--wait", "--timeout", "2m", *flags)
 
 
 def start_tenants(scenario: Scenario) -> None:

@@ -110,12 +110,22 @@ static uint64_t own_start_time(void) {
     return at ? strtoull(at, NULL, 10) : 0;
 }
 
+/* By its host name a reader knows whose process it is: a container's is the pod's. Processes that stand for containers,
+ * all on one host, are told apart by the environment. */
+static void own_hostname(char *name, size_t size) {
+    const char *given = getenv("VGPU_STUB_HOSTNAME");
+    if (given && *given)
+        snprintf(name, size, "%s", given);
+    else
+        gethostname(name, size - 1);
+}
+
 static void describe_self(struct stub_slot *slot) {
     struct stat st;
     slot->pid = (uint32_t)getpid();
     slot->pid_namespace = stat("/proc/self/ns/pid", &st) == 0 ? st.st_ino : 0;
     slot->start_time = own_start_time();
-    gethostname(slot->hostname, sizeof slot->hostname - 1);
+    own_hostname(slot->hostname, sizeof slot->hostname);
     int fd = open("/proc/self/comm", O_RDONLY | O_CLOEXEC);
     if (fd >= 0) {
         ssize_t length = read(fd, slot->comm, sizeof slot->comm - 1);

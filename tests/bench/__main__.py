@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from deploy.demo.scenario import bring_up
+from deploy.demo.containers import bring_up
 from deploy.demo.tenants import GPU
 from deploy.local.cluster import Cluster
 from tests.bench import pods

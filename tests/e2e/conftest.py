@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from deploy.demo.scenario import Scenario, bring_up, start_tenants
+from deploy.demo.containers import bring_up
+from deploy.demo.scenario import Scenario, start_tenants
 from deploy.demo.tenants import GPU, NAMESPACE
 from deploy.local.cluster import DEFAULT_KUBERNETES, Cluster
 from libvgpu.stub import StubGPU

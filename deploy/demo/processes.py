@@ -1,0 +1,123 @@
+"""Brings the demo up where containers cannot run: the same Kubernetes, driver and claims, but pods are processes.
+
+Called by the demo, and by a test everywhere. No chart and no images: controller, node agent and node are started as
+plain processes. They are none the wiser: the agent is called over its sockets and answers with CDI ids, as ever.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import override
+
+from api import names, nodeinventory
+from deploy.demo import tenants
+from deploy.demo.scenario import BUILD, ROOT, Say, Scenario, build_worker, make_driver_root
+from deploy.demo.tenants import Tenant
+from deploy.local import containerprocesses
+from deploy.local.cluster import Cluster
+from deploy.local.errors import LocalClusterError
+from libvgpu.stub import StubGPU
+
+CONTAINER = "worker"
+CONTROLLER, AGENT, NODE = "controller", "node-agent", "process-node"
+"""The names of the processes, for `status`, and of their logs."""
+
+
+@dataclass(frozen=True)
+class ProcessScenario(Scenario):
+    """The driver and its tenants in processes."""
+
+    @override
+    def run_in(self, tenant: Tenant, *command: str) -> subprocess.CompletedProcess[str]:
+        environment = containerprocesses.read_environment(self._pod_dir(tenant), CONTAINER)
+        program = shutil.which(command[0], path=environment["PATH"]) or command[0]
+        return subprocess.run([program, *command[1:]], env=environment, capture_output=True, text=True, check=False)
+
+    @override
+    def logs(self, tenant: Tenant) -> str:
+        return containerprocesses.log_path(self._pod_dir(tenant), CONTAINER).read_text()
+
+    @override
+    def follow(self, tenant: Tenant) -> "subprocess.Popen[str]":
+        log = containerprocesses.log_path(self._pod_dir(tenant), CONTAINER)
+        return subprocess.Popen(["tail", "--lines=1", "--follow", str(log)], stdout=subprocess.PIPE, text=True)
+
+    @override
+    def agent_process(self) -> Path:
+        for process in self.cluster.status():
+            if process.name == AGENT and process.pid is not None:
+                return Path("/proc") / str(process.pid)
+        raise LocalClusterError("the node agent does not run")
+
+    def _pod_dir(self, tenant: Tenant) -> Path:
+        pods = self.json("-n", tenants.NAMESPACE, "get", "pods", "-l", f"app={tenant.name}")["items"]
+        (running,) = [pod["metadata"]["name"] for pod in pods if pod["status"]["phase"] == "Running"]
+        return containerprocesses.pod_dir(self.cluster.node().directory, tenants.NAMESPACE, running)
+
+
+def bring_up(cluster: Cluster, gpus: list[StubGPU], say: Say) -> ProcessScenario:
+    """Start a cluster whose one node runs pods as processes, and the driver beside it. May be repeated."""
+    say("starting Kubernetes")
+    cluster.up(nodes=0)
+    driver_root = make_driver_root(cluster, gpus)
+    worker = build_worker(BUILD / "demo")
+    say("starting node, controller and node agent as processes")
+    cluster.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": _objects()}))
+    crd = f"crd/{nodeinventory.crd()['metadata']['name']}"
+    cluster.kubectl("wait", crd, "--for=condition=Established", "--timeout=60s")
+    _start(cluster, NODE, "deploy.local.processnode", _node_flags(cluster), programs=worker.parent)
+    _start(cluster, CONTROLLER, "dra_driver", ["controller", *_common_flags(cluster)])
+    _start(cluster, AGENT, "dra_driver", ["node-agent", *_common_flags(cluster), *_agent_flags(cluster, driver_root)])
+    return ProcessScenario(cluster, driver_root)
+
+
+def _objects() -> list[dict[str, Any]]:
+    """Return what the chart brings that takes no pods: the CRD and the DeviceClasses."""
+    driver = f'device.driver == "{names.DRIVER_NAME}"'
+    vendor = f'device.attributes["{names.DRIVER_NAME}"].{names.ATTRIBUTE_VENDOR} == "nvidia"'
+    return [
+        nodeinventory.crd(),
+        _device_class(names.DEVICE_CLASS_ANY, driver),
+        _device_class(names.device_class("nvidia"), f"{driver} && {vendor}"),
+    ]
+
+
+def _device_class(name: str, expression: str) -> dict[str, Any]:
+    return {
+        "apiVersion": f"{names.RESOURCE_GROUP}/{names.RESOURCE_VERSIONS[0]}",
+        "kind": "DeviceClass",
+        "metadata": {"name": name},
+        "spec": {"selectors": [{"cel": {"expression": expression}}]},
+    }
+
+
+def _start(cluster: Cluster, name: str, module: str, flags: list[str], programs: Path | None = None) -> None:
+    path = os.environ.get("PATH", os.defpath)
+    environment = {"PATH": f"{programs}{os.pathsep}{path}" if programs else path, "PYTHONPATH": str(ROOT)}
+    cluster.start_process(name, [sys.executable, "-m", module, *flags], environment)
+
+
+def _node_flags(cluster: Cluster) -> list[str]:
+    node = cluster.node()
+    return [f"--kubeconfig={cluster.kubeconfig}", f"--node-name={node.name}", f"--state-dir={node.directory}"]
+
+
+def _common_flags(cluster: Cluster) -> list[str]:
+    return [f"--kubeconfig={cluster.kubeconfig}", "--listen=127.0.0.1:0"]
+
+
+def _agent_flags(cluster: Cluster, driver_root: Path) -> list[str]:
+    node = cluster.node()
+    return [
+        f"--node-name={node.name}",
+        f"--kubelet-dir={node.kubelet}",
+        f"--cdi-dir={node.directory / 'cdi'}",
+        f"--state-dir={node.agent}",
+        f"--driver-root={driver_root}",
+    ]
