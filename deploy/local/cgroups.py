@@ -8,6 +8,9 @@ from pathlib import Path
 
 from deploy.local.errors import StartError
 
+# What the kubelet limits pods by (cgroup v2; in v1 each is a hierarchy of its own).
+NEEDED = {"cpu", "memory", "pids"}
+
 
 def hierarchies() -> list[tuple[Path, str]]:
     """Return the mounted cgroup hierarchies: mount point, and `cgroup` (v1) or `cgroup2`."""
@@ -35,6 +38,38 @@ def create(name: str) -> None:
             # In v1 a new cpuset is empty and takes no process until it is given what its parent has.
             if kind == "cgroup" and (group / setting).exists() and not (group / setting).read_text().strip():
                 (group / setting).write_text((root / setting).read_text())
+
+
+def obstacle() -> str:
+    """Return what keeps us from making cgroups for pods; empty if nothing does."""
+    mounted = hierarchies()
+    writable = [root for root, _ in mounted if os.access(root, os.W_OK) and not _is_read_only(root)]
+    if not writable or len(writable) < len(mounted):
+        return "no cgroup hierarchy is writable" if not writable else "not every cgroup hierarchy is writable"
+    if any(kind == "cgroup" for _, kind in mounted):
+        return ""
+    return next((found for root in writable if (found := obstacle_to_delegation(root))), "")
+
+
+def obstacle_to_delegation(root: Path) -> str:
+    """Return why the controllers of a cgroup v2 hierarchy cannot be handed down; empty if they can.
+
+    Only the true root of the hierarchy (it has no type) may hand them down and hold processes itself; what a
+    container sees as the root usually holds the container's own processes.
+    """
+    if (missing := NEEDED - set((root / "cgroup.controllers").read_text().split())) != set():
+        return f"{root} has no cgroup controller {', '.join(sorted(missing))}"
+    handed_down = set((root / "cgroup.subtree_control").read_text().split()) >= NEEDED
+    occupied = (root / "cgroup.type").exists() and (root / "cgroup.procs").read_text().strip() != ""
+    return (
+        f"{root} holds processes, so its cgroup controllers cannot be handed down"
+        if occupied and not handed_down
+        else ""
+    )
+
+
+def _is_read_only(path: Path) -> bool:
+    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
 
 
 def _delegate(group: Path) -> None:

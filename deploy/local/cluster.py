@@ -16,12 +16,12 @@ from typing import Self
 
 from deploy.local import building, credentials, images, links, prerequisites, processes, teardown
 from deploy.local.apiclient import ApiClient, is_named, node_is_ready
-from deploy.local.caching import locked
+from deploy.local.caching import cache_dir, locked
 from deploy.local.controlplane import COMPONENTS, start_control_plane
 from deploy.local.errors import LeftoversError, LocalClusterError, StartError
 from deploy.local.layout import Addresses, Facts, Layout, NodePaths
 from deploy.local.nodes import Node, Programs
-from deploy.local.processes import Command
+from deploy.local.processes import Command, ProcessId
 
 DEFAULT_KUBERNETES = "1.36.3"
 NODE_TIMEOUT_S = 60.0
@@ -95,8 +95,11 @@ class Cluster:
         self._dies_with_caller = self._dies_with_caller or dies_with_caller
         prerequisites.check(nodes=nodes > 0, install=install_packages)
         programs = self._programs(nodes)
+        remove_abandoned()
         with locked(self.layout.lock):
             facts = self._decide(nodes)
+            if dies_with_caller:
+                processes.write_record(ProcessId.of(os.getpid()), self.layout.caller)
             credentials.create(self.layout, facts, programs.kubernetes)
             started = [Node(self.layout, facts, index, programs) for index in range(nodes)]
             for node in started:
@@ -209,6 +212,15 @@ class Cluster:
                 client.wait_for("/api/v1/nodes", node_is_ready(name), NODE_TIMEOUT_S, f"node {name} in state Ready")
             except StartError as error:
                 raise StartError(f"{error}; see {node.paths.directory / 'logs'}") from None
+
+
+def remove_abandoned() -> None:
+    """Remove what is left of clusters that ended with a caller that could not take them down, being killed itself."""
+    for state in (cache_dir() / "clusters").glob("*"):
+        layout = Layout.of(state.name)
+        caller = processes.recorded(layout.caller)
+        if caller is not None and not caller.alive():
+            Cluster(layout.name).down()
 
 
 def _import(node: Node, archive: Path) -> None:

@@ -148,6 +148,11 @@ class Layout:
         return cache_dir() / "locks" / self.id
 
     @property
+    def caller(self) -> Path:
+        """The record of the process with which the cluster is to end; not there if it is to stay."""
+        return self.state / "caller.json"
+
+    @property
     def pki(self) -> Path:
         """Certificates, keys and tokens."""
         return self.state / "pki"

@@ -5,8 +5,8 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
+from deploy.local import cgroups
 from deploy.local.errors import LocalClusterError, MissingPackagesError
 
 NODES_VARIABLE = "VGPU_NODES"
@@ -107,15 +107,4 @@ def obstacle_to_containers() -> str:
     probe = subprocess.run(command, check=False, capture_output=True, text=True)
     if probe.returncode:
         return (probe.stderr.strip().splitlines() or ["namespaces cannot be made"])[-1]
-    return "" if _cgroups_are_writable() else "no cgroup hierarchy is writable"
-
-
-def _cgroups_are_writable() -> bool:
-    from deploy.local.cgroups import hierarchies
-
-    roots = [root for root, _ in hierarchies()]
-    return bool(roots) and all(os.access(root, os.W_OK) and not _read_only(root) for root in roots)
-
-
-def _read_only(path: Path) -> bool:
-    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    return cgroups.obstacle()

@@ -93,7 +93,7 @@ def start(command: Command) -> ProcessId:
 def adopt(child: subprocess.Popen[bytes], record: Path) -> ProcessId:
     """Record a child of ours; return its identity."""
     _children[child.pid] = child
-    return _write(ProcessId.of(child.pid), record)
+    return write_record(ProcessId.of(child.pid), record)
 
 
 def recorded(record: Path) -> ProcessId | None:
@@ -148,12 +148,13 @@ def wait_for_child(parent: ProcessId, record: Path, timeout_s: float = STOP_TIME
     while parent.alive() and time.monotonic() < deadline:
         with contextlib.suppress(OSError):
             if found := children.read_text().split():
-                return _write(ProcessId.of(int(found[0])), record)
+                return write_record(ProcessId.of(int(found[0])), record)
         time.sleep(0.002)  # the kernel announces a fork to nobody but tracers
     raise StartError(f"process {parent.pid} ended before it had started its program")
 
 
-def _write(identity: ProcessId, record: Path) -> ProcessId:
+def write_record(identity: ProcessId, record: Path) -> ProcessId:
+    """Write an identity to a file, and return it."""
     record.parent.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(asdict(identity)))
     return identity

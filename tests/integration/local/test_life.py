@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from deploy.local import links
-from deploy.local.cluster import Cluster
+from deploy.local.cluster import Cluster, remove_abandoned
 from deploy.local.errors import LocalClusterError, StartError
 from deploy.local.layout import Layout
 from tests.integration.local.conftest import needs_containers
@@ -120,12 +120,15 @@ def test_down_of_a_cluster_that_never_was_is_no_error(new_cluster: NewCluster) -
     assert traces(cluster.layout) == []
 
 
-def test_a_control_plane_that_must_not_outlive_its_caller_ends_when_that_is_killed(new_cluster: NewCluster) -> None:
+@pytest.mark.parametrize("nodes", [0, pytest.param(1, marks=needs_containers)])
+def test_a_cluster_that_must_not_outlive_its_caller_ends_when_that_is_killed(
+    new_cluster: NewCluster, nodes: int
+) -> None:
     cluster = new_cluster()
     program = f"""
         import time
-        from deploy.local.cluster import Cluster
-        Cluster({cluster.layout.name!r}).up(nodes=0, dies_with_caller=True)
+        from deploy.local.cluster import Cluster, remove_abandoned
+        Cluster({cluster.layout.name!r}).up(nodes={nodes}, dies_with_caller=True)
         print("up", flush=True)
         time.sleep(600)
     """
@@ -135,11 +138,14 @@ def test_a_control_plane_that_must_not_outlive_its_caller_ends_when_that_is_kill
         assert caller.stdout is not None
         assert "up\n" in iter(caller.stdout.readline, "")
         handles = [os.pidfd_open(process.pid) for process in cluster.status() if process.pid]
-        assert len(handles) == 4
+        assert len(handles) == 4 + 2 * nodes
         caller.kill()
     for handle in handles:
         with contextlib.closing(os.fdopen(handle)):
             assert select.select([handle], [], [], 10)[0] == [handle], "a process outlived its caller"
+    # Its files, its bridge and its cgroup go when the next cluster starts.
+    remove_abandoned()
+    assert traces(cluster.layout) == []
 
 
 @needs_containers
