@@ -74,11 +74,12 @@ def decide(state: NodeState, driver: str) -> Action:
 
 @dataclass
 class Pulse:
-    """When heartbeats were seen to change, so that a node whose clock is wrong is not taken for dead."""
+    """When heartbeats were seen to change, so that a node whose clock is wrong is not taken for dead, or for alive."""
 
     clock: Callable[[], float] = time.monotonic
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
-    _seen: dict[str, tuple[datetime, float | None]] = field(default_factory=dict)
+    _seen: dict[str, tuple[datetime, float, bool]] = field(default_factory=dict)
+    """By node: its last heartbeat, when that was noted, and whether it was seen to come (the first one was not)."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def note(self, node: str, heartbeat: datetime | None) -> None:
@@ -87,19 +88,18 @@ class Pulse:
             before = self._seen.get(node)
             if heartbeat is None:
                 self._seen.pop(node, None)
-            elif before is None:
-                self._seen[node] = (heartbeat, None)
-            elif before[0] != heartbeat:
-                self._seen[node] = (heartbeat, self.clock())
+            elif before is None or before[0] != heartbeat:
+                self._seen[node] = (heartbeat, self.clock(), before is not None)
 
     def age_s(self, node: str) -> float:
         """Return the age of a node's last heartbeat: by the own clock if it was seen to come, else by what it says."""
         with self._lock:
-            heartbeat, seen_at = self._seen.get(node, (None, None))
-        if heartbeat is None:
+            seen = self._seen.get(node)
+        if seen is None:
             return float("inf")
-        by_wall = max((self.now() - heartbeat).total_seconds(), 0.0)
-        return by_wall if seen_at is None else min(by_wall, self.clock() - seen_at)
+        heartbeat, noted_at, came = seen
+        age_s = self.clock() - noted_at
+        return age_s if came else max((self.now() - heartbeat).total_seconds(), age_s)
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,18 @@ def test_a_heartbeat_that_was_seen_to_come_is_young_even_if_the_nodes_clock_is_a
     assert pulse.age_s("n1") == 61
 
 
+def test_an_agent_that_died_is_dead_even_if_its_clock_was_an_hour_fast() -> None:
+    time = Time()
+    pulse = time.pulse()
+    fast = HEARTBEAT + timedelta(hours=1)
+    pulse.note("n1", fast)
+    time.advance(61)
+    assert pulse.age_s("n1") == 61
+    pulse.note("n1", fast + timedelta(seconds=20))
+    time.advance(62)
+    assert pulse.age_s("n1") == 62
+
+
 def test_a_repeated_heartbeat_is_none() -> None:
     time = Time()
     pulse = time.pulse()
