@@ -1,6 +1,7 @@
 """The HTTP side of the long-running commands: /metrics, /healthz and /readyz on `--listen`."""
 
 import logging
+import socket
 import threading
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
@@ -22,6 +23,16 @@ _log = logging.getLogger(__name__)
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+
+
+class _DualStackServer(_Server):
+    """Serves IPv4 and IPv6 on one socket."""
+
+    address_family = socket.AF_INET6
+
+    def server_bind(self) -> None:
+        self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
 
 
 class _QuietHandler(WSGIRequestHandler):
@@ -46,8 +57,9 @@ class StatusServer:
         host, _, port = listen.rpartition(":")
         self._probes = {"/healthz": alive, "/readyz": ready}
         self._metrics = make_wsgi_app(REGISTRY)
+        kind = _DualStackServer if not host and socket.has_dualstack_ipv6() else _Server
         try:
-            self._server = make_server(host, int(port), self._answer, server_class=_Server, handler_class=_QuietHandler)
+            self._server = make_server(host, int(port), self._answer, server_class=kind, handler_class=_QuietHandler)
         except (OSError, OverflowError) as error:
             raise ConfigError(
                 f"setting listen: found {listen!r}, expected an address that can be bound: {error}"

@@ -1,5 +1,6 @@
 """The status server: probes that tell why, and metrics."""
 
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -45,6 +46,17 @@ def test_a_probe_answers_ok_or_the_reason(server: StatusServer, service: _Servic
     service.problem = "not registered with the kubelet"
     assert _get(server, "/readyz") == (503, "not registered with the kubelet\n")
     assert _get(server, "/healthz") == (200, "ok\n")
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_without_an_address_both_ip_versions_are_served() -> None:
+    # The kubelet probes the pod's address, which in some clusters is an IPv6 one.
+    server = StatusServer(":0", alive=lambda: "", ready=lambda: "")
+    server.start()
+    for address in ("127.0.0.1", "::1"):
+        socket.create_connection((address, server.port), timeout=10).close()
+    assert _get(server, "/healthz") == (200, "ok\n")
+    server.stop()
 
 
 def test_metrics_are_served(server: StatusServer) -> None:
