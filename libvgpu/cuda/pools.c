@@ -5,7 +5,7 @@
  * that may change it, and again before anybody is refused; nothing here ever waits for a stream.
  *
  * One mutex guards the records, and is held over the driver's call, so that a pool's growth has one author. The calls
- * that it is held over do not wait for the device.
+ * that it is held over do not wait for the device; a launch may, where too much is queued, so it is made without.
  */
 #include "cuda/pools.h"
 
@@ -24,7 +24,8 @@ struct pool {
     CUdevice ordinal;           /* of_graphs */
     struct vgpu_device *device; /* NULL: not on a device (host memory) */
     uint64_t charged_bytes;
-    uint64_t live_bytes; /* allocations that were not freed */
+    uint64_t live_bytes;   /* allocations that were not freed */
+    uint64_t coming_bytes; /* that launches may take which the driver is at: not to be given back meanwhile */
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -88,7 +89,7 @@ static void trim(const struct pool *pool) {
 }
 
 static bool settle(struct pool *pool) {
-    uint64_t held = held_bytes(pool);
+    uint64_t held = held_bytes(pool) + pool->coming_bytes;
     if (pool->device == NULL || held >= pool->charged_bytes)
         return false;
     vgpu_credit(pool->device, pool->charged_bytes - held);
@@ -315,8 +316,16 @@ CUresult vgpu__pools_graph_launch(uint64_t bytes, CUresult (*launch)(void *), vo
         pthread_mutex_unlock(&lock);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
+    pool->charged_bytes += reserved;
+    pool->coming_bytes += bytes; /* what is held may be trimmed before the driver takes it */
+    pthread_mutex_unlock(&lock);
     result = launch(argument);
-    charge_growth(pool, reserved);
+    pthread_mutex_lock(&lock);
+    pool->coming_bytes -= bytes;
+    if (pool->coming_bytes == 0)
+        charge_growth(pool, 0);
+    else
+        settle(pool);
     pthread_mutex_unlock(&lock);
     return result;
 }

@@ -394,3 +394,50 @@ def test_eight_processes_that_are_killed_at_random_never_exceed_the_share(machin
     assert read_books(share).out_of_memory > 0
     assert read_books(share).used_bytes == 0
     machine.run(f"start(); alloc({limit})")
+
+
+def test_a_graph_that_waits_for_room_in_the_queue_holds_up_nobody_else(machine: "Machine") -> None:
+    machine.share(64 * MIB)
+    output = machine.run(f"""
+        import ctypes, threading, time
+        context = start()
+        pointer, stream, graph, graph_exec = Pointer(), c_void_p(), c_void_p(), c_void_p()
+        check(cuda.cuStreamCreate(byref(stream), 1))
+        check(cuda.cuStreamBeginCapture_v2(stream, 2))
+        check(cuda.cuMemAllocAsync(byref(pointer), c_size_t({MIB}), stream))
+        check(cuda.cuMemFreeAsync(pointer, stream))
+        check(cuda.cuStreamEndCapture(stream, byref(graph)))
+        check(cuda.cuGraphInstantiateWithFlags(byref(graph_exec), graph, c_ulonglong(0)))
+        check(cuda.cuGraphLaunch(graph_exec, stream))
+        synchronize()
+        blocking, go, launched = threading.Event(), threading.Event(), []
+        callback = ctypes.CFUNCTYPE(None, c_void_p)(lambda _: (blocking.set(), go.wait()) and None)
+        check(cuda.cuLaunchHostFunc(stream, callback, None))
+
+        def launch_many():
+            check(cuda.cuCtxSetCurrent(context))
+            for _ in range(3000):
+                check(cuda.cuGraphLaunch(graph_exec, stream))
+                launched.append(1)
+
+        def ask():
+            check(cuda.cuCtxSetCurrent(context))
+            say(info()[0])
+
+        blocking.wait()
+        launcher, asker = threading.Thread(target=launch_many), threading.Thread(target=ask)
+        launcher.start()
+        seen = -1
+        while seen != len(launched):  # until it is stuck
+            seen = len(launched)
+            time.sleep(0.2)
+        assert seen < 3000
+        asker.start()
+        asker.join(10)
+        say("held up" if asker.is_alive() else "free")
+        go.set()
+        launcher.join()
+        asker.join()
+        say(info()[0])
+    """)
+    assert output.split() == [str(63 * MIB), "free", str(63 * MIB)]
