@@ -47,6 +47,8 @@ NOT_IN_IMAGES = {
     "pydoc_data",
     "site-packages",
 }
+# The second, asynchronous client in the kubernetes package, a quarter of the whole image.
+UNUSED = ("kubernetes/aio/",)
 SITE_PACKAGES = "/usr/local/lib/dra-driver/site-packages"
 SOURCES = "/usr/local/lib/dra-driver/sources"
 # What a container gets from the driver of its node, and an image must not have.
@@ -120,7 +122,7 @@ def distributions(lock_file: Path) -> Files:
             raise BuildError(f"{requirement.name} of {lock_file.name} is not installed: run `make build`") from error
         for entry in distribution.files or []:
             path = Path(str(distribution.locate_file(entry)))
-            if not str(entry).startswith("..") and path.is_file():
+            if not str(entry).startswith(("..", *UNUSED)) and path.is_file():
                 files[f"{SITE_PACKAGES}/{entry}"] = path.resolve()
     return files
 
