@@ -6,6 +6,7 @@ objects in memory for tests.
 """
 
 import json
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import urllib3
 from kubernetes import client, config
 from kubernetes.config.config_exception import ConfigException
 from typing_extensions import override
+from urllib3.connection import HTTPConnection
 
 from api import names
 from api.errors import ConfigError, ConflictError, GoneError, KubeError, NotFoundError
@@ -30,6 +32,13 @@ _CONNECTIONS = 128
 """Kept alive: the node agent answers many kubelet calls at once, each with a GET."""
 _TIMEOUT_S = 15.0
 """For one request; three of them fit into the kubelet's 45 s for a call."""
+# A watch may be quiet for minutes: the network is asked whether the server is there, as Go's clients do.
+_KEEP_ALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+)
 
 
 @dataclass(frozen=True)
@@ -182,6 +191,7 @@ class HTTPKubeClient(KubeClient):
             ca_certs=configuration.ssl_ca_cert,
             cert_file=configuration.cert_file,
             key_file=configuration.key_file,
+            socket_options=[*HTTPConnection.default_socket_options, *_KEEP_ALIVE],
         )
         direct = KeptConnections.can_serve(configuration)
         self._connections = KeptConnections(configuration, _TIMEOUT_S) if direct else None
@@ -268,9 +278,9 @@ class HTTPKubeClient(KubeClient):
         url = self._configuration.host + path + (f"?{urlencode(query)}" if query else "")
         data = None if body is None else json.dumps(body).encode()
         headers = self._headers(options.pop("content_type", "application/json"))
-        timeout_s = options.pop("timeout_s", _TIMEOUT_S)
+        timeout = urllib3.Timeout(connect=_TIMEOUT_S, read=options.pop("timeout_s", _TIMEOUT_S))
         try:
-            response = self._pool.request(method, url, body=data, headers=headers, timeout=timeout_s, **options)
+            response = self._pool.request(method, url, body=data, headers=headers, timeout=timeout, **options)
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise KubeError(f"{method} {path}: no answer from the API server: {error}") from error
         if response.status >= 400:

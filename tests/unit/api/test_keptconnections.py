@@ -110,6 +110,22 @@ def test_requests_at_once_have_a_connection_each(server: Server) -> None:
     assert len(server.asked_from) == 4
 
 
+def test_a_quiet_watch_asks_the_network_whether_the_server_is_still_there(server: Server) -> None:
+    with pytest.raises(NotFoundError):
+        server.client.list(kube.PODS)
+
+    pool = server.client._pool.connection_from_url(server.client._configuration.host)
+    used = pool._get_conn()
+
+    assert used.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    idle_s, between_s, probes = (
+        used.sock.getsockopt(socket.IPPROTO_TCP, option)
+        for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+    )
+    assert idle_s + between_s * probes <= 60
+    used.close()
+
+
 def test_a_server_that_says_nothing_is_waited_for_once_and_not_on_each_idle_connection() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         configuration = client.Configuration()
