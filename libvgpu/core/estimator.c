@@ -75,6 +75,14 @@ uint64_t vgpu_estimate_measured(struct vgpu_estimate *estimate, uint64_t gpu_ns)
     return gpu_ns * __atomic_exchange_n(&estimate->unpaid, 0, __ATOMIC_RELAXED);
 }
 
+void vgpu_estimate_renew(struct vgpu_estimate *estimate) {
+    store64(&estimate->gpu_ns, 0);
+    store64(&estimate->least_ns[0], 0);
+    store64(&estimate->least_ns[1], 0);
+    store32(&estimate->measured, 0);
+    store32(&estimate->total_measured, 0);
+}
+
 void vgpu_estimator_forget(void) {
     memset(entries, 0, sizeof entries);
 }

@@ -37,6 +37,9 @@ uint64_t vgpu_estimate_launch(struct vgpu_estimate *estimate, bool *sample);
 /* Feed one measurement. Returns what is to be charged on top, for launches made before anything was known. */
 uint64_t vgpu_estimate_measured(struct vgpu_estimate *estimate, uint64_t gpu_ns);
 
+/* The key means other work now: know nothing of it. */
+void vgpu_estimate_renew(struct vgpu_estimate *estimate);
+
 /* In a fork's child: start over. */
 void vgpu_estimator_forget(void);
 

@@ -53,8 +53,10 @@ static void remember_bytes(CUgraphExec exec, CUgraph graph) {
     do {                                                                                                               \
         CUresult result;                                                                                               \
         VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
-        if (result == CUDA_SUCCESS && vgpu__inside == 0)                                                               \
+        if (result == CUDA_SUCCESS && vgpu__inside == 0) {                                                             \
             remember_bytes(*(exec), graph);                                                                            \
+            vgpu__launch_renew(vgpu__launch_key(*(exec), 0)); /* handles come again */                                 \
+        }                                                                                                              \
         return result;                                                                                                 \
     } while (0)
 

@@ -46,6 +46,12 @@ void vgpu__launch_forget(void) {
     vgpu_estimator_forget();
 }
 
+void vgpu__launch_renew(uint64_t key) {
+    struct vgpu_estimate *estimate = vgpu_estimate_of(key);
+    vgpu__sample_disown(estimate);
+    vgpu_estimate_renew(estimate);
+}
+
 uint64_t vgpu__launch_key(const void *handle, uint64_t blocks) {
     uint64_t size =
         blocks > 0 ? 64 - (uint64_t)__builtin_clzll(blocks) : 0; /* 0..64: log2, user addresses leave 8 bits */

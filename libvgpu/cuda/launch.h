@@ -35,6 +35,9 @@ static inline CUstream vgpu__per_thread(CUstream stream) {
     return stream != NULL ? stream : CU_STREAM_PER_THREAD;
 }
 
+/* The handle stands for other work from now on, whatever was known of it. */
+void vgpu__launch_renew(uint64_t key);
+
 /* A stream capture begins (+1) or ends (-1): what is launched into it runs later, and nothing may be measured
  * meanwhile. */
 void vgpu__launch_capture(int change);

@@ -140,6 +140,21 @@ uint64_t vgpu__sample_harvest(CUcontext context) {
     return owed_ns;
 }
 
+void vgpu__sample_disown(struct vgpu_estimate *estimate) {
+    static struct vgpu_estimate nobody;
+    for (int i = 0; i < PAIRS; i++) {
+        struct vgpu__sample *sample = &samples[i];
+        if (!become(sample, PENDING, BUSY))
+            continue;
+        if (sample->estimate == estimate) {
+            count(sample, -1);
+            sample->estimate = &nobody;
+            count(sample, 1);
+        }
+        leave(sample, PENDING);
+    }
+}
+
 void vgpu__sample_drop(CUcontext context) {
     for (int i = 0; i < PAIRS; i++) {
         struct vgpu__sample *sample = &samples[i];

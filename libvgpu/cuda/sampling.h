@@ -23,6 +23,9 @@ void vgpu__sample_end(struct vgpu__sample *sample, CUstream stream, bool launche
  * that was not known when it was launched. */
 uint64_t vgpu__sample_harvest(CUcontext context);
 
+/* What was measured for an estimate is not what it stands for now: let nothing of it come in. */
+void vgpu__sample_disown(struct vgpu_estimate *estimate);
+
 /* A context ends: its events are gone. NULL: all contexts (in a fork's child). */
 void vgpu__sample_drop(CUcontext context);
 

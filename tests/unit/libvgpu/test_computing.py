@@ -243,3 +243,33 @@ def test_launches_into_a_capture_cost_nothing_after_an_end_without_a_beginning(m
         check(cuda.cuStreamEndCapture(stream, byref(graph)))
     """)
     assert read_books(share).launches == 1
+
+
+def test_a_new_graph_with_the_handle_of_an_old_one_is_charged_for_what_it_takes(machine: "Machine") -> None:
+    share = machine.share(cores_percent=50)
+    output = machine.run("""
+        start()
+        function, stream = kernel(), c_void_p()
+        check(cuda.cuStreamCreate(byref(stream), 1))
+
+        def graph_of(gpu_ns):
+            graph, graph_exec = c_void_p(), c_void_p()
+            check(cuda.cuStreamBeginCapture_v2(stream, 1))
+            launch(function, gpu_ns, stream)
+            check(cuda.cuStreamEndCapture(stream, byref(graph)))
+            check(cuda.cuGraphInstantiateWithFlags(byref(graph_exec), graph, c_ulonglong(0)))
+            return graph_exec
+
+        old = graph_of(1_000)
+        for _ in range(20):
+            check(cuda.cuGraphLaunch(old, stream))
+        synchronize()
+        check(cuda.cuGraphExecDestroy(old))
+        new = graph_of(2_000_000)
+        for _ in range(50):
+            check(cuda.cuGraphLaunch(new, stream))
+        synchronize()
+        say(old.value == new.value)
+    """)
+    assert output == "True\n"  # else this tests nothing
+    assert read_books(share).gpu_time_ns == pytest.approx(100e6, rel=0.1)
