@@ -39,7 +39,7 @@ class Ledger:
         self._unwritten: set[ClaimUID] = set()
         """Reserved, and not in the folder yet."""
         self._seen: set[str] = set()
-        """Names in the folder at the last look."""
+        """Names in the folder at the last look, and what this instance changed since."""
 
     def load(self) -> None:
         """Read all records; called once at start. Damaged ones are put aside and rebuilt."""
@@ -50,11 +50,13 @@ class Ledger:
     def prepared(self) -> Prepared:
         """Return all claims as they are now; the mapping does not change any more."""
         with self._lock:
+            self._refresh()
             return dict(self._claims)
 
     def get(self, uid: ClaimUID) -> PreparedClaim | None:
         """Return a claim, None if it is not prepared."""
         with self._lock:
+            self._refresh()
             return self._claims.get(uid)
 
     def reserve(
@@ -86,6 +88,7 @@ class Ledger:
         write_durably(self._path(claim.uid), encode(claim), 0o600)
         with self._lock:
             self._unwritten.discard(claim.uid)
+            self._seen.add(f"{claim.uid}{_SUFFIX}")  # so that it is missed if another instance removes it
 
     def add(self, claim: PreparedClaim) -> None:
         """Count a claim that was found on the node without a record, and write one."""
@@ -109,6 +112,7 @@ class Ledger:
         found = remove_durably(self._path(uid))
         with self._lock:
             self._unwritten.discard(uid)
+            self._seen.discard(f"{uid}{_SUFFIX}")
             return self._claims.pop(uid, None) is not None or found
 
     def _path(self, uid: ClaimUID) -> Path:

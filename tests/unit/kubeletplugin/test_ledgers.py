@@ -127,3 +127,27 @@ def test_what_another_instance_writes_and_removes_is_seen(tmp_path: Path) -> Non
     look()
 
     assert seen == [{"u1"}, set()]
+
+
+def test_a_claim_that_another_instance_undoes_right_after_it_was_written_is_written_again(tmp_path: Path) -> None:
+    opened = ledger(tmp_path)
+    opened.reserve(CLAIM.uid, lambda _prepared: CLAIM)
+    opened.write(CLAIM)
+    ledger(tmp_path).remove(CLAIM.uid)
+
+    _, former = opened.reserve(CLAIM.uid, lambda _prepared: CLAIM)
+
+    assert former is None
+
+
+def test_claims_of_another_instance_are_told_without_deciding_anything(tmp_path: Path) -> None:
+    opened = ledger(tmp_path)
+    store(tmp_path)
+
+    assert opened.get(CLAIM.uid) == CLAIM
+    assert opened.prepared() == {CLAIM.uid: CLAIM}
+
+    ledger(tmp_path).remove(CLAIM.uid)
+
+    assert opened.get(CLAIM.uid) is None
+    assert opened.prepared() == {}
