@@ -204,8 +204,7 @@ class HTTPKubeClient(KubeClient):
         status, body = self._connections.get(path, self._headers("application/json"))
         if status >= 400:
             raise _error(status, f"GET {path}: {_message(body, status)}")
-        found: JSON = json.loads(body)
-        return found
+        return _answer(body, f"GET {path}")
 
     @override
     def list(self, resource: Resource, selection: Selection = _EVERYTHING) -> JSON:
@@ -269,8 +268,7 @@ class HTTPKubeClient(KubeClient):
 
     def _request(self, method: str, path: str, **options: Any) -> JSON:
         response = self._send(method, path, **options)
-        answer: JSON = json.loads(response.data)
-        return answer
+        return _answer(response.data, f"{method} {path}")
 
     def _send(
         self, method: str, path: str, *, query: _Query = (), body: Mapping[str, Any] | None = None, **options: Any
@@ -319,6 +317,16 @@ def _lines(response: urllib3.BaseHTTPResponse, path: str) -> Iterator[bytes]:
             yield from (line for line in lines if line.strip())
     except (urllib3.exceptions.HTTPError, OSError) as error:
         raise KubeError(f"watch {path}: the connection broke: {error}") from error
+
+
+def _answer(body: bytes, request: str) -> JSON:
+    try:
+        answer: JSON = json.loads(body)
+    except ValueError as error:
+        # A proxy on the way that has something to say of its own.
+        start = body[:200].decode(errors="replace")
+        raise KubeError(f"{request}: found {start!r}, expected JSON from the API server") from error
+    return answer
 
 
 def _message(body: bytes, status: int) -> str:

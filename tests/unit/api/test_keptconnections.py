@@ -25,8 +25,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.asked_from.append(self.client_address[1])
-        found = self.path == "/api/v1/nodes/here"
+        found = self.path in {"/api/v1/nodes/here", "/api/v1/nodes/page", "/api/v1/nodes"}
         body = json.dumps({"metadata": {"name": "here"}} if found else {"message": "nodes not found"}).encode()
+        if self.path in {"/api/v1/nodes/page", "/api/v1/nodes"}:
+            body = b"<html>sign in</html>"
         self.send_response(200 if found else 404)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -84,6 +86,15 @@ def test_what_is_not_there_is_told_with_the_servers_words(server: Server) -> Non
         server.client.get(kube.NODES, "gone")
 
     assert str(caught.value) == "GET /api/v1/nodes/gone: nodes not found"
+
+
+def test_an_answer_that_is_no_json_is_told_as_such(server: Server) -> None:
+    expected = r"found '<html>sign in</html>', expected JSON from the API server$"
+
+    with pytest.raises(KubeError, match=f"^GET /api/v1/nodes/page: {expected}"):
+        server.client.get(kube.NODES, "page")
+    with pytest.raises(KubeError, match=f"^GET /api/v1/nodes: {expected}"):
+        server.client.list(kube.NODES)
 
 
 def test_a_connection_that_the_server_closed_is_replaced(server: Server) -> None:
