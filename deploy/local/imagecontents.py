@@ -4,6 +4,7 @@ Called by the demo and the tests. An image made from what the machine runs on an
 """
 
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
@@ -103,10 +104,13 @@ def tree(folder: Path, target: str, skip: Iterable[str] = ()) -> Files:
     """Return all files below a folder, placed below `target`; folders named in `skip` are left out."""
     left_out = set(skip)
     files: Files = {}
-    for path in folder.rglob("*"):
-        inside = path.relative_to(folder)
-        if path.is_file() and left_out.isdisjoint(inside.parts[:-1]) and not _is_build_leftover(path):
-            files[_merged(str(PurePosixPath(target) / inside))] = path.resolve()
+    for top, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name not in left_out]  # os.walk goes into those that are left
+        inside = f"{target}{top.removeprefix(str(folder))}"
+        for name in names:
+            path = Path(top, name)
+            if not _is_build_leftover(path) and path.is_file():
+                files[_merged(f"{inside}/{name}")] = path.resolve()
     return files
 
 
@@ -134,9 +138,9 @@ def _requirements(lock_file: Path) -> list[Requirement]:
 
 def application() -> Image:
     """Return the image of our own program: this Python, the locked packages, this checkout."""
-    files = python() | distributions(REPOSITORY / "requirements" / "runtime.txt")
-    extensions = [path for path in files.values() if isinstance(path, Path) and ".so" in path.suffixes]
-    files |= libraries(extensions)
+    packages = distributions(REPOSITORY / "requirements" / "runtime.txt")
+    extensions = [path for path in packages.values() if isinstance(path, Path) and ".so" in path.suffixes]
+    files = python() | packages | libraries(extensions)
     for package in OUR_PACKAGES:
         files |= tree(REPOSITORY / package, f"{SOURCES}/{package}", skip={"stub"})
     files |= {f"{SOURCES}/libvgpu/_native/libvgpu.so": REPOSITORY / "build" / "libvgpu.so"}
