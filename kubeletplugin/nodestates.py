@@ -81,7 +81,10 @@ class NodeState:
             raise StateError(f"state folder {self.paths.state_dir}: cannot be used: {error}") from error
 
     def _load(self) -> None:
-        self.paths.shares_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
+        # Books are writable by everybody, because any user of a container may be: other users of the node are kept out
+        # here. Containers get the files by bind mounts, which the runtime makes as root.
+        self.paths.shares_dir.mkdir(parents=True, exist_ok=True)
+        self.paths.shares_dir.chmod(0o700)
         self.specs.prepare()
         # Before the records: what another instance prepares meanwhile has a record first, and so is not taken for lost.
         with_share = {uid for uid, _ in self._share_names()}

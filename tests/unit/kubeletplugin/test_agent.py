@@ -94,6 +94,10 @@ def test_an_empty_call_has_an_empty_answer(served: FakeKubelet) -> None:
     assert served.unprepare() == {}
 
 
+def test_other_users_of_the_node_cannot_reach_the_books(served: FakeKubelet, root: Path) -> None:
+    assert (root / "state" / "shares").stat().st_mode & 0o777 == 0o700
+
+
 def test_a_claim_prepared_twice_gets_the_same_ids_and_files(served: FakeKubelet, client: FakeKube, root: Path) -> None:
     claim = add_claim(client, "train", result(A))
 
