@@ -107,6 +107,18 @@ static CUresult forward(void *argument) {
     return result;
 }
 
+/* The owner of what a graph takes says whether it was launched before; no context has such an address. */
+static CUresult launch_with_memory(struct graph_launch *g, struct vgpu_charge *memory) {
+    static char launched;
+    struct vgpu_charge replaced;
+    CUresult result = vgpu__pools_graph_launch(memory->bytes, memory->owner == NULL, forward, g);
+    if (result == CUDA_SUCCESS && memory->owner == NULL) {
+        memory->owner = &launched;
+        vgpu_ptrmap_put(memory, &replaced);
+    }
+    return result;
+}
+
 static CUresult launch_graph(struct graph_launch g) {
     struct vgpu__launch launch;
     struct vgpu_charge memory;
@@ -115,7 +127,7 @@ static CUresult launch_graph(struct graph_launch g) {
     if (result != CUDA_SUCCESS)
         return result;
     if (vgpu__inside == 0 && vgpu_ptrmap_look((uintptr_t)g.exec, VGPU_KIND_GRAPH, &memory))
-        result = vgpu__pools_graph_launch(memory.bytes, forward, &g);
+        result = launch_with_memory(&g, &memory);
     else
         result = forward(&g);
     vgpu__launch_end(&launch, result);

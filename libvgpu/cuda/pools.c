@@ -298,8 +298,15 @@ static struct pool *pool_of_graphs(CUdevice ordinal, struct vgpu_device *device)
     return pool;
 }
 
+static uint64_t used_by_graphs(CUdevice ordinal) {
+    unsigned long long used = 0;
+    CUresult result;
+    VGPU_CALL(result, cuDeviceGetGraphMemAttribute, ordinal, CU_GRAPH_MEM_ATTR_USED_MEM_CURRENT, &used);
+    return result == CUDA_SUCCESS ? used : 0;
+}
+
 /* A launched graph may use what its device's graphs hold already; it may also need all of its bytes anew. */
-CUresult vgpu__pools_graph_launch(uint64_t bytes, CUresult (*launch)(void *), void *argument) {
+CUresult vgpu__pools_graph_launch(uint64_t bytes, bool first, CUresult (*launch)(void *), void *argument) {
     CUresult result;
     CUcontext context;
     CUdevice ordinal;
@@ -311,7 +318,11 @@ CUresult vgpu__pools_graph_launch(uint64_t bytes, CUresult (*launch)(void *), vo
         return result;
     pthread_mutex_lock(&lock);
     struct pool *pool = pool_of_graphs(ordinal, device);
-    uint64_t reserved = 0, have = pool != NULL ? pool->charged_bytes : 0;
+    uint64_t reserved = 0, have = 0;
+    if (pool != NULL) {
+        pool->live_bytes = first ? used_by_graphs(ordinal) : 0;
+        have = pool->charged_bytes > pool->live_bytes ? pool->charged_bytes - pool->live_bytes : 0;
+    }
     if (pool == NULL || (bytes > have && !reserve(pool, bytes - have, &reserved))) {
         pthread_mutex_unlock(&lock);
         return CUDA_ERROR_OUT_OF_MEMORY;

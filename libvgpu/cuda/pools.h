@@ -18,8 +18,9 @@ bool vgpu__pools_shrink(struct vgpu_device *device);
 /* An allocation of a pool was freed (charge->owner is ours): the driver has taken it back, or will in stream order. */
 void vgpu__pooled_freed(const struct vgpu_charge *charge);
 
-/* Launch a graph whose allocation nodes take `bytes`: reserved before, charged after as the driver holds it. */
-CUresult vgpu__pools_graph_launch(uint64_t bytes, CUresult (*launch)(void *), void *argument);
+/* Launch a graph whose allocation nodes take `bytes`: reserved before, charged after as the driver holds it. Launched
+ * for the first time, it cannot use what other graphs have in use. */
+CUresult vgpu__pools_graph_launch(uint64_t bytes, bool first, CUresult (*launch)(void *), void *argument);
 
 /* In a fork's child. */
 void vgpu__pools_forget(void);

@@ -441,3 +441,30 @@ def test_a_graph_that_waits_for_room_in_the_queue_holds_up_nobody_else(machine: 
         say(info()[0])
     """)
     assert output.split() == [str(63 * MIB), "free", str(63 * MIB)]
+
+
+def test_graphs_that_keep_their_memory_stay_within_the_share_together(machine: "Machine") -> None:
+    share = machine.share(64 * MIB)
+    machine.run(f"""
+        start()
+        stream = c_void_p()
+        check(cuda.cuStreamCreate(byref(stream), 1))
+
+        def graph_of(frees):
+            pointer, graph, graph_exec = Pointer(), c_void_p(), c_void_p()
+            check(cuda.cuStreamBeginCapture_v2(stream, 2))
+            check(cuda.cuMemAllocAsync(byref(pointer), c_size_t({40 * MIB}), stream))
+            if frees:
+                check(cuda.cuMemFreeAsync(pointer, stream))
+            check(cuda.cuStreamEndCapture(stream, byref(graph)))
+            check(cuda.cuGraphInstantiateWithFlags(byref(graph_exec), graph, c_ulonglong(0)))
+            return graph_exec
+
+        for graph in [graph_of(True), graph_of(True), graph_of(False)]:  # in turn they fit
+            check(cuda.cuGraphLaunch(graph, stream))
+            synchronize()
+        assert cuda.cuGraphLaunch(graph_of(False), stream) == OUT_OF_MEMORY
+        assert info()[0] == {24 * MIB}, info()
+    """)
+    assert read_card(machine.card).peak_bytes <= 64 * MIB
+    assert read_books(share).used_bytes == 0
