@@ -85,7 +85,7 @@ assert utilisation() == 0
 end = time.monotonic() + 1.5
 while time.monotonic() < end:
     launch(function, 1_000_000)
-    time.sleep(0.004)  # about half of what the share may have
+    time.sleep(0.005)  # about half of what the share may have
 print(utilisation())
 """
     )
