@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,20 @@ from typing import Any
 from typing_extensions import override
 
 from api import names, nodeinventory
+from api.kube import HTTPKubeClient, Selection, slices
 from deploy.demo import tenants
 from deploy.demo.scenario import BUILD, ROOT, Say, Scenario, build_worker, make_driver_root
 from deploy.demo.tenants import Tenant
 from deploy.local import containerprocesses
 from deploy.local.cluster import Cluster
-from deploy.local.errors import LocalClusterError
+from deploy.local.controlplane import log_tail
+from deploy.local.errors import LocalClusterError, StartError
 from libvgpu.stub import StubGPU
 
 CONTAINER = "worker"
 CONTROLLER, AGENT, NODE = "controller", "node-agent", "process-node"
 """The names of the processes, for `status`, and of their logs."""
+_OFFER_TIMEOUT_S = 60
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,26 @@ def bring_up(cluster: Cluster, gpus: list[StubGPU], say: Say) -> ProcessScenario
     _start(cluster, NODE, "deploy.local.processnode", _node_flags(cluster), programs=worker.parent)
     _start(cluster, CONTROLLER, "dra_driver", ["controller", *_common_flags(cluster)])
     _start(cluster, AGENT, "dra_driver", ["node-agent", *_common_flags(cluster), *_agent_flags(cluster, driver_root)])
+    _wait_until_offered(cluster)
     return ProcessScenario(cluster, driver_root)
+
+
+def _wait_until_offered(cluster: Cluster) -> None:
+    """Wait until the node's GPUs are published: until then every part of the driver has done something."""
+    client = HTTPKubeClient(str(cluster.kubeconfig))
+    resource = slices(client.resource_api_version())
+    selection = Selection(fields=f"spec.nodeName={cluster.node().name}")
+    deadline = time.monotonic() + _OFFER_TIMEOUT_S
+    listed = client.list(resource, selection)
+    while not listed["items"]:
+        ended = [process.name for process in cluster.status() if process.pid is None]
+        if ended or time.monotonic() > deadline:
+            what = f"{', '.join(ended)} ended" if ended else f"no GPU was published within {_OFFER_TIMEOUT_S} s"
+            logs = [cluster.layout.state / "logs" / f"{name}.log" for name in (NODE, CONTROLLER, AGENT)]
+            raise StartError("\n".join([f"{what}:", *(f"{log.stem}: {log_tail(log, 3)}" for log in logs)]))
+        # A watch ends after a second, or with the first change.
+        next(client.watch(resource, listed["metadata"]["resourceVersion"], selection, 1), None)
+        listed = client.list(resource, selection)
 
 
 def _objects() -> list[dict[str, Any]]:
@@ -105,18 +128,24 @@ def _start(cluster: Cluster, name: str, module: str, flags: list[str], programs:
 
 def _node_flags(cluster: Cluster) -> list[str]:
     node = cluster.node()
-    return [f"--kubeconfig={cluster.kubeconfig}", f"--node-name={node.name}", f"--state-dir={node.directory}"]
+    kubeconfig = f"--kubeconfig={cluster.kubeconfig}"
+    return [kubeconfig, f"--node-name={node.name}", f"--state-dir={node.directory}", _kubelet_flag(cluster)]
 
 
 def _common_flags(cluster: Cluster) -> list[str]:
     return [f"--kubeconfig={cluster.kubeconfig}", "--listen=127.0.0.1:0"]
 
 
+def _kubelet_flag(cluster: Cluster) -> str:
+    # By the folder in which both are started: in somebody's home the whole path can be too long for a socket.
+    return f"--kubelet-dir={Path('/proc/self/cwd') / cluster.node().kubelet.relative_to(cluster.layout.state)}"
+
+
 def _agent_flags(cluster: Cluster, driver_root: Path) -> list[str]:
     node = cluster.node()
     return [
         f"--node-name={node.name}",
-        f"--kubelet-dir={node.kubelet}",
+        _kubelet_flag(cluster),
         f"--cdi-dir={node.directory / 'cdi'}",
         f"--state-dir={node.agent}",
         f"--driver-root={driver_root}",

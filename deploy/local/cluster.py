@@ -112,11 +112,14 @@ class Cluster:
             self._wait_until_usable(client, started)
 
     def start_process(self, name: str, argv: Sequence[str], environment: Mapping[str, str]) -> None:
-        """Start a process that belongs to the cluster, unless it runs: `status` shows it, `down` ends it by SIGTERM."""
+        """Start a process that belongs to the cluster, unless it runs: `status` shows it, `down` ends it by SIGTERM.
+
+        It starts in the state folder: through /proc/self/cwd, sockets keep to the 107 characters that they may have.
+        """
+        state = self.layout.state
         with locked(self.layout.lock):
-            if not processes.running(processes.record_path(self.layout.state, name)):
-                command = Command(name, argv, self.layout.state, environment, self._dies_with_caller)
-                processes.start(command)
+            if not processes.running(processes.record_path(state, name)):
+                processes.start(Command(name, argv, state, environment, self._dies_with_caller, state))
 
     def down(self) -> None:
         """Stop and remove everything of the cluster, whatever state it is in; LeftoversError if something stays."""

@@ -53,6 +53,7 @@ class Command:
     directory: Path
     environment: Mapping[str, str]
     dies_with_caller: bool = False
+    working_directory: Path | None = None
 
     @property
     def record(self) -> Path:
@@ -85,6 +86,7 @@ def start(command: Command) -> ProcessId:
             stdout=log,
             stderr=log,
             env=dict(command.environment),
+            cwd=command.working_directory,
             start_new_session=True,
         )
     return adopt(child, command.record)

@@ -1,7 +1,7 @@
 """A node without containers: `python -m deploy.local.processnode`. Started by the demo where containers cannot run.
 
 It stands in for kubelet and container runtime: states a Node and keeps its Lease, registers DRA plugins by their
-sockets under `<state>/kubelet`, and runs the pods that the scheduler binds to it as processes (processpods.py). Images
+sockets, and runs the pods that the scheduler binds to it as processes (processpods.py). Images
 are not used: a container's command is looked up on the PATH that this was started with.
 """
 
@@ -16,7 +16,7 @@ from types import FrameType
 
 from api import kube
 from api.errors import ConflictError, KubeError
-from api.kube import JSON, HTTPKubeClient, KubeClient, Selection
+from api.kube import JSON, HTTPKubeClient, Selection
 from deploy.local import podobjects
 from deploy.local.draplugins import Plugins
 from deploy.local.processpods import NodeTools, PodRunner
@@ -36,10 +36,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m deploy.local.processnode", description="A node without containers")
     parser.add_argument("--kubeconfig", required=True)
     parser.add_argument("--node-name", required=True)
-    parser.add_argument("--state-dir", type=Path, required=True, help="holds kubelet/, cdi/ and pods/")
+    parser.add_argument("--state-dir", type=Path, required=True, help="holds cdi/ and pods/")
+    parser.add_argument("--kubelet-dir", type=Path, required=True, help="as the node agent has it: for the sockets")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    node = ProcessNode(HTTPKubeClient(options.kubeconfig), options.node_name, options.state_dir.absolute())
+    state = options.state_dir.absolute()
+    plugins = Plugins(options.kubelet_dir)
+    client = HTTPKubeClient(options.kubeconfig)
+    environment = {"PATH": os.environ.get("PATH", os.defpath)}
+    node = ProcessNode(NodeTools(options.node_name, state, state / "cdi", client, plugins, environment))
     stopping = threading.Event()
 
     def stop(_number: int, _frame: FrameType | None) -> None:
@@ -54,12 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 class ProcessNode:
     """One node: its object, its plugins, its pods."""
 
-    def __init__(self, client: KubeClient, name: str, state: Path) -> None:
-        self._kube = client
-        self._name = name
-        self._plugins = Plugins(state / "kubelet")
-        environment = {"PATH": os.environ.get("PATH", os.defpath)}
-        self._tools = NodeTools(name, state, state / "cdi", client, self._plugins, environment)
+    def __init__(self, tools: NodeTools) -> None:
+        self._tools = tools
+        self._name = tools.name
+        self._kube = tools.kube
         self._pods: dict[str, PodRunner] = {}
 
     def run(self, stopping: threading.Event) -> None:
@@ -106,7 +109,7 @@ class ProcessNode:
     def _keep_looking_for_plugins(self, stopping: threading.Event) -> None:
         told: list[str] = []
         while not stopping.wait(_LOOK_S):
-            problems = self._plugins.look()
+            problems = self._tools.plugins.look()
             for problem in problems:
                 if problem not in told:
                     _log.warning("%s", problem)

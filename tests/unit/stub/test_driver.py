@@ -82,6 +82,13 @@ def test_a_process_is_on_the_card_only_from_its_first_context_on(machine: Machin
     process.go_on()
 
 
+def test_a_card_knows_a_process_by_its_host_or_by_the_name_that_it_is_given(machine: Machine) -> None:
+    script = "gpu = Driver(); say(host=os.uname().nodename); wait_for_line()"
+    own = machine.start(script).heard()["host"]
+    machine.start(script, VGPU_STUB_HOSTNAME="worker-a-1").heard()
+    assert [process.hostname for process in machine.card().processes] == [own, "worker-a-1"]
+
+
 def test_ptx_tells_the_kernels_and_variables_of_a_module(machine: Machine) -> None:
     said = machine.run("""
         gpu = Driver()
