@@ -12,7 +12,8 @@ enum {
     BUSY_SLEEP_NS = 50 * 1000,
     BUSY_RELIEVE_AFTER = 40,   /* about 2 ms: a recount takes microseconds unless its owner died or waits for someone */
     BUSY_REFUSE_AFTER = 20000, /* about 1 s, then a reservation is refused */
-    REAP_INTERVAL_NS = 1000000, /* a process that is refused in a loop looks for dead ones at most this often */
+    REAP_INTERVAL_NS = 1000000, /* who asks in a loop, for memory or how much there is, looks at most this often ... */
+    REFUSALS_IN_A_ROW = 16,     /* ... and this many refusals in a row are a loop: before, each one looks at once */
     SPLIT_ATTEMPTS = 3,
 };
 
@@ -75,7 +76,7 @@ static int reserve_once(struct vgpu_device *device, uint64_t bytes) {
 }
 
 /* Somebody's bytes but our own are in the books: look whether their owner has died. */
-static bool reap(struct vgpu_device *device) {
+static bool reap(struct vgpu_device *device, bool at_once) {
     bool progress = false;
     for (uint32_t i = 0; i < device->count; i++) {
         struct vgpu_share *share = device->shares[i];
@@ -83,7 +84,7 @@ static bool reap(struct vgpu_device *device) {
         if (vgpu_quota_used(share->books) <= own)
             continue;
         uint64_t now = vgpu_now_ns();
-        if (now - __atomic_load_n(&share->reaped_at_ns, __ATOMIC_RELAXED) < REAP_INTERVAL_NS)
+        if (!at_once && now - __atomic_load_n(&share->reaped_at_ns, __ATOMIC_RELAXED) < REAP_INTERVAL_NS)
             continue;
         progress |= vgpu_books_reap(share->books_path, share->books);
         __atomic_store_n(&share->reaped_at_ns, vgpu_now_ns(), __ATOMIC_RELAXED);
@@ -94,10 +95,19 @@ static bool reap(struct vgpu_device *device) {
 int vgpu_reserve(struct vgpu_device *device, uint64_t bytes) {
     if (bytes == 0)
         return VGPU_OK;
-    if (reserve_once(device, bytes) == VGPU_OK || (reap(device) && reserve_once(device, bytes) == VGPU_OK))
+    if (device->count == 0)
+        return VGPU_OVER;
+    struct vgpu_share *first = device->shares[0];
+    if (reserve_once(device, bytes) == VGPU_OK) {
+        if (__atomic_load_n(&first->refusals, __ATOMIC_RELAXED) != 0)
+            __atomic_store_n(&first->refusals, 0, __ATOMIC_RELAXED);
         return VGPU_OK;
-    if (device->count > 0)
-        __atomic_fetch_add(&device->shares[0]->slot->out_of_memory, 1, __ATOMIC_RELAXED);
+    }
+    bool in_a_loop = __atomic_load_n(&first->refusals, __ATOMIC_RELAXED) >= REFUSALS_IN_A_ROW;
+    if (reap(device, !in_a_loop) && reserve_once(device, bytes) == VGPU_OK)
+        return VGPU_OK;
+    __atomic_fetch_add(&first->refusals, !in_a_loop, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&first->slot->out_of_memory, 1, __ATOMIC_RELAXED);
     return VGPU_OVER;
 }
 
@@ -107,7 +117,7 @@ void vgpu_credit(struct vgpu_device *device, uint64_t bytes) {
 }
 
 void vgpu_usage(struct vgpu_device *device, uint64_t *total_bytes, uint64_t *used_bytes) {
-    reap(device);
+    reap(device, false);
     *total_bytes = *used_bytes = 0;
     for (uint32_t i = 0; i < device->count; i++) {
         *total_bytes += vgpu_limits_memory_bytes(device->shares[i]->limits);
