@@ -1,6 +1,7 @@
 """What happens to shares when a part of the cluster dies: they go on, and they stay limited."""
 
 import os
+import select
 import signal
 from typing import Any
 
@@ -33,7 +34,10 @@ def _kill(scenario: Scenario, process: str) -> None:
     """Kill a process of the cluster, by the id that was recorded when it was started."""
     (pid,) = [status.pid for status in scenario.cluster.status() if status.name.startswith(process)]
     assert pid is not None
-    os.kill(pid, signal.SIGKILL)
+    handle = os.pidfd_open(pid)
+    signal.pidfd_send_signal(handle, signal.SIGKILL)
+    select.select([handle], [], [])  # until it is gone: a process that is dying still looks like one that runs
+    os.close(handle)
 
 
 def _wait_for_agent(scenario: Scenario, restarts: int) -> None:
