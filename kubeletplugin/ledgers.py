@@ -2,7 +2,7 @@
 
 Called by preparing (reserve, write, take back) and unpreparing. The record of a claim is the first thing written when
 it is prepared and the last thing removed, so whatever else lies on the node belongs to a record. One file per claim: a
-write costs the same with one claim or 200, and a damaged file costs one claim (docs/adr/0010-a-record-per-claim.md).
+write costs the same with one claim or 200, and a damaged file costs one claim (docs/adr/0004-a-record-per-claim.md).
 
 Two instances of the agent share the folder during a rolling update: the names in it are compared each time before
 something is decided. The kubelet calls the one that registered last.
