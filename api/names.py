@@ -73,7 +73,6 @@ def device_name(uuid: str) -> DeviceName:
 
 # --- CDI -----------------------------------------------------------------------------------------------------------
 
-CDI_VENDOR: Final = DRIVER_NAME
 CDI_CLASS_GPU: Final = "gpu"
 """One static spec per node with a device per GPU: device nodes and driver libraries."""
 CDI_CLASS_CLAIM: Final = "claim"
@@ -113,6 +112,8 @@ ENV_STUB_DEVICE_DIR: Final = "VGPU_STUB_DEV_DIR"
 
 EVENT_UNSATISFIABLE: Final = "VGPUUnsatisfiable"
 """Reason of the event on a claim (and its pod) that no device can serve now."""
+EVENT_CONFIG_INVALID: Final = "VGPUConfigInvalid"
+"""Reason of the event on a claim or template whose VGPUConfig is wrong."""
 
 REASON_INSUFFICIENT_MEMORY: Final = "CardInsufficientMemory"
 REASON_INSUFFICIENT_CORES: Final = "CardInsufficientCore"

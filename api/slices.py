@@ -13,8 +13,6 @@ from api.errors import StateError
 
 MAX_DEVICES = 128
 """Devices in one slice (ResourceSliceMaxDevices)."""
-MAX_DEVICES_WITH_TAINTS = 64
-"""Devices in one slice if any has taints or draws on counters."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,6 @@ from api.errors import ConflictError, NotFoundError
 from api.kube import EVENTS, KubeClient
 
 REPORTER = "dra-driver-vgpu-controller"
-EVENT_CONFIG_INVALID = "VGPUConfigInvalid"
-"""Reason of the event on a claim or template whose parameters cannot be read."""
 
 _MAX_NAME = 253
 _MAX_NOTE_BYTES = 1024

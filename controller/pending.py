@@ -14,7 +14,7 @@ from api.claims import ClaimView
 from api.kube import KubeClient
 from controller import eventing
 from controller.caching import ClusterCache
-from controller.eventing import EVENT_CONFIG_INVALID, Message, Said, Subject
+from controller.eventing import Message, Said, Subject
 from controller.metrics import Metrics
 from controller.reasoning import describe, explain
 from controller.records import ClaimRecord, PodRecord
@@ -85,9 +85,9 @@ class PendingKeeper:
 
     def _complain(self, topic: Topic, subject: Subject, problem: str) -> float | None:
         if not problem:
-            self._said.pop((topic, EVENT_CONFIG_INVALID), None)
+            self._said.pop((topic, names.EVENT_CONFIG_INVALID), None)
             return None
-        message = Message(EVENT_CONFIG_INVALID, problem, "Checking")
+        message = Message(names.EVENT_CONFIG_INVALID, problem, "Checking")
         return self._say(topic, message, [(subject, None)])
 
     def _explain(self, topic: Topic, key: Key, record: ClaimRecord) -> float | None:
@@ -138,7 +138,7 @@ class PendingKeeper:
         return eventing.due_in_s(said, message.note, now)
 
     def _forget(self, topic: Topic) -> None:
-        for reason in (EVENT_CONFIG_INVALID, names.EVENT_UNSATISFIABLE):
+        for reason in (names.EVENT_CONFIG_INVALID, names.EVENT_UNSATISFIABLE):
             self._said.pop((topic, reason), None)
         self._quiet.pop(topic, None)
         self._note_waiting(topic.key, waits=False)
