@@ -1,12 +1,12 @@
 """Reads the books of all shares at a low rate: for the metrics, and to tell Burst shares what they may use.
 
 Run by the agent in a thread of its own. Books belong to tenants: what cannot be read costs that share its figures and
-nothing else.
+nothing else. A share that did nothing since the last round costs its few system calls and no more.
 """
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,12 +14,13 @@ from api.errors import StateError
 from kubeletplugin.granting import Activity, grants
 from kubeletplugin.ledgers import Ledger
 from kubeletplugin.preparedclaims import PreparedClaim
-from libvgpu.shares import Books, Limits, read_books, read_limits, update_limits
+from libvgpu.shares import Books, BooksReader, Limits, LimitsReader, change_limits
 
 _log = logging.getLogger(__name__)
 _ROUNDS_TO_WARN = 3
+_BATCH = 64
 _PAUSE_S = 0.001
-"""Between two shares: a round over hundreds of them must not hold up a claim that is being prepared."""
+"""Between batches of shares: a round over hundreds of them must not hold up a claim that is being prepared."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,36 @@ class ShareReading:
     books: Books
 
 
+class _Share:
+    """What the monitor keeps of a share from round to round."""
+
+    def __init__(self, folder: Path) -> None:
+        self.limits = LimitsReader(folder)
+        self.books = BooksReader(folder)
+        self.failures = 0
+        """Rounds in which it could not be read."""
+        self.reading: ShareReading | None = None
+        """None: it could not be read in the last round."""
+        self.activity: Activity | None = None
+
+    def read(self, claim: PreparedClaim) -> None:
+        """Read the share anew.
+
+        Raises:
+            StateError: one of its files is missing or damaged.
+        """
+        former = self.reading
+        try:
+            limits, books = self.limits.read(), self.books.read()
+        except StateError:
+            self.reading = None
+            raise
+        if former is None or (former.limits, former.books, former.claim) != (limits, books, claim):
+            self.reading = ShareReading(claim, limits, books)
+        self.activity = Activity(limits, _active(books, former.books if former else None))
+        self.failures = 0
+
+
 class Monitor:
     """Reads books, one round at a time."""
 
@@ -39,63 +70,58 @@ class Monitor:
         self._ledger = ledger
         self._shares_dir = shares_dir
         self._pause = pause
-        self._readings: dict[str, ShareReading] = {}
-        self._unreadable: dict[str, int] = {}
-        """Rounds in which a share could not be read."""
+        self._shares: dict[str, _Share] = {}
         self.last_round_s = time.monotonic()
         """When the last round ended."""
 
     def readings(self) -> list[ShareReading]:
-        """Return the last reading of each share."""
-        return list(self._readings.values())
+        """Return the last reading of each share that could be read."""
+        return [share.reading for share in self._shares.values() if share.reading is not None]
+
+    def unreadable(self) -> int:
+        """Return how many shares could not be read for some rounds."""
+        return sum(share.failures >= _ROUNDS_TO_WARN for share in self._shares.values())
 
     def run_once(self) -> None:
         """Read all books, and steer the shares that may burst."""
-        former = self._readings
-        found: dict[str, ShareReading] = {}
-        shares = {limits.share: claim for claim in self._ledger.prepared().values() for limits in claim.shares()}
-        for share, claim in shares.items():
-            reading = self._read(claim, share)
-            if reading is not None:
-                found[share] = reading
+        claims = {limits.share: claim for claim in self._ledger.prepared().values() for limits in claim.shares()}
+        self._shares = {name: self._shares.get(name) or _Share(self._shares_dir / name) for name in claims}
+        shares = list(self._shares.items())
+        for start in range(0, len(shares), _BATCH):
+            for name, share in shares[start : start + _BATCH]:
+                self._read(name, share, claims[name])
             self._pause(_PAUSE_S)
-        self._readings = found
-        self._unreadable = {share: rounds for share, rounds in self._unreadable.items() if share in shares}
-        self._grant([Activity(reading.limits, _active(reading, former.get(share))) for share, reading in found.items()])
+        self._grant(share.activity for share in self._shares.values() if share.reading and share.activity)
         self.last_round_s = time.monotonic()
 
-    def _read(self, claim: PreparedClaim, share: str) -> ShareReading | None:
-        folder = self._shares_dir / share
+    def _read(self, name: str, share: _Share, claim: PreparedClaim) -> None:
         try:
-            reading = ShareReading(claim, read_limits(folder), read_books(folder))
+            share.read(claim)
         except StateError as error:
             # Once is not worth a word: the claim may be half-way through being prepared or undone.
-            self._unreadable[share] = self._unreadable.get(share, 0) + 1
-            if self._unreadable[share] == _ROUNDS_TO_WARN:
-                _log.warning("share cannot be read", extra={"claim_uid": claim.uid, "error": str(error)})
-            return None
-        self._unreadable.pop(share, None)
-        return reading
+            share.failures += 1
+            if share.failures == _ROUNDS_TO_WARN:
+                _log.warning("share cannot be read", extra={"claim_uid": claim.uid, "share": name, "error": str(error)})
 
-    def _grant(self, activities: list[Activity]) -> None:
+    def _grant(self, activities: Iterable[Activity]) -> None:
+        activities = list(activities)
         granted = grants(activities)
         for activity in activities:
-            limits = activity.limits
-            wanted = granted.get(limits.share, limits.granted_percent)
-            if wanted == limits.granted_percent:
-                continue
-            folder = self._shares_dir / limits.share
-            try:
-                # Read anew: since the round began, the claim may have been undone and prepared with other limits.
-                update_limits(folder, replace(read_limits(folder), granted_percent=wanted))
-            except StateError as error:
-                # Unprepared meanwhile, most likely; if not, the next reading says so.
-                _log.debug("grant not written", extra={"share": limits.share, "error": str(error)})
+            share, before = activity.limits.share, activity.limits.granted_percent
+            wanted = granted.get(share, before)
+            if wanted != before:
+                self._write_grant(share, wanted)
+
+    def _write_grant(self, share: str, percent: int) -> None:
+        try:
+            change_limits(self._shares_dir / share, lambda limits: replace(limits, granted_percent=percent))
+        except StateError as error:
+            # Unprepared meanwhile, most likely; if not, the next reading says so.
+            _log.debug("grant not written", extra={"share": share, "error": str(error)})
 
 
-def _active(now: ShareReading, before: ShareReading | None) -> bool:
+def _active(books: Books, former: Books | None) -> bool:
     """Return whether a share used its device since it was read last; a new one did if it ever has."""
-    books = now.books
-    if before is None:
+    if former is None:
         return books.gpu_time_ns > 0
-    return books.gpu_time_ns > before.books.gpu_time_ns or books.throttled_ns > before.books.throttled_ns
+    return books.gpu_time_ns > former.gpu_time_ns or books.throttled_ns > former.throttled_ns

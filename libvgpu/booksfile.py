@@ -10,9 +10,17 @@ from typing import Any
 
 from api import names
 from api.errors import StateError
-from libvgpu.files import expect, found_size, read
+from libvgpu.files import expect, read
 from libvgpu.layout import layout
 from libvgpu.locks import is_held
+
+_ffi = layout().ffi
+_SLOTS_AT = _ffi.offsetof("struct vgpu_books", "slots")
+_SLOT_BYTES = _ffi.sizeof("struct vgpu_slot")
+_CHECKED_BYTES = _ffi.offsetof("struct vgpu_books", "slots_high")
+"""Magic, version and sizes."""
+_PID_AT = _ffi.offsetof("struct vgpu_slot", "pid")
+_RESERVED_AT = _ffi.offsetof("struct vgpu_slot", "reserved_bytes")
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,7 @@ class ProcessUsage:
     launches: int
     out_of_memory: int
     """Requests that were refused for the limit."""
+    command: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,26 +53,80 @@ class Books:
     throttled_ns: int
     launches: int
     out_of_memory: int
+    utilization_permille: int = 0
+    """GPU time of the device that the last whole window of about half a second had, as the share counted it."""
+
+
+class BooksReader:
+    """Reads the books of one share, again and again: only the part in use, and decodes only what has changed.
+
+    Reads without mapping: a tenant may truncate its books at any time. For one thread at a time.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Take the folder of the share."""
+        self._path = f"{directory}/{names.BOOKS_FILE}"
+        self._former: tuple[bytes, tuple[bool, ...], Books] | None = None
+        self._length = _SLOTS_AT
+
+    def read(self) -> Books:
+        """Return what the share uses; the same object as before while nothing has changed.
+
+        Raises:
+            StateError: the file is missing or not a books file; names the file, what was found, what was expected.
+        """
+        constants = layout().constants
+        try:
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                raw = self._read_used(descriptor)
+                books = _view(raw)
+                # A slot without a living owner holds what a dead process left: it goes back when somebody needs it.
+                used = _slots_in_use(raw)
+                owned = tuple(is_held(descriptor, constants.VGPU_SLOT_LOCKS + i) for i in used)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise StateError(f"{self._path}: found {error.strerror}, expected a readable books file") from error
+        if self._former is None or self._former[:2] != (raw, owned):
+            self._former = raw, owned, _decode(books, used, owned)
+        return self._former[2]
+
+    def _read_used(self, descriptor: int) -> bytes:
+        """Return the books up to the last slot that was ever used."""
+        raw = os.pread(descriptor, self._length, 0)
+        if os.fstat(descriptor).st_size != layout().constants.VGPU_BOOKS_FILE_BYTES or len(raw) < _SLOTS_AT:
+            _check_size(Path(self._path), os.fstat(descriptor).st_size)
+        if self._former is None or raw[:_CHECKED_BYTES] != self._former[0][:_CHECKED_BYTES]:
+            _check_header(Path(self._path), raw)
+        books = _view(raw)
+        length = _SLOTS_AT + _SLOT_BYTES * min(books.slots_high, layout().constants.VGPU_SLOTS)
+        if length != self._length:
+            self._length = length
+            raw = os.pread(descriptor, length, 0)
+        return raw
 
 
 def read_books(directory: Path) -> Books:
-    """Return what a share uses. Reads without mapping: a tenant may truncate its books at any time.
+    """Return what a share uses, once; see BooksReader."""
+    return BooksReader(directory).read()
 
-    Raises:
-        StateError: the file is missing or not a books file; names the file, what was found, what was expected.
-    """
-    path = directory / names.BOOKS_FILE
-    constants = layout().constants
-    try:
-        with path.open("rb", buffering=0) as file:
-            raw = os.pread(file.fileno(), constants.VGPU_BOOKS_FILE_BYTES + 1, 0)
-            books = _checked_books(path, raw)
-            # A slot without a living owner holds what a dead process left: it goes back as soon as somebody needs it.
-            used = _slots_in_use(raw)
-            slots = [books.slots[i] for i in used]
-            owned = [is_held(file.fileno(), constants.VGPU_SLOT_LOCKS + i) for i in used]
-    except OSError as error:
-        raise StateError(f"{path}: found {error.strerror}, expected a readable books file") from error
+
+def _view(raw: bytes) -> Any:
+    """Return a `struct vgpu_books *` over the start of books; the caller looks at no slot behind it."""
+    return _ffi.cast("struct vgpu_books *", _ffi.from_buffer(raw))
+
+
+def _slots_in_use(raw: bytes) -> list[int]:
+    """Return the slots with a process or with bytes. By whole columns: the node agent reads all books each second."""
+    slots = memoryview(raw)[_SLOTS_AT : len(raw) - len(raw) % _SLOT_BYTES]
+    pids = slots.cast("I")[_PID_AT // 4 :: _SLOT_BYTES // 4].tolist()
+    reserved = slots.cast("Q")[_RESERVED_AT // 8 :: _SLOT_BYTES // 8].tolist()
+    return [i for i, (pid, bytes_) in enumerate(zip(pids, reserved, strict=True)) if pid or bytes_]
+
+
+def _decode(books: Any, used: list[int], owned: tuple[bool, ...]) -> Books:
+    slots = [books.slots[i] for i in used]
     living = tuple(_usage(slot) for slot, alive in zip(slots, owned, strict=True) if alive and slot.pid)
     return Books(
         used_bytes=sum(process.memory_bytes for process in living),
@@ -73,17 +136,8 @@ def read_books(directory: Path) -> Books:
         throttled_ns=books.ended_throttled_ns + sum(slot.throttled_ns for slot in slots),
         launches=books.ended_launches + sum(slot.launches for slot in slots),
         out_of_memory=books.ended_out_of_memory + sum(slot.out_of_memory for slot in slots),
+        utilization_permille=books.window_permille if any(owned) else 0,
     )
-
-
-def _slots_in_use(raw: bytes) -> list[int]:
-    """Return the slots with a process or with bytes. By whole columns: the node agent reads all books each second."""
-    ffi = layout().ffi
-    slots = memoryview(raw)[ffi.offsetof("struct vgpu_books", "slots") :]
-    size = ffi.sizeof("struct vgpu_slot")
-    pids = slots.cast("I")[ffi.offsetof("struct vgpu_slot", "pid") // 4 :: size // 4].tolist()
-    reserved = slots.cast("Q")[ffi.offsetof("struct vgpu_slot", "reserved_bytes") // 8 :: size // 8].tolist()
-    return [i for i, (pid, bytes_) in enumerate(zip(pids, reserved, strict=True)) if pid or bytes_]
 
 
 def _usage(slot: Any) -> ProcessUsage:
@@ -96,20 +150,22 @@ def _usage(slot: Any) -> ProcessUsage:
         throttled_ns=slot.throttled_ns,
         launches=slot.launches,
         out_of_memory=slot.out_of_memory,
+        command=layout().text(slot.command) or "",
     )
 
 
-def _checked_books(path: Path, raw: bytes) -> Any:
-    constants = layout().constants
-    if len(raw) != constants.VGPU_BOOKS_FILE_BYTES:
-        expected = constants.VGPU_BOOKS_FILE_BYTES
-        raise StateError(f"{path}: found {found_size(path)}, expected a file of {expected} bytes")
-    books = layout().books(raw)
+def _check_size(path: Path, found: int) -> None:
+    expected = layout().constants.VGPU_BOOKS_FILE_BYTES
+    if found != expected:
+        raise StateError(f"{path}: found {found} bytes, expected a file of {expected} bytes")
+
+
+def _check_header(path: Path, raw: bytes) -> None:
+    constants, books = layout().constants, _view(raw)
     expect(path, "magic", books.magic, constants.VGPU_BOOKS_MAGIC)
     expect(path, "version", books.version, constants.VGPU_VERSION)
     expect(path, "slot_count", books.slot_count, constants.VGPU_SLOTS)
-    expect(path, "slot_size", books.slot_size, layout().ffi.sizeof("struct vgpu_slot"))
-    return books
+    expect(path, "slot_size", books.slot_size, _SLOT_BYTES)
 
 
 def is_usable(path: Path) -> bool:
@@ -119,7 +175,7 @@ def is_usable(path: Path) -> bool:
         with path.open("rb", buffering=0) as file:
             if is_held(file.fileno(), constants.VGPU_SLOT_LOCKS, constants.VGPU_SLOTS):
                 return True
-        _checked_books(path, read(path, constants.VGPU_BOOKS_FILE_BYTES))
+        _check_header(path, read(path, constants.VGPU_BOOKS_FILE_BYTES))
     except (OSError, StateError):
         return False
     return True

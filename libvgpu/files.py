@@ -3,8 +3,11 @@
 Called by libvgpu.shares and its two halves, limitsfile and booksfile.
 """
 
+import contextlib
+import fcntl
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from api.errors import StateError
@@ -19,8 +22,11 @@ def expect(path: Path, field: str, found: int, expected: int) -> None:
 def read(path: Path, expected_bytes: int) -> bytes:
     """Return the content of a file that must have exactly this length; StateError otherwise."""
     try:
-        with path.open("rb", buffering=0) as file:
-            raw = os.pread(file.fileno(), expected_bytes + 1, 0)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            raw = os.pread(descriptor, expected_bytes + 1, 0)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise StateError(f"{path}: found {error.strerror}, expected a readable file") from error
     if len(raw) != expected_bytes:
@@ -72,5 +78,19 @@ def fsync_directory(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other writers of a file away, in this process and in others; StateError if it cannot be opened."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StateError(f"{path}: found {error.strerror}, expected a readable file") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
     finally:
         os.close(descriptor)

@@ -5,6 +5,7 @@ Called by libvgpu.shares.
 
 import mmap
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,15 +44,47 @@ class Limits:
     the neighbours' slices). 0: nothing said."""
 
 
-def read_limits(directory: Path) -> Limits:
-    """Return the limits of a share.
+class LimitsReader:
+    """Reads the limits of one share, again and again; decodes them only when they have changed."""
 
-    Raises:
-        StateError: the file is missing or not a valid limits file; names the file, what was found, what was expected.
-    """
-    path = directory / names.LIMITS_FILE
+    def __init__(self, directory: Path) -> None:
+        """Take the folder of the share."""
+        self._path = directory / names.LIMITS_FILE
+        self._former: tuple[bytes, Limits] | None = None
+
+    def read(self) -> Limits:
+        """Return the limits of the share.
+
+        Raises:
+            StateError: the file is missing or not a valid limits file; names file, what was found, what was expected.
+        """
+        raw = self._read_whole()
+        if self._former is None or self._former[0] != raw:
+            self._former = raw, _decode(self._path, raw)
+        return self._former[1]
+
+    def _read_whole(self) -> bytes:
+        """Return the file between two changes; after some tries as it is."""
+        for _ in range(_TRIES):
+            raw = read(self._path, layout().constants.VGPU_LIMITS_FILE_BYTES)
+            if not raw[_SEQUENCE_AT] % 2:
+                break
+            time.sleep(_WRITING_S)
+        return raw
+
+
+def read_limits(directory: Path) -> Limits:
+    """Return the limits of a share, once; see LimitsReader."""
+    return LimitsReader(directory).read()
+
+
+_SEQUENCE_AT = 16
+_TRIES, _WRITING_S = 5, 0.001
+"""A writer needs microseconds, unless it dies at it."""
+
+
+def _decode(path: Path, raw: bytes) -> Limits:
     constants = layout().constants
-    raw = read(path, constants.VGPU_LIMITS_FILE_BYTES)
     view = layout().limits(raw)
     expect(path, "magic", view.magic, constants.VGPU_LIMITS_MAGIC)
     expect(path, "version", view.version, constants.VGPU_VERSION)

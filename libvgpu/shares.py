@@ -5,17 +5,30 @@ include/vgpu/layout.h has the layout, what each field means, and how liveness an
 """
 
 import mmap
+from collections.abc import Callable
 from pathlib import Path
 
 from api import names
 from api.errors import StateError
 from api.vgpuconfig import Policy
 from libvgpu import booksfile, files, limitsfile
-from libvgpu.booksfile import Books, ProcessUsage, read_books
+from libvgpu.booksfile import Books, BooksReader, ProcessUsage, read_books
 from libvgpu.layout import layout
-from libvgpu.limitsfile import Limits, read_limits
+from libvgpu.limitsfile import Limits, LimitsReader, read_limits
 
-__all__ = ["Books", "Limits", "Policy", "ProcessUsage", "create_share", "read_books", "read_limits", "update_limits"]
+__all__ = [
+    "Books",
+    "BooksReader",
+    "Limits",
+    "LimitsReader",
+    "Policy",
+    "ProcessUsage",
+    "change_limits",
+    "create_share",
+    "read_books",
+    "read_limits",
+    "update_limits",
+]
 
 
 def create_share(directory: Path, limits: Limits, *, durable: bool = True) -> None:
@@ -34,15 +47,20 @@ def create_share(directory: Path, limits: Limits, *, durable: bool = True) -> No
         content = booksfile.header(), layout().constants.VGPU_BOOKS_FILE_BYTES
         files.create(books_file, content, 0o666, durable=durable)
     if files.size_of(limits_file) == len(raw):
-        update_limits(directory, limits)
+        update_limits(directory, limits, durable=durable)
     else:
         files.create(limits_file, (raw, len(raw)), 0o644, durable=durable)
     for folder in (directory, directory.parent) if durable else ():
         files.fsync_directory(folder)
 
 
-def update_limits(directory: Path, limits: Limits) -> None:
+def update_limits(directory: Path, limits: Limits, *, durable: bool = False) -> None:
     """Change the limits of a share in place: processes that run see them with their next call of the driver.
+
+    Args:
+        directory: of the share.
+        limits: all of them.
+        durable: on disk when this returns; a crash of the machine may undo it otherwise.
 
     Raises:
         StateError: a limit is out of its range, or there is no limits file of the right size.
@@ -53,4 +71,23 @@ def update_limits(directory: Path, limits: Limits) -> None:
         raise StateError(f"{path}: found {files.found_size(path)}, expected a file of {len(raw)} bytes")
     with path.open("r+b") as file, mmap.mmap(file.fileno(), len(raw)) as mapping:
         limitsfile.store(mapping, raw)
-        mapping.flush()
+        if durable:
+            mapping.flush()
+
+
+def change_limits(directory: Path, change: Callable[[Limits], Limits]) -> Limits:
+    """Change a part of a share's limits in place, and return them; several programs may do so at once.
+
+    Args:
+        directory: of the share.
+        change: gets the limits as they are and returns them as they shall be.
+
+    Raises:
+        StateError: there are no sound limits, or one is out of its range.
+    """
+    with files.locked(directory / names.LIMITS_FILE):
+        present = read_limits(directory)
+        wanted = change(present)
+        if wanted != present:
+            update_limits(directory, wanted)
+        return wanted

@@ -8,11 +8,13 @@ import sys
 from deploy.demo.containers import bring_up
 from deploy.demo.tenants import GPU
 from deploy.local.cluster import Cluster
-from tests.bench import pods
+from tests.bench import monitor, pods
 
 
 def main() -> None:
     """Measure on a node of our own, and remove it."""
+    print("A round of the monitor:")
+    monitor.main()
     with Cluster(f"bench-{os.getpid()}") as cluster:
         cluster.up(nodes=1, dies_with_caller=True)
         with contextlib.redirect_stdout(sys.stderr):

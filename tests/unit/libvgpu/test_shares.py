@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,18 @@ import pytest
 
 from api.errors import StateError
 from libvgpu.layout import layout
-from libvgpu.shares import Books, Limits, Policy, create_share, read_books, read_limits, update_limits
+from libvgpu.shares import (
+    Books,
+    BooksReader,
+    Limits,
+    LimitsReader,
+    Policy,
+    change_limits,
+    create_share,
+    read_books,
+    read_limits,
+    update_limits,
+)
 
 LIMITS = Limits(
     share="claim-uid-0",
@@ -170,6 +182,53 @@ def test_only_a_process_that_holds_its_lock_counts_as_living(tmp_path: Path) -> 
     assert read_books(tmp_path).used_bytes == 0
 
 
+def test_books_that_have_not_changed_are_not_decoded_again_and_a_change_is_seen(tmp_path: Path) -> None:
+    create_share(tmp_path, LIMITS)
+    reader = BooksReader(tmp_path)
+    first = reader.read()
+    assert reader.read() is first
+
+    _write_slot(tmp_path / "books", pid=4711, launches=3)
+    assert reader.read().launches == 3
+
+
+def test_limits_that_have_not_changed_are_not_decoded_again_and_a_change_is_seen(tmp_path: Path) -> None:
+    create_share(tmp_path, LIMITS)
+    reader = LimitsReader(tmp_path)
+    first = reader.read()
+    assert reader.read() is first
+
+    update_limits(tmp_path, replace(LIMITS, priority=7))
+    assert reader.read().priority == 7
+
+
+def test_a_count_of_slots_that_a_tenant_made_up_is_cut_to_those_there_are(tmp_path: Path) -> None:
+    create_share(tmp_path, LIMITS)
+    books = layout().books(bytearray((tmp_path / "books").read_bytes()))
+    books.slots_high = 0xFFFFFFFF
+    books.slots[1023].launches, books.slots[1023].pid = 5, 1
+    (tmp_path / "books").write_bytes(layout().raw(books))
+
+    assert read_books(tmp_path).launches == 5
+
+
+def test_several_programs_change_different_limits_of_a_share_at_once(tmp_path: Path) -> None:
+    create_share(tmp_path, LIMITS)
+
+    def count(field: str) -> None:
+        for _ in range(50):
+            change_limits(tmp_path, lambda limits: replace(limits, **{field: getattr(limits, field) + 1}))
+
+    threads = [threading.Thread(target=count, args=(field,)) for field in ("priority", "granted_percent")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    after = read_limits(tmp_path)
+    assert (after.priority - LIMITS.priority, after.granted_percent - LIMITS.granted_percent) == (50, 50)
+
+
 _HOLD_SLOT_ZERO = """
 import fcntl, os, struct, sys
 descriptor = os.open(sys.argv[1], os.O_RDWR)
@@ -189,6 +248,7 @@ def _poke(path: Path, offset: int, raw: bytes) -> None:
 def _write_slot(path: Path, **fields: int) -> None:
     """Write slot 0 as a process would."""
     books = layout().books(bytearray(path.read_bytes()))
+    books.slots_high = 1
     for name, value in fields.items():
         setattr(books.slots[0], name, value)
     path.write_bytes(layout().raw(books))
