@@ -180,11 +180,9 @@ class ClusterCache:
         if was_dead or _facts(old) != _facts(new):
             self._listeners.pool(node)
 
-    def on_slice(self, key: Key, _old: Object | None, new: Object | None) -> None:
+    def index_slice(self, key: Key, old: Object | None, new: Object | None) -> None:
         """A slice of our driver came, changed or went: by us or by somebody else."""
-        changed = new or _old
-        assert changed is not None
-        pool = changed["spec"]["pool"]["name"]
+        pool = _pool(old, new)
         with self._lock:
             stored = self._pools.setdefault(pool, {})
             if new is None:
@@ -194,7 +192,10 @@ class ClusterCache:
             if not stored:
                 del self._pools[pool]
             self._index.note_slice(key[1], new)
-        self._listeners.pool(pool)
+
+    def on_slice(self, _key: Key, old: Object | None, new: Object | None) -> None:
+        """The pool of a slice is worth a look."""
+        self._listeners.pool(_pool(old, new))
 
     def on_claim(self, key: Key, old: ClaimRecord | None, new: ClaimRecord | None) -> None:
         """A claim came, got its devices, gave them back, or went."""
@@ -245,16 +246,24 @@ class _Kinds:
         self.nodes = Watcher(kube, Kind(kube_api.NODES, trim_node, cache.on_node))
         self.inventories = Watcher(kube, Kind(kube_api.NODE_INVENTORIES, trim_inventory, cache.on_inventory))
         self.slices = Watcher(
-            kube, Kind(kube_api.slices(version), trim_slice, cache.on_slice, ours), cache.on_outage_end
+            kube,
+            Kind(kube_api.slices(version), trim_slice, cache.on_slice, cache.index_slice, ours),
+            cache.on_outage_end,
         )
         self.classes = Watcher(kube, Kind(kube_api.device_classes(version), class_trimmer(driver), cache.on_class))
         self.claims = Watcher(kube, Kind(kube_api.claims(version), claim_trimmer(driver), cache.on_claim))
         self.templates = Watcher(kube, Kind(templates, template_trimmer(driver), cache.on_template))
-        self.pods = Watcher(kube, Kind(kube_api.PODS, trim_pod, cache.on_pod, UNSCHEDULED))
+        self.pods = Watcher(kube, Kind(kube_api.PODS, trim_pod, cache.on_pod, selection=UNSCHEDULED))
 
     @property
     def all(self) -> list[Watcher[Any]]:
         return [self.nodes, self.inventories, self.slices, self.classes, self.claims, self.templates, self.pods]
+
+
+def _pool(old: Object | None, new: Object | None) -> str:
+    changed = new or old
+    assert changed is not None
+    return str(changed["spec"]["pool"]["name"])
 
 
 def _facts(record: InventoryRecord | None) -> object:

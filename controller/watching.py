@@ -43,6 +43,8 @@ class Kind(Generic[T]):
     """Returns what is worth keeping of an object; None: nothing, as if it did not exist."""
     on_change: Callable[[Key, T | None, T | None], None]
     """Called with key, old and new after the cache has changed; from the watcher's thread."""
+    index: Callable[[Key, T | None, T | None], None] = lambda _key, _old, _new: None
+    """As `on_change`, but called before the change counts as seen: for indexes that are asked after `has_seen`."""
     selection: Selection = field(default_factory=Selection)
     timeout_s: int = 300
     """After so long a watch is opened anew; the API server ends it then."""
@@ -189,8 +191,11 @@ class Watcher(Generic[T]):
                 self._kept.pop(key, None)
             else:
                 self._kept[key] = new
+        tell = (old is not None or new is not None) and not self._stopping.is_set()
+        if tell:
+            self._kind.index(key, old, new)
         if position is not None:
-            # Before anybody is told: who asks then must find that this has been seen.
+            # After the indexes: who finds that this has been seen must find it there. Before anybody is told.
             self._advance(position)
-        if (old is not None or new is not None) and not self._stopping.is_set():
+        if tell:
             self._kind.on_change(key, old, new)

@@ -112,3 +112,25 @@ def test_a_kind_that_is_not_served_yet_is_asked_for_until_it_is() -> None:
     found.watcher.stop()
     kube.set_down(True)
     assert found.watcher.join(5)
+
+
+def test_a_change_is_in_the_indexes_before_it_counts_as_seen_and_is_told_of_after(kube: FakeKube) -> None:
+    seen: list[tuple[str, bool]] = []
+    kind = Kind(
+        NODES,
+        _color,
+        on_change=lambda *_: seen.append(("told", watcher.has_seen("1"))),
+        index=lambda *_: seen.append(("indexed", watcher.has_seen("1"))),
+        timeout_s=1,
+    )
+    watcher = Watcher(kube, kind)
+    watcher.start()
+    try:
+        assert watcher.synced.wait(5)
+        assert kube.create(NODES, node("n1"))["metadata"]["resourceVersion"] == "1"
+        wait_until(lambda: len(seen) == 2)
+        assert seen == [("indexed", False), ("told", True)]
+    finally:
+        watcher.stop()
+        kube.set_down(True)
+        assert watcher.join(5)
