@@ -18,7 +18,6 @@ from api import names
 from api.errors import KubeError, StateError
 from api.kube import KubeClient
 from kubeletplugin.cdi import gpu_spec
-from kubeletplugin.claimlocks import ClaimLocks
 from kubeletplugin.claimreading import ClaimReader
 from kubeletplugin.devices import DeviceTable, Discovery
 from kubeletplugin.discovery import DiscoveryBackend
@@ -28,7 +27,7 @@ from kubeletplugin.inventory import InventoryWriter
 from kubeletplugin.libraries import install_library
 from kubeletplugin.metrics import ShareCollector
 from kubeletplugin.monitoring import Monitor
-from kubeletplugin.nodestates import NodePaths, NodeState
+from kubeletplugin.nodestates import NodePaths, NodeState, take_state_dir
 from kubeletplugin.nvidia import NvidiaDiscovery
 from kubeletplugin.planning import NodeView
 from kubeletplugin.preparing import Preparer
@@ -115,11 +114,11 @@ class NodeAgent:
         """
         settings = self._settings
         paths = NodePaths(settings.state_dir, settings.cdi_dir)
+        take_state_dir(paths, settings.driver_name)
         library = install_library(settings.library or library_path(), paths.library_dir)
         state = NodeState(paths, settings.driver_name, settings.node_name, library)
-        locks = ClaimLocks()
-        preparer = Preparer(ClaimReader(self._client), state, locks, lambda: self._view)
-        services = dra_services(preparer, Unpreparer(state, locks), state)
+        preparer = Preparer(ClaimReader(self._client), state, lambda: self._view)
+        services = dra_services(preparer, Unpreparer(state), state)
         health = HealthSettings(self._board, settings.node_name, settings.health_interval_s)
         server = PluginServer(self._sockets, settings.driver_name, services, health)
         server.lock()  # before anything is read or changed: nobody else has these sockets

@@ -18,6 +18,7 @@ from api.names import ClaimUID
 from kubeletplugin.devices import Device, DeviceFile, Driver
 from kubeletplugin.files import read_if_there, remove, write_atomically
 from kubeletplugin.libraries import InstalledLibrary
+from libvgpu.files import locked
 
 Spec = dict[str, Any]
 
@@ -148,10 +149,12 @@ class SpecFolder:
     def write_gpus(self, spec: Spec | None) -> None:
         """Write the spec of the devices if it differs from what is there; without one, remove it."""
         path = self._folder / f"{self._vendor}-{names.CDI_CLASS_GPU}.json"
-        if spec is None:
-            remove(path)
-        else:
-            self._write(path, spec)
+        self.prepare()
+        with locked(self._folder):  # a second instance of the agent writes the same file
+            if spec is None:
+                remove(path)
+            else:
+                self._write(path, spec)
 
     def write_claim(self, uid: ClaimUID, spec: Spec) -> None:
         """Write the spec of a claim if it differs from what is there."""

@@ -1,14 +1,22 @@
 """One lock per claim: calls for one claim wait for each other, calls for different claims never do.
 
-Called by preparing and unpreparing.
+Called by preparing, unpreparing and all that tidies up. It holds between the threads of an agent and between two agents
+on one node: the kubelet may send a claim to either of them during a rolling update.
 """
 
+import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from api.errors import TransientError
 from api.names import ClaimUID
+from kubeletplugin.instancelocks import InstanceLocks
+
+_TIMEOUT_S = 20.0
+"""Longer than one request to the API server takes; with one of our own after it still inside the kubelet's 45 s."""
 
 
 @dataclass
@@ -20,21 +28,38 @@ class _Entry:
 class ClaimLocks:
     """Locks by claim UID; one that nobody holds or waits for takes no memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path, timeout_s: float = _TIMEOUT_S) -> None:
+        """Take the file that all instances on the node lock, and how long to wait for a lock."""
         self._guard = threading.Lock()
         self._entries: dict[ClaimUID, _Entry] = {}
+        self._instances = InstanceLocks(path)
+        self._timeout_s = timeout_s
 
     @contextmanager
     def hold(self, uid: ClaimUID) -> Iterator[None]:
-        """Hold the lock of a claim."""
+        """Hold the lock of a claim.
+
+        Raises:
+            TransientError: another call for this claim did not end in time.
+        """
         with self._guard:
             entry = self._entries.setdefault(uid, _Entry())
             entry.users += 1
         try:
-            with entry.lock:
-                yield
+            if not entry.lock.acquire(timeout=self._timeout_s):
+                raise TransientError(f"claim {uid}: another call for it runs for more than {self._timeout_s:g} s")
+            try:
+                with self._instances.hold(_byte(uid), self._timeout_s):
+                    yield
+            finally:
+                entry.lock.release()
         finally:
             with self._guard:
                 entry.users -= 1
                 if not entry.users:
                     del self._entries[uid]
+
+
+def _byte(uid: ClaimUID) -> int:
+    """Return the byte that stands for a claim: among 2**62, so that no two claims of a node meet."""
+    return int.from_bytes(hashlib.blake2b(uid.encode(), digest_size=8).digest(), "big") >> 2

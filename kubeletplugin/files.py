@@ -1,8 +1,8 @@
 """Durable files of the agent: whole or not at all, on disk before they are relied on.
 
-Called by the ledger, the CDI specs and the library's installation. The order is always: temporary file, fsync, rename,
-fsync of the folder. A temporary file has one name per target, so that what a crash leaves is overwritten by
-the next try.
+Called by the ledger, the CDI specs and the library's installation. A temporary file has one name per target, so that
+what a crash leaves is overwritten by the next try: whoever writes keeps others away by the claim's lock, or by that of
+the folder (libvgpu.files.locked).
 """
 
 import fcntl
@@ -10,7 +10,19 @@ import os
 from pathlib import Path
 
 from api.errors import StateError
+from libvgpu.files import fsync_directory
 
+__all__ = [
+    "FileLock",
+    "fsync_directory",
+    "fsync_file",
+    "read_if_there",
+    "remove",
+    "remove_tree",
+    "temporary_path",
+    "write_atomically",
+    "write_durably",
+]
 _TEMPORARY_SUFFIX = ".tmp"
 
 
@@ -31,14 +43,6 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
     _write(path, content, mode, durable=False)
 
 
-def remove_durably(path: Path) -> bool:
-    """Remove a file, for good; return whether there was anything."""
-    found = remove(path)
-    if found:
-        fsync_directory(path.parent)
-    return found
-
-
 def remove(path: Path) -> bool:
     """Remove a file, and what a crash left of a try to write it; return whether there was anything."""
     found = _unlink(temporary_path(path))
@@ -50,9 +54,9 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}{_TEMPORARY_SUFFIX}")
 
 
-def fsync_directory(path: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def fsync_file(path: Path) -> None:
+    """Make the content of a file durable that was written atomically; its name is durable with its folder's."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:

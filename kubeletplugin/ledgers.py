@@ -1,68 +1,81 @@
 """Who holds what on this node: a file per prepared claim, and the same in memory.
 
-Called by preparing (reserve, write, take back) and unpreparing. The record of a claim is the first thing written when
-it is prepared and the last thing removed, so whatever else lies on the node belongs to a record. One file per claim: a
-write costs the same with one claim or 200, and a damaged file costs one claim (docs/adr/0004-a-record-per-claim.md).
+Called by preparing (reserve, settle, take back), unpreparing and what tidies up. The record of a claim is the first
+thing written when it is prepared and the last thing removed, so whatever else lies on the node belongs to a record. One
+file per claim: a write costs the same with one claim or 200, and a damaged file costs one claim
+(docs/adr/0004-a-record-per-claim.md).
 
-Two instances of the agent share the folder during a rolling update: the names in it are compared each time before
-something is decided. The kubelet calls the one that registered last.
+Two instances of the agent share the folder during a rolling update. One decides at a time, and what it decided is in
+the folder before the next one looks. A number beside the folder says whether there is anything new to look at.
 """
 
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from api.errors import StateError
 from api.names import ClaimUID
-from kubeletplugin.files import fsync_directory, remove_durably, write_durably
+from kubeletplugin.files import fsync_directory, fsync_file, remove, write_atomically, write_durably
+from kubeletplugin.instancelocks import InstanceLocks
 from kubeletplugin.preparedclaims import PreparedClaim, decode, encode
 
 _log = logging.getLogger(__name__)
 _SUFFIX = ".json"
-_QUARANTINE_SUFFIX = ".damaged"
+QUARANTINE_SUFFIX = ".damaged"
+_MODE = 0o600
+_DECISION = 0
+"""The lock of a decision."""
+_DECISION_S = 10.0
+"""What a decision of another instance may take at most: it does no network I/O."""
+_NUMBER_BYTES = 8
+_UNKNOWN = -1
 
 Prepared = Mapping[ClaimUID, PreparedClaim]
 Recovery = Callable[[ClaimUID], PreparedClaim | None]
 """Rebuilds the record of a claim from what else lies on the node; None: nothing of it lies there."""
+_Signature = tuple[int, int, int]
+"""Inode, time of change and length of a file: another one after each change."""
 
 
 class Ledger:
-    """The prepared claims of a node. Safe to use from several threads."""
+    """The prepared claims of a node. Safe to use from several threads and several instances."""
 
     def __init__(self, folder: Path, recover: Recovery) -> None:
         self._folder = folder
         self._recover = recover
         self._lock = threading.Lock()
+        self._instances = InstanceLocks(folder.with_suffix(".lock"))
         self._claims: dict[ClaimUID, PreparedClaim] = {}
-        self._unwritten: set[ClaimUID] = set()
-        """Reserved, and not in the folder yet."""
-        self._seen: set[str] = set()
-        """Names in the folder at the last look, and what this instance changed since."""
+        self._signatures: dict[ClaimUID, _Signature] = {}
+        """Of the files that `_claims` was read from."""
+        self._seen = _UNKNOWN
+        """Number of the last change that is in `_claims`."""
 
     def load(self) -> None:
         """Read all records; called once at start. Damaged ones are put aside and rebuilt."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with self._lock:
-            self._refresh()
+        with self._deciding():
+            pass
 
     def prepared(self) -> Prepared:
         """Return all claims as they are now; the mapping does not change any more."""
-        with self._lock:
-            self._refresh()
+        with self._looking():
             return dict(self._claims)
 
     def get(self, uid: ClaimUID) -> PreparedClaim | None:
         """Return a claim, None if it is not prepared."""
-        with self._lock:
-            self._refresh()
+        with self._looking():
             return self._claims.get(uid)
 
     def reserve(
         self, uid: ClaimUID, decide: Callable[[Prepared], PreparedClaim]
     ) -> tuple[PreparedClaim, PreparedClaim | None]:
-        """Decide about a claim while nothing else is decided, and count it from now on.
+        """Decide about a claim while nothing else is decided on this node, and count it from now on.
+
+        The record is in its place when this returns, and durable once it is settled.
 
         Args:
             uid: of the claim.
@@ -72,86 +85,140 @@ class Ledger:
         Returns:
             The claim as decided, and as it was recorded before (None: it was not).
         """
-        with self._lock:
-            self._refresh()
+        with self._deciding():
             former = self._claims.get(uid)
             decided = decide(self._claims)
             if decided == former:
                 return former, former
             decided = decided.keeping_extra_of(former)
-            self._claims[uid] = decided
-            self._unwritten.add(uid)
+            self._place(decided, former)
             return decided, former
 
-    def write(self, claim: PreparedClaim) -> None:
+    def settle(self, uid: ClaimUID) -> None:
         """Make the record of a reserved claim durable."""
-        write_durably(self._path(claim.uid), encode(claim), 0o600)
-        with self._lock:
-            self._unwritten.discard(claim.uid)
-            self._seen.add(f"{claim.uid}{_SUFFIX}")  # so that it is missed if another instance removes it
+        fsync_file(self._path(uid))
+        fsync_directory(self._folder)
 
     def add(self, claim: PreparedClaim) -> None:
         """Count a claim that was found on the node without a record, and write one."""
-        with self._lock:
-            self._claims[claim.uid] = claim
-            self._unwritten.add(claim.uid)
-        self.write(claim)
+        with self._deciding():
+            self._place(claim, self._claims.get(claim.uid))
+        self.settle(claim.uid)
 
     def take_back(self, uid: ClaimUID, former: PreparedClaim | None) -> None:
         """Undo a reservation that came to nothing."""
         if former is None:
             self.remove(uid)
             return
-        with self._lock:
-            self._claims[uid] = former
-            self._unwritten.add(uid)
-        self.write(former)
+        with self._deciding():
+            self._place(former, self._claims.get(uid))
+        self.settle(uid)
 
     def remove(self, uid: ClaimUID) -> bool:
         """Remove the record of a claim; return whether there was one."""
-        found = remove_durably(self._path(uid))
-        with self._lock:
-            self._unwritten.discard(uid)
-            self._seen.discard(f"{uid}{_SUFFIX}")
-            return self._claims.pop(uid, None) is not None or found
+        path = self._path(uid)
+        with self._deciding(), self._changing():
+            found = remove(path)
+            self._signatures.pop(uid, None)
+            found = self._claims.pop(uid, None) is not None or found
+        if found:
+            fsync_directory(self._folder)
+        return found
 
     def _path(self, uid: ClaimUID) -> Path:
         return self._folder / f"{uid}{_SUFFIX}"
 
-    def _refresh(self) -> None:
-        """Take over what another instance has written or removed since the last look."""
-        found = set(os.listdir(self._folder))  # noqa: PTH208 - for names alone much the fastest, and this is a hot path
-        if found == self._seen and not self._unwritten:
-            return
-        for uid in [uid for uid in self._claims if f"{uid}{_SUFFIX}" not in found and uid not in self._unwritten]:
+    def _place(self, claim: PreparedClaim, former: PreparedClaim | None) -> None:
+        """Put a record into its place. A new one need not be whole after a power cut; one that replaces another must.
+
+        Until it is settled the kubelet has no answer: no container runs by a new one.
+        """
+        path = self._path(claim.uid)
+        with self._changing():
+            write = write_atomically if former is None else write_durably
+            write(path, encode(claim), _MODE)
+            self._claims[claim.uid] = claim
+            self._signatures[claim.uid] = _signature(path.stat())
+
+    @contextmanager
+    def _deciding(self) -> Iterator[None]:
+        """Keep all others from deciding, with their decisions in memory."""
+        with self._lock, self._instances.hold(_DECISION, _DECISION_S):
+            if self._number() != self._seen:
+                self._take_over()
+            yield
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        """See all decisions; waits for others only if there are new ones."""
+        with self._lock:
+            if self._number() != self._seen:
+                with self._instances.hold(_DECISION, _DECISION_S):
+                    self._take_over()
+            yield
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Number a change of the folder: odd while it is being made, and after a crash at it."""
+        number = self._number() | 1
+        self._set_number(number)
+        try:
+            yield
+        finally:
+            self._seen = number + 1
+            self._set_number(self._seen)
+
+    def _number(self) -> int:
+        return int.from_bytes(os.pread(self._instances.descriptor, _NUMBER_BYTES, 0), "little")
+
+    def _set_number(self, number: int) -> None:
+        os.pwrite(self._instances.descriptor, number.to_bytes(_NUMBER_BYTES, "little"), 0)
+
+    def _take_over(self) -> None:
+        """Read what has changed since the last look; nobody else changes anything meanwhile."""
+        found = dict(self._scan())
+        for uid in self._claims.keys() - found.keys():
             del self._claims[uid]
-        for name in found - self._seen:
-            uid = ClaimUID(name.removesuffix(_SUFFIX))
-            if name.endswith(_SUFFIX) and not name.startswith(".") and uid not in self._claims:
+        for uid, signature in found.items():
+            if self._signatures.get(uid) != signature:
                 self._read(uid)
-        self._seen = found
+        self._signatures = {uid: signature for uid, signature in found.items() if uid in self._claims}
+        self._seen = self._number()
+        if self._seen % 2:  # whoever was at it has died; what came of it has just been read
+            self._seen += 1
+            self._set_number(self._seen)
+
+    def _scan(self) -> Iterator[tuple[ClaimUID, _Signature]]:
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(_SUFFIX) and not entry.name.startswith("."):
+                    yield ClaimUID(entry.name.removesuffix(_SUFFIX)), _signature(entry.stat())
 
     def _read(self, uid: ClaimUID) -> None:
         path = self._path(uid)
         try:
             self._claims[uid] = decode(path.read_bytes(), uid, str(path))
-        except FileNotFoundError:
-            return  # removed by another instance since the folder was read
         except StateError as error:
+            self._claims.pop(uid, None)
             recovered = self._quarantine(path, uid, error)
             if recovered is not None:
                 self._claims[uid] = recovered
 
     def _quarantine(self, path: Path, uid: ClaimUID, error: StateError) -> PreparedClaim | None:
-        aside = path.with_name(path.name + _QUARANTINE_SUFFIX)
-        path.rename(aside)
-        recovered = self._recover(uid)
-        if recovered is not None:
-            write_durably(path, encode(recovered), 0o600)
-        else:
-            fsync_directory(self._folder)
+        aside = path.with_name(path.name + QUARANTINE_SUFFIX)
+        with self._changing():
+            path.rename(aside)
+            recovered = self._recover(uid)
+            if recovered is not None:
+                write_durably(path, encode(recovered), _MODE)
+            else:
+                fsync_directory(self._folder)
         _log.error(
             "damaged record of a prepared claim put aside",
             extra={"claim_uid": uid, "file": str(aside), "error": str(error), "rebuilt": recovered is not None},
         )
         return recovered
+
+
+def _signature(status: os.stat_result) -> _Signature:
+    return status.st_ino, status.st_mtime_ns, status.st_size

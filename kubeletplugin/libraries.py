@@ -11,6 +11,7 @@ from pathlib import Path
 from api import names
 from api.errors import StateError
 from kubeletplugin.files import read_if_there, write_durably
+from libvgpu.files import locked
 
 _HASH_DIGITS = 12
 
@@ -44,8 +45,9 @@ def install_library(source: Path, folder: Path) -> InstalledLibrary:
         folder.mkdir(parents=True, exist_ok=True, mode=0o755)
         name = f"libvgpu-{hashlib.sha256(content).hexdigest()[:_HASH_DIGITS]}.so"
         installed = InstalledLibrary(folder / name, folder / f"{name}.preload")
-        _install(installed.path, content, 0o755)
-        _install(installed.preload_path, f"{installed.container_path}\n".encode(), 0o644)
+        with locked(folder):  # a second instance of the agent installs the same files
+            _install(installed.path, content, 0o755)
+            _install(installed.preload_path, f"{installed.container_path}\n".encode(), 0o644)
     except OSError as error:
         raise StateError(f"library {source}: cannot be installed in {folder}: {error}") from error
     return installed

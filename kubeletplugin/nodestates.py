@@ -14,15 +14,19 @@ from api import names
 from api.errors import StateError
 from api.names import ClaimUID
 from kubeletplugin import cdi
-from kubeletplugin.files import remove_tree
+from kubeletplugin.claimlocks import ClaimLocks
+from kubeletplugin.files import read_if_there, remove_tree, write_durably
 from kubeletplugin.ledgers import Ledger
 from kubeletplugin.libraries import InstalledLibrary
 from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice
-from libvgpu.shares import Limits, create_share, read_books, read_limits
+from libvgpu.files import locked
+from libvgpu.shares import Limits, change_limits, create_share, read_books, read_limits
 
 _log = logging.getLogger(__name__)
 
 CHECKPOINT_SUBDIR = "checkpoint"
+_DRIVER_FILE = "driver"
+"""Says whose state folder it is."""
 _CLAIM_UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}")
 _SHARE_NAME = re.compile(rf"({_CLAIM_UID.pattern})-(\d+)")
 
@@ -55,13 +59,37 @@ class NodePaths:
         return self.state_dir / names.LIBRARY_SUBDIR
 
 
+def take_state_dir(paths: NodePaths, driver_name: str) -> None:
+    """Make the state folder, or see that it is that of this driver: two drivers would undo each other's claims.
+
+    Raises:
+        StateError: another driver has it, or it cannot be used.
+    """
+    path = paths.state_dir / _DRIVER_FILE
+    try:
+        paths.state_dir.mkdir(parents=True, exist_ok=True)
+        with locked(paths.state_dir):
+            found = read_if_there(path)
+            if not found:
+                write_durably(path, driver_name.encode())
+                return
+    except OSError as error:
+        raise StateError(f"state folder {paths.state_dir}: cannot be used: {error}") from error
+    if found != driver_name.encode():
+        raise StateError(
+            f"state folder {paths.state_dir}: found that of driver {found.decode(errors='replace')}, expected that of "
+            f"{driver_name}: give each driver a --state-dir of its own"
+        )
+
+
 class NodeState:
-    """The state of one node. Calls for one claim must not overlap; see ClaimLocks."""
+    """The state of one node. Who changes something of a claim holds its lock."""
 
     def __init__(self, paths: NodePaths, vendor: str, pool: str, library: InstalledLibrary) -> None:
         self.paths = paths
         self.specs = cdi.SpecFolder(paths.cdi_dir, vendor)
         self.ledger = Ledger(paths.checkpoint_dir, self._recover)
+        self.locks = ClaimLocks(paths.state_dir / "claims.lock")
         self._vendor = vendor
         self._pool = pool
         self._library = library
@@ -90,13 +118,19 @@ class NodeState:
         with_share = {uid for uid, _ in self._share_names()}
         with_spec = set(self.specs.claims())
         self.ledger.load()
-        for uid in with_share - self.ledger.prepared().keys():
-            recovered = self._recover(uid)
-            if recovered is not None:
-                self.ledger.add(recovered)
-                _log.warning("share without a record found and counted again", extra={"claim_uid": uid})
-        for uid in with_spec - self.ledger.prepared().keys():
-            self.specs.remove_claim(uid)
+        for uid in (with_share | with_spec) - self.ledger.prepared().keys():
+            with self.locks.hold(uid):
+                self._bring_together(uid)
+
+    def _bring_together(self, uid: ClaimUID) -> None:
+        """See to it that what lies on the node without a record gets one, or goes."""
+        if self.ledger.get(uid) is not None:
+            return  # another instance has prepared it meanwhile
+        recovered = self._recover(uid)
+        if recovered is not None:
+            self.ledger.add(recovered)
+            _log.warning("share without a record found and counted again", extra={"claim_uid": uid})
+        elif self.specs.remove_claim(uid):
             _log.warning("CDI spec of an unknown claim removed", extra={"claim_uid": uid})
 
     def put(self, claim: PreparedClaim, former: PreparedClaim | None = None) -> None:
@@ -135,22 +169,14 @@ class NodeState:
 
     def _put_share(self, limits: Limits) -> None:
         folder = self.paths.shares_dir / limits.share
+        # What is steered while the share lives is not part of the claim, and not undone by preparing again.
         try:
-            present = read_limits(folder)
+            limits = change_limits(folder, lambda present: _following(limits, present))
         except StateError:
-            present = None
-        if present is not None:
-            # What is steered while the share lives is not part of the claim, and not undone by preparing again.
-            limits = replace(
-                present,
-                share=limits.share,
-                device_uuid=limits.device_uuid,
-                memory_bytes=limits.memory_bytes,
-                cores_percent=limits.cores_percent,
-                ceiling_percent=limits.ceiling_percent,
-                policy=limits.policy,
-            )
-        if present != limits or not _has_books(folder):
+            sound = False
+        else:
+            sound = _has_books(folder)
+        if not sound:
             # Not durable: the record is, and each prepare compares and mends what a crash of the machine damaged.
             create_share(folder, limits, durable=False)
 
@@ -181,6 +207,19 @@ class NodeState:
         with os.scandir(self.paths.shares_dir) as entries:
             found = [entry.name for entry in entries if entry.name.rpartition("-")[0] == uid]
         return [name for name in found if _SHARE_NAME.fullmatch(name)]
+
+
+def _following(claim: Limits, present: Limits) -> Limits:
+    """Return the limits of a share with what its claim says."""
+    return replace(
+        present,
+        share=claim.share,
+        device_uuid=claim.device_uuid,
+        memory_bytes=claim.memory_bytes,
+        cores_percent=claim.cores_percent,
+        ceiling_percent=claim.ceiling_percent,
+        policy=claim.policy,
+    )
 
 
 def _has_books(folder: Path) -> bool:

@@ -7,8 +7,7 @@ prepared already is checked and mended, and answered with the same ids.
 import logging
 from collections.abc import Callable
 
-from api.errors import KubeError
-from kubeletplugin.claimlocks import ClaimLocks
+from api.errors import KubeError, VGPUError
 from kubeletplugin.claimreading import ClaimReader, ClaimReference
 from kubeletplugin.nodestates import NodeState
 from kubeletplugin.planning import NodeView, plan
@@ -20,11 +19,10 @@ _log = logging.getLogger(__name__)
 class Preparer:
     """Prepares claims on one node."""
 
-    def __init__(self, reader: ClaimReader, state: NodeState, locks: ClaimLocks, view: Callable[[], NodeView]) -> None:
+    def __init__(self, reader: ClaimReader, state: NodeState, view: Callable[[], NodeView]) -> None:
         """Take what is needed; `view` returns the node as it was discovered last."""
         self._reader = reader
         self._state = state
-        self._locks = locks
         self._view = view
 
     def prepare(self, reference: ClaimReference) -> PreparedClaim:
@@ -33,9 +31,10 @@ class Preparer:
         Raises:
             ClaimError, ConfigError, CapacityError: it cannot be served as it stands.
             KubeError: the API server did not say what was allocated.
-            StateError: this node could not write what it must.
+            StateError, OSError: this node could not write what it must.
+            TransientError: another call for this claim did not end in time.
         """
-        with self._locks.hold(reference.uid):
+        with self._state.locks.hold(reference.uid):
             try:
                 claim = self._reader.read(reference)
             except KubeError as error:
@@ -44,7 +43,7 @@ class Preparer:
             planned, former = self._state.ledger.reserve(reference.uid, lambda others: plan(claim, view, others))
             try:
                 if planned != former:
-                    self._state.ledger.write(planned)
+                    self._state.ledger.settle(planned.uid)
                 self._state.put(planned, former)
             except BaseException:
                 self._undo(planned, former)
@@ -68,7 +67,8 @@ class Preparer:
                 self._state.remove(planned.uid)
             elif planned != former:
                 self._state.ledger.take_back(planned.uid, former)
-        except OSError as error:
+                self._state.put(former, planned)  # some shares may have new limits already
+        except (OSError, VGPUError) as error:
             _log.error("half-prepared claim not undone", extra=_facts(planned) | {"error": str(error)})
 
 

@@ -47,6 +47,7 @@ class PluginServer:
         """
         self._paths.create_folders()
         self._lock.acquire()
+        self._paths.remove_stale()
 
     def start(self) -> None:
         """Bind both sockets; the lock must be held.
@@ -78,8 +79,7 @@ class PluginServer:
             service.close()
         for pool in self._pools:
             pool.shutdown()
-        for path in (self._paths.registration, self._paths.service):
-            path.unlink(missing_ok=True)
+        self._paths.unlink()
         self._lock.release()
 
     def registration_problem(self) -> str:

@@ -3,12 +3,16 @@
 Called by the agent. The kubelet finds plugins by what appears in its `plugins_registry` folder.
 """
 
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from api.errors import ConfigError, StateError
 from kubeletplugin.files import FileLock
 
+_log = logging.getLogger(__name__)
+_LOCK_SUFFIX = ".lock"
 _MAX_BYTES = 107
 """sockaddr_un.sun_path without its NUL."""
 
@@ -51,4 +55,38 @@ class SocketPaths:
 
     def lock(self) -> FileLock:
         """Return the lock that must be held to bind them: binding a live socket steals it without a word."""
-        return FileLock(self.service.with_name(f"{self.service.name}.lock"))
+        return FileLock(self.service.with_name(self.service.name + _LOCK_SUFFIX))
+
+    def remove_stale(self) -> None:
+        """Remove the sockets of instances that were killed: the kubelet would call them, and their pods are gone.
+
+        Whoever lives holds its lock, from before it makes its sockets until after it has removed them.
+        """
+        for other in self._others():
+            lock = other.lock()
+            try:
+                lock.acquire()
+            except StateError:
+                continue
+            try:
+                other.unlink()
+            finally:
+                lock.release()
+            _log.warning("sockets of an instance that was killed removed", extra={"socket": str(other.service)})
+
+    def unlink(self) -> None:
+        """Remove both sockets, the registration first: the kubelet finds no plugin that does not answer."""
+        for path in (self.registration, self.service):
+            path.unlink(missing_ok=True)
+
+    def _others(self) -> Iterator["SocketPaths"]:
+        """Yield the sockets of all instances of this driver but this one, by their locks."""
+        driver_name = self.service.parent.name
+        for path in sorted(self.service.parent.glob(f"dra*.sock{_LOCK_SUFFIX}")):
+            own = path.name.removeprefix("dra").removesuffix(f".sock{_LOCK_SUFFIX}")
+            other = SocketPaths(
+                registration=self.registration.with_name(f"{driver_name}{own}-reg.sock"),
+                service=path.with_name(f"dra{own}.sock"),
+            )
+            if other != self:
+                yield other

@@ -6,7 +6,6 @@ Called by the gRPC service, from several threads. An unknown claim is undone alr
 import logging
 
 from api.names import ClaimUID
-from kubeletplugin.claimlocks import ClaimLocks
 from kubeletplugin.nodestates import NodeState, is_claim_uid
 
 _log = logging.getLogger(__name__)
@@ -15,18 +14,18 @@ _log = logging.getLogger(__name__)
 class Unpreparer:
     """Undoes claims on one node."""
 
-    def __init__(self, state: NodeState, locks: ClaimLocks) -> None:
+    def __init__(self, state: NodeState) -> None:
         self._state = state
-        self._locks = locks
 
     def unprepare(self, uid: ClaimUID) -> None:
         """Undo a claim, however often.
 
         Raises:
+            TransientError: another call for this claim did not end in time.
             OSError: something could not be removed; the claim's record is still there, and the next call goes on.
         """
         if not is_claim_uid(uid):
             return  # nothing of ours can have such a name
-        with self._locks.hold(uid):
+        with self._state.locks.hold(uid):
             found = self._state.remove(uid)
         _log.info("claim unprepared", extra={"claim_uid": uid, "found": found})

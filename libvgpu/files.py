@@ -75,7 +75,7 @@ def create(path: Path, content: tuple[bytes, int], mode: int, *, durable: bool) 
 
 def fsync_directory(path: Path) -> None:
     """Make the names in a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
@@ -84,11 +84,17 @@ def fsync_directory(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep other writers of a file away, in this process and in others; StateError if it cannot be opened."""
+    """Keep other writers of the files in a folder away, in this process and in others.
+
+    Of the folder and not of a file: a tenant has the files in its container and could hold a lock of theirs for ever.
+
+    Raises:
+        StateError: the folder cannot be opened.
+    """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise StateError(f"{path}: found {error.strerror}, expected a readable file") from error
+        raise StateError(f"{path}: found {error.strerror}, expected a folder") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

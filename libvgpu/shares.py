@@ -43,36 +43,27 @@ def create_share(directory: Path, limits: Limits, *, durable: bool = True) -> No
     raw = limitsfile.encode(directory, limits)
     directory.mkdir(parents=True, exist_ok=True, mode=0o755)
     limits_file, books_file = directory / names.LIMITS_FILE, directory / names.BOOKS_FILE
-    if not booksfile.is_usable(books_file):
-        content = booksfile.header(), layout().constants.VGPU_BOOKS_FILE_BYTES
-        files.create(books_file, content, 0o666, durable=durable)
-    if files.size_of(limits_file) == len(raw):
-        update_limits(directory, limits, durable=durable)
-    else:
-        files.create(limits_file, (raw, len(raw)), 0o644, durable=durable)
+    with files.locked(directory):
+        if not booksfile.is_usable(books_file):
+            content = booksfile.header(), layout().constants.VGPU_BOOKS_FILE_BYTES
+            files.create(books_file, content, 0o666, durable=durable)
+        if files.size_of(limits_file) == len(raw):
+            _store(limits_file, raw, durable=durable)
+        else:
+            files.create(limits_file, (raw, len(raw)), 0o644, durable=durable)
     for folder in (directory, directory.parent) if durable else ():
         files.fsync_directory(folder)
 
 
-def update_limits(directory: Path, limits: Limits, *, durable: bool = False) -> None:
+def update_limits(directory: Path, limits: Limits) -> None:
     """Change the limits of a share in place: processes that run see them with their next call of the driver.
-
-    Args:
-        directory: of the share.
-        limits: all of them.
-        durable: on disk when this returns; a crash of the machine may undo it otherwise.
 
     Raises:
         StateError: a limit is out of its range, or there is no limits file of the right size.
     """
-    path = directory / names.LIMITS_FILE
     raw = limitsfile.encode(directory, limits)
-    if files.size_of(path) != len(raw):
-        raise StateError(f"{path}: found {files.found_size(path)}, expected a file of {len(raw)} bytes")
-    with path.open("r+b") as file, mmap.mmap(file.fileno(), len(raw)) as mapping:
-        limitsfile.store(mapping, raw)
-        if durable:
-            mapping.flush()
+    with files.locked(directory):
+        _store(directory / names.LIMITS_FILE, raw)
 
 
 def change_limits(directory: Path, change: Callable[[Limits], Limits]) -> Limits:
@@ -85,9 +76,19 @@ def change_limits(directory: Path, change: Callable[[Limits], Limits]) -> Limits
     Raises:
         StateError: there are no sound limits, or one is out of its range.
     """
-    with files.locked(directory / names.LIMITS_FILE):
+    with files.locked(directory):
         present = read_limits(directory)
         wanted = change(present)
         if wanted != present:
-            update_limits(directory, wanted)
+            _store(directory / names.LIMITS_FILE, limitsfile.encode(directory, wanted))
         return wanted
+
+
+def _store(path: Path, raw: bytes, *, durable: bool = False) -> None:
+    """Write over a limits file; the share's folder is locked."""
+    if files.size_of(path) != len(raw):
+        raise StateError(f"{path}: found {files.found_size(path)}, expected a file of {len(raw)} bytes")
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), len(raw)) as mapping:
+        limitsfile.store(mapping, raw)
+        if durable:
+            mapping.flush()

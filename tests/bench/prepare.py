@@ -125,7 +125,7 @@ def _print_steps(root: Path, cdi_dir: Path, kubeconfig: str, refs: Sequence[Ref]
         reference = ClaimReference(ref.namespace, ref.name, ref.uid)  # type: ignore[arg-type]
         claim = step("read the claim (GET)", lambda: reader.read(reference))  # noqa: B023 - called at once
         planned, _ = step("plan and reserve", lambda: state.ledger.reserve(claim.uid, lambda o: plan(claim, view, o)))  # noqa: B023
-        step("write the record", lambda: state.ledger.write(planned))  # noqa: B023
+        step("make the record durable", lambda: state.ledger.settle(planned.uid))  # noqa: B023
         step("write shares and CDI spec", lambda: state.put(planned))  # noqa: B023
     for ref in refs:
         step("undo", lambda: state.remove(ref.uid))  # type: ignore[arg-type]  # noqa: B023

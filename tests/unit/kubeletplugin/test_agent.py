@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from api import kube, names
+from api.errors import StateError
 from api.kubefake import FakeKube
 from kubeletplugin.agent import NodeAgent
 from kubeletplugin.discovery import FakeDiscovery
 from libvgpu.shares import Limits, Policy, read_books, read_limits
-from tests.unit.kubeletplugin.builders import GIB, NODE, add_claim, gpu, result
+from tests.unit.kubeletplugin.builders import GIB, NODE, add_claim, can_connect, gpu, result
 from tests.unit.kubeletplugin.fakekubelet import FakeKubelet, PrepareError, Ref
 
 A, B = gpu(0), gpu(1)
@@ -295,6 +296,38 @@ def test_two_instances_with_pod_uids_work_side_by_side(
     kubelet.unprepare(first)
     kubelet.prepare(second)
     assert new.ready() == ""
+
+
+def test_an_agent_removes_the_sockets_of_one_that_was_killed_and_of_no_other(
+    start_agent: Callable[..., NodeAgent], client: FakeKube, kubelet: FakeKubelet, root: Path
+) -> None:
+    start_agent(pod_uid="living")
+    plugins, registry = root / "kubelet" / "plugins" / names.DRIVER_NAME, root / "kubelet" / "plugins_registry"
+    left = [
+        plugins / "dra-killed.sock",
+        plugins / "dra-killed.sock.lock",
+        registry / f"{names.DRIVER_NAME}-killed-reg.sock",
+    ]
+    for path in left:
+        path.touch()
+
+    start_agent(pod_uid="new")
+
+    assert [path for path in left if path.exists()] == []
+    assert can_connect(plugins / "dra-living.sock")
+    assert can_connect(registry / f"{names.DRIVER_NAME}-living-reg.sock")
+
+
+def test_the_state_folder_of_another_driver_is_left_alone(start_agent: Callable[..., NodeAgent], root: Path) -> None:
+    start_agent()
+
+    with pytest.raises(StateError) as caught:
+        start_agent(driver_name="other.example.com")
+
+    assert str(caught.value) == (
+        f"state folder {root}/state: found that of driver vgpu.dra-driver.io, expected that of other.example.com: give "
+        "each driver a --state-dir of its own"
+    )
 
 
 def test_the_health_of_all_devices_is_streamed_and_follows_changes(

@@ -10,7 +10,6 @@ import pytest
 
 from api.kubefake import FakeKube
 from api.names import ClaimUID
-from kubeletplugin.claimlocks import ClaimLocks
 from kubeletplugin.claimreading import ClaimReader, ClaimReference
 from kubeletplugin.devices import DeviceTable
 from kubeletplugin.ledgers import Ledger
@@ -20,7 +19,7 @@ from kubeletplugin.planning import NodeView
 from kubeletplugin.preparing import Preparer
 from kubeletplugin.unpreparing import Unpreparer
 from libvgpu.shares import read_books, read_limits
-from tests.unit.kubeletplugin.builders import NODE, add_claim, gpu, result
+from tests.unit.kubeletplugin.builders import CLAIMS, GIB, NODE, add_claim, gpu, result
 
 A = gpu(0)
 _CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.chmod"}
@@ -40,13 +39,18 @@ class Node:
         library = InstalledLibrary(Path("/lib/libvgpu-1.so"), Path("/lib/libvgpu-1.so.preload"))
         state = NodeState(self.paths, "vgpu.dra-driver.io", NODE, library)
         state.load()
-        locks = ClaimLocks()
         view = NodeView("vgpu.dra-driver.io", NODE, DeviceTable([A]))
-        return state, Preparer(ClaimReader(self.client), state, locks, lambda: view), Unpreparer(state, locks)
+        return state, Preparer(ClaimReader(self.client), state, lambda: view), Unpreparer(state)
 
     def prepare(self) -> list[list[str]]:
         state, preparer, _ = self.start()
         return [state.cdi_ids(device) for device in preparer.prepare(self.claim).devices]
+
+    def reallocate(self, *results: dict[str, object]) -> None:
+        """Give the claim another allocation, as a scheduler does to one that nobody uses."""
+        stored = self.client.get(CLAIMS, "train", "default")
+        stored["status"]["allocation"]["devices"]["results"] = list(results)
+        self.client.replace(CLAIMS, stored, "status")
 
     def unprepare(self) -> None:
         self.start()[2].unprepare(self.claim.uid)
@@ -59,7 +63,7 @@ class Node:
             path
             for folder in (self.paths.state_dir, self.paths.cdi_dir)
             for path in folder.rglob("*")
-            if path.is_file()
+            if path.is_file() and path.suffix != ".lock"
         ]
 
     def check_that_no_share_is_unlimited(self) -> None:
@@ -229,3 +233,20 @@ def test_a_spec_of_a_claim_that_nobody_knows_is_removed_at_start(node: Node) -> 
     node.start()
 
     assert not spec.exists()
+
+
+def test_a_share_gets_its_former_limits_back_when_another_one_of_the_claim_cannot_be_changed(node: Node) -> None:
+    node.prepare()
+    limits = node.limits()
+    damaged = node.paths.shares_dir / f"{node.claim.uid}-1" / "limits"
+    damaged.unlink()
+    damaged.mkdir()
+    node.reallocate(result(A, "1Gi", request="a"), result(A, "1Gi", request="b"))
+
+    with pytest.raises(OSError, match="Is a directory"):
+        node.prepare()
+
+    assert read_limits(damaged.parent.with_name(f"{node.claim.uid}-0")) == limits[0]
+    damaged.rmdir()
+    node.prepare()
+    assert [limit.memory_bytes for limit in node.limits()] == [GIB, GIB]  # type: ignore[attr-defined]

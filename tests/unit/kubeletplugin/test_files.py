@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from api.errors import StateError
-from kubeletplugin.files import FileLock, remove_durably, remove_tree, write_durably
+from kubeletplugin.files import FileLock, remove, remove_tree, write_durably
 from kubeletplugin.libraries import install_library
 
 
@@ -53,8 +53,8 @@ def test_a_write_that_fails_leaves_the_old_content_and_nothing_else(
 def test_removing_takes_what_a_crash_left_as_well(tmp_path: Path) -> None:
     (tmp_path / ".file.tmp").write_text("half")
 
-    assert remove_durably(tmp_path / "file")
-    assert not remove_durably(tmp_path / "file")
+    assert remove(tmp_path / "file")
+    assert not remove(tmp_path / "file")
     assert list(tmp_path.iterdir()) == []
 
 

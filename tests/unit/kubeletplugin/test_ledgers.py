@@ -2,13 +2,15 @@
 
 import json
 import logging
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from api.errors import StateError
+from api.errors import StateError, TransientError
 from api.names import ClaimUID, DeviceName
-from kubeletplugin.ledgers import Ledger
+from kubeletplugin.ledgers import Ledger, Prepared
 from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice, decode, encode
 from libvgpu.shares import Limits, Policy
 
@@ -28,7 +30,7 @@ def ledger(folder: Path, rebuilt: PreparedClaim | None = None) -> Ledger:
 def store(folder: Path, claim: PreparedClaim = CLAIM) -> Path:
     opened = ledger(folder)
     opened.reserve(claim.uid, lambda _prepared: claim)
-    opened.write(claim)
+    opened.settle(claim.uid)
     return folder / f"{claim.uid}.json"
 
 
@@ -97,7 +99,7 @@ def test_fields_of_another_release_are_kept(tmp_path: Path) -> None:
     changed = PreparedClaim(CLAIM.uid, "default", "renamed", CLAIM.devices)
 
     decided, former = opened.reserve(CLAIM.uid, lambda _prepared: changed)
-    opened.write(decided)
+    opened.settle(decided.uid)
 
     assert former == CLAIM
     written = json.loads(path.read_text())
@@ -132,7 +134,7 @@ def test_what_another_instance_writes_and_removes_is_seen(tmp_path: Path) -> Non
 def test_a_claim_that_another_instance_undoes_right_after_it_was_written_is_written_again(tmp_path: Path) -> None:
     opened = ledger(tmp_path)
     opened.reserve(CLAIM.uid, lambda _prepared: CLAIM)
-    opened.write(CLAIM)
+    opened.settle(CLAIM.uid)
     ledger(tmp_path).remove(CLAIM.uid)
 
     _, former = opened.reserve(CLAIM.uid, lambda _prepared: CLAIM)
@@ -151,3 +153,72 @@ def test_claims_of_another_instance_are_told_without_deciding_anything(tmp_path:
 
     assert opened.get(CLAIM.uid) is None
     assert opened.prepared() == {}
+
+
+def test_two_instances_decide_one_after_the_other(tmp_path: Path) -> None:
+    # Each reserves what is left: only one of them may find it.
+    first, second = ledger(tmp_path), ledger(tmp_path)
+    entered = threading.Event()
+    seen: list[set[str]] = []
+
+    def decide_late(prepared: Prepared) -> PreparedClaim:
+        entered.set()
+        seen.append(set(prepared))
+        return replace(CLAIM, uid=ClaimUID("u2"))
+
+    late = threading.Thread(target=second.reserve, args=(ClaimUID("u2"), decide_late))
+
+    def decide(_prepared: Prepared) -> PreparedClaim:
+        late.start()
+        assert not entered.wait(0.05)
+        return CLAIM
+
+    first.reserve(CLAIM.uid, decide)
+    late.join()
+
+    assert seen == [{CLAIM.uid}]
+
+
+def test_what_another_instance_changed_of_a_claim_counts(tmp_path: Path) -> None:
+    opened, other = ledger(tmp_path), ledger(tmp_path)
+    opened.reserve(CLAIM.uid, lambda _prepared: CLAIM)
+    changed = replace(CLAIM, name="renamed")
+
+    _, former = other.reserve(CLAIM.uid, lambda _prepared: changed)
+
+    assert former == CLAIM
+    assert opened.get(CLAIM.uid) == changed
+
+
+def test_a_change_that_an_instance_died_at_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, other = ledger(tmp_path), ledger(tmp_path)
+    died = {"done": False}
+    write = Ledger._set_number
+
+    def die_after_the_change(self: Ledger, number: int) -> None:
+        if self is other and number % 2 == 0:
+            died["done"] = True
+            return
+        write(self, number)
+
+    monkeypatch.setattr(Ledger, "_set_number", die_after_the_change)
+    other.reserve(CLAIM.uid, lambda _prepared: CLAIM)
+
+    assert died["done"]
+    assert opened.prepared() == {CLAIM.uid: CLAIM}
+
+
+def test_an_instance_that_decides_for_ever_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kubeletplugin.ledgers._DECISION_S", 0.01)
+    stuck, opened = ledger(tmp_path), ledger(tmp_path)
+
+    def decide(_prepared: Prepared) -> PreparedClaim:
+        with pytest.raises(TransientError) as caught:
+            opened.reserve(ClaimUID("u2"), lambda _prepared: CLAIM)
+        assert str(caught.value) == (
+            f"{tmp_path}.lock: byte 0 held by another instance of the agent for more than 0.01 s, expected it to be "
+            "free by then"
+        )
+        return CLAIM
+
+    stuck.reserve(CLAIM.uid, decide)

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -252,3 +253,27 @@ def _write_slot(path: Path, **fields: int) -> None:
     for name, value in fields.items():
         setattr(books.slots[0], name, value)
     path.write_bytes(layout().raw(books))
+
+
+def test_a_tenant_that_locks_its_files_holds_up_nobody(tmp_path: Path) -> None:
+    create_share(tmp_path, LIMITS)
+    with (tmp_path / "limits").open("rb") as limits, (tmp_path / "books").open("rb") as books:
+        for file in (limits, books):
+            fcntl.flock(file, fcntl.LOCK_EX)
+
+        change_limits(tmp_path, lambda present: replace(present, granted_percent=50))
+        create_share(tmp_path, LIMITS)
+
+    assert read_limits(tmp_path) == LIMITS
+
+
+def test_two_writers_of_one_share_lose_no_change(tmp_path: Path) -> None:
+    create_share(tmp_path, LIMITS)
+
+    def count(_number: int) -> None:
+        change_limits(tmp_path, lambda present: replace(present, priority=present.priority + 1))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(count, range(100)))
+
+    assert read_limits(tmp_path).priority == 100
