@@ -72,6 +72,7 @@ lint: build ## ruff, mypy strict, import-linter, clang-format, generated files, 
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES)
 	$(BIN)/python -m kubeletplugin.proto.generate --check
+	$(BIN)/python -m libvgpu.entrypoints --check
 	$(MAKE) --no-print-directory -C libvgpu CC="$(CC)" BUILD="$(CURDIR)/$(BUILD)/lint" CFLAGS_EXTRA=-Werror clean all
 	$(MAKE) --no-print-directory -C libvgpu/stub CC="$(CC)" BUILD="$(CURDIR)/$(BUILD)/lint" CFLAGS_EXTRA=-Werror clean all
 
@@ -82,8 +83,9 @@ fmt: build ## Format Python and C, and mend what ruff can mend
 	$(BIN)/clang-format -i $(C_SOURCES)
 
 .PHONY: generate
-generate: build ## Write generated files anew: gRPC modules, the CRD of the chart
+generate: build ## Write generated files anew: gRPC modules, the CRD of the chart, docs/entry-points.md
 	$(BIN)/python -m kubeletplugin.proto.generate
+	$(BIN)/python -m libvgpu.entrypoints
 	$(BIN)/dra-driver crds > deploy/helm/dra-driver-vgpu/crds/nodeinventories.yaml
 
 .PHONY: lock

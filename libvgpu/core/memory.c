@@ -24,10 +24,10 @@ static void wait_for_recount(struct vgpu_share *share, int round) {
         vgpu_books_relieve(share->books_path, share->books);
 }
 
-static int reserve_in(struct vgpu_share *share, uint64_t bytes) {
+static int reserve_in(struct vgpu_share *share, uint64_t bytes, bool forced) {
     int result = VGPU_BUSY;
-    for (int round = 0; result == VGPU_BUSY && round < BUSY_REFUSE_AFTER; round++) {
-        uint64_t limit = vgpu_limits_memory_bytes(share->limits);
+    for (int round = 0; result == VGPU_BUSY && (forced || round < BUSY_REFUSE_AFTER); round++) {
+        uint64_t limit = forced ? INT64_MAX : vgpu_limits_memory_bytes(share->limits);
         result = vgpu_quota_reserve(share->books, share->slot, limit, bytes);
         if (result == VGPU_BUSY)
             wait_for_recount(share, round);
@@ -58,7 +58,7 @@ static int reserve_split(struct vgpu_device *device, uint64_t bytes) {
         for (uint32_t i = 0; i < device->count && left > 0; i++) {
             uint64_t part = room_in(device->shares[i]);
             part = part < left ? part : left;
-            if (part > 0 && reserve_in(device->shares[i], part) == VGPU_OK)
+            if (part > 0 && reserve_in(device->shares[i], part, false) == VGPU_OK)
                 left -= part;
         }
         if (left == 0)
@@ -70,7 +70,7 @@ static int reserve_split(struct vgpu_device *device, uint64_t bytes) {
 
 static int reserve_once(struct vgpu_device *device, uint64_t bytes) {
     for (uint32_t i = 0; i < device->count; i++)
-        if (reserve_in(device->shares[i], bytes) == VGPU_OK)
+        if (reserve_in(device->shares[i], bytes, false) == VGPU_OK)
             return VGPU_OK;
     return device->count > 1 ? reserve_split(device, bytes) : VGPU_OVER;
 }
@@ -109,6 +109,11 @@ int vgpu_reserve(struct vgpu_device *device, uint64_t bytes) {
     __atomic_fetch_add(&first->refusals, !in_a_loop, __ATOMIC_RELAXED);
     __atomic_fetch_add(&first->slot->out_of_memory, 1, __ATOMIC_RELAXED);
     return VGPU_OVER;
+}
+
+void vgpu_charge(struct vgpu_device *device, uint64_t bytes) {
+    if (bytes > 0 && device->count > 0)
+        reserve_in(device->shares[0], bytes, true);
 }
 
 void vgpu_credit(struct vgpu_device *device, uint64_t bytes) {

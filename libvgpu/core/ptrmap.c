@@ -153,6 +153,17 @@ bool vgpu_ptrmap_take_owned(void *owner, struct vgpu_charge *charge) {
     return false;
 }
 
+void vgpu_ptrmap_hand_over(void *from, void *to) {
+    for (uint32_t s = 0; s < SHARDS; s++) {
+        struct shard *shard = &shards[s];
+        lock(shard);
+        for (uint32_t i = 0; i < shard->capacity && shard->full > 0; i++)
+            if (shard->table[i].state == FULL && shard->table[i].owner == from)
+                shard->table[i].owner = to;
+        unlock(shard);
+    }
+}
+
 void vgpu_ptrmap_forget(void) {
     memset(shards, 0, sizeof shards); /* the tables are copies; leaking them beats trusting them */
 }

@@ -22,7 +22,8 @@ enum vgpu_kind {
     VGPU_KIND_MIPMAP,
     VGPU_KIND_POOLED,
     VGPU_KIND_GRAPH,
-    VGPU_KIND_CAPTURE
+    VGPU_KIND_CAPTURE,
+    VGPU_KIND_GREEN
 };
 
 struct vgpu_charge {
@@ -46,6 +47,9 @@ bool vgpu_ptrmap_look(uint64_t key, uint32_t kind, struct vgpu_charge *charge);
 
 /* Take out one entry of an owner; call until false. */
 bool vgpu_ptrmap_take_owned(void *owner, struct vgpu_charge *charge);
+
+/* Whatever `from` owns, `to` owns from now on. */
+void vgpu_ptrmap_hand_over(void *from, void *to);
 
 /* In a fork's child: forget everything, whatever state its locks were in. */
 void vgpu_ptrmap_forget(void);

@@ -81,6 +81,10 @@ struct vgpu_device *vgpu_device_by_uuid(struct vgpu_process *process, const char
  * dead. */
 int vgpu_reserve(struct vgpu_device *device, uint64_t bytes);
 
+/* Book `bytes` that the driver has taken already and cannot be made to give back, beyond the limit if need be: nobody
+ * gets anything until the use is below the limit again. */
+void vgpu_charge(struct vgpu_device *device, uint64_t bytes);
+
 /* Give back `bytes` that this process reserved before. Waits out a recount; never fails. */
 void vgpu_credit(struct vgpu_device *device, uint64_t bytes);
 

@@ -44,6 +44,36 @@ static uint64_t array_bytes(const CUDA_ARRAY3D_DESCRIPTOR *desc, unsigned int le
     return sum;
 }
 
+CUresult cuArrayCreate(CUarray *array, const CUDA_ARRAY_DESCRIPTOR_v1 *desc) {
+    struct vgpu__taking taking;
+    CUDA_ARRAY3D_DESCRIPTOR full = {0};
+    if (desc != NULL)
+        full = (CUDA_ARRAY3D_DESCRIPTOR){
+            .Width = desc->Width, .Height = desc->Height, .Format = desc->Format, .NumChannels = desc->NumChannels};
+    CUresult result = vgpu__take(&taking, desc != NULL ? array_bytes(&full, 1) : 0);
+    if (result != CUDA_SUCCESS)
+        return result;
+    VGPU_CALL(result, cuArrayCreate, array, desc);
+    return vgpu__taken(&taking, result, VGPU_KIND_ARRAY, result == CUDA_SUCCESS ? (uintptr_t)*array : 0);
+}
+
+CUresult cuArray3DCreate(CUarray *array, const CUDA_ARRAY3D_DESCRIPTOR_v1 *desc) {
+    struct vgpu__taking taking;
+    CUDA_ARRAY3D_DESCRIPTOR full = {0};
+    if (desc != NULL)
+        full = (CUDA_ARRAY3D_DESCRIPTOR){.Width = desc->Width,
+                                         .Height = desc->Height,
+                                         .Depth = desc->Depth,
+                                         .Format = desc->Format,
+                                         .NumChannels = desc->NumChannels,
+                                         .Flags = desc->Flags};
+    CUresult result = vgpu__take(&taking, desc != NULL ? array_bytes(&full, 1) : 0);
+    if (result != CUDA_SUCCESS)
+        return result;
+    VGPU_CALL(result, cuArray3DCreate, array, desc);
+    return vgpu__taken(&taking, result, VGPU_KIND_ARRAY, result == CUDA_SUCCESS ? (uintptr_t)*array : 0);
+}
+
 CUresult cuArrayCreate_v2(CUarray *array, const CUDA_ARRAY_DESCRIPTOR *desc) {
     struct vgpu__taking taking;
     CUDA_ARRAY3D_DESCRIPTOR full = {0};

@@ -12,31 +12,50 @@
 
 /* ---- What a graph allocates ---- */
 
-static uint64_t node_bytes(CUgraphNode node) {
+enum { DEEPEST_GRAPH = 64 }; /* graphs in graphs: more, and the launch is refused */
+
+static CUresult add_graph(CUgraph graph, int depth, uint64_t *bytes);
+
+static CUresult add_node(CUgraphNode node, int depth, uint64_t *bytes) {
     CUresult result;
     CUgraphNodeType type;
+    CUgraph child;
     CUDA_MEM_ALLOC_NODE_PARAMS params;
     VGPU_CALL(result, cuGraphNodeGetType, node, &type);
-    if (result != CUDA_SUCCESS || type != CU_GRAPH_NODE_TYPE_MEM_ALLOC)
-        return 0;
-    VGPU_CALL(result, cuGraphMemAllocNodeGetParams, node, &params);
-    return result == CUDA_SUCCESS ? params.bytesize : 0;
+    if (result == CUDA_SUCCESS && type == CU_GRAPH_NODE_TYPE_MEM_ALLOC) {
+        VGPU_CALL(result, cuGraphMemAllocNodeGetParams, node, &params);
+        if (result == CUDA_SUCCESS && __builtin_add_overflow(*bytes, params.bytesize, bytes))
+            result = CUDA_ERROR_OUT_OF_MEMORY;
+    } else if (result == CUDA_SUCCESS && type == CU_GRAPH_NODE_TYPE_GRAPH) {
+        VGPU_CALL(result, cuGraphChildGraphNodeGetGraph, node, &child);
+        if (result == CUDA_SUCCESS)
+            result = add_graph(child, depth + 1, bytes);
+    }
+    return result;
 }
 
-/* Of all its allocation nodes together: as much as a launch can need. */
-static uint64_t graph_bytes(CUgraph graph) {
+static CUresult add_graph(CUgraph graph, int depth, uint64_t *bytes) {
     CUresult result;
     size_t count = 0;
-    uint64_t bytes = 0;
+    if (depth > DEEPEST_GRAPH)
+        return CUDA_ERROR_NOT_SUPPORTED;
     VGPU_CALL(result, cuGraphGetNodes, graph, NULL, &count);
-    CUgraphNode *nodes = result == CUDA_SUCCESS && count > 0 ? calloc(count, sizeof *nodes) : NULL;
+    if (result != CUDA_SUCCESS || count == 0)
+        return result;
+    CUgraphNode *nodes = calloc(count, sizeof *nodes);
     if (nodes == NULL)
-        return 0;
+        return CUDA_ERROR_OUT_OF_MEMORY;
     VGPU_CALL(result, cuGraphGetNodes, graph, nodes, &count);
     for (size_t i = 0; result == CUDA_SUCCESS && i < count; i++)
-        bytes += node_bytes(nodes[i]);
+        result = add_node(nodes[i], depth, bytes);
     free(nodes);
-    return bytes;
+    return result;
+}
+
+/* All allocation nodes together: as much as a launch can need. What cannot be told is more than any share has. */
+static uint64_t graph_bytes(CUgraph graph) {
+    uint64_t bytes = 0;
+    return add_graph(graph, 0, &bytes) == CUDA_SUCCESS ? bytes : UINT64_MAX;
 }
 
 /* Kept beside the executable graph; without a device, since nothing is charged yet. */
@@ -80,6 +99,24 @@ CUresult cuGraphInstantiateWithParams_ptsz(CUgraphExec *exec, CUgraph graph, CUD
     INSTANTIATE(exec, graph, cuGraphInstantiateWithParams_ptsz, exec, graph, params);
 }
 
+/* The memory stays what the newer graph says; the estimate of the work follows what is measured of it. */
+#define UPDATE(exec, graph, symbol, ...)                                                                               \
+    do {                                                                                                               \
+        CUresult result;                                                                                               \
+        VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
+        if (result == CUDA_SUCCESS && vgpu__inside == 0)                                                               \
+            remember_bytes(exec, graph);                                                                               \
+        return result;                                                                                                 \
+    } while (0)
+
+CUresult cuGraphExecUpdate(CUgraphExec exec, CUgraph graph, CUgraphNode *error_node, int *update) {
+    UPDATE(exec, graph, cuGraphExecUpdate, exec, graph, error_node, update);
+}
+
+CUresult cuGraphExecUpdate_v2(CUgraphExec exec, CUgraph graph, CUgraphExecUpdateResultInfo *info) {
+    UPDATE(exec, graph, cuGraphExecUpdate_v2, exec, graph, info);
+}
+
 CUresult cuGraphExecDestroy(CUgraphExec exec) {
     CUresult result;
     struct vgpu_charge charge;
@@ -89,18 +126,23 @@ CUresult cuGraphExecDestroy(CUgraphExec exec) {
     return result;
 }
 
-/* ---- Launching ---- */
+/* ---- Launching, and uploading: that takes the memory ahead of the first launch ---- */
 
 struct graph_launch {
     CUgraphExec exec;
     CUstream stream;
     bool per_thread;
+    bool upload;
 };
 
 static CUresult forward(void *argument) {
     const struct graph_launch *g = argument;
     CUresult result;
-    if (g->per_thread)
+    if (g->upload && g->per_thread)
+        VGPU_CALL(result, cuGraphUpload_ptsz, g->exec, g->stream);
+    else if (g->upload)
+        VGPU_CALL(result, cuGraphUpload, g->exec, g->stream);
+    else if (g->per_thread)
         VGPU_CALL(result, cuGraphLaunch_ptsz, g->exec, g->stream);
     else
         VGPU_CALL(result, cuGraphLaunch, g->exec, g->stream);
@@ -112,7 +154,7 @@ static CUresult launch_with_memory(struct graph_launch *g, struct vgpu_charge *m
     static char launched;
     struct vgpu_charge replaced;
     CUresult result = vgpu__pools_graph_launch(memory->bytes, memory->owner == NULL, forward, g);
-    if (result == CUDA_SUCCESS && memory->owner == NULL) {
+    if (result == CUDA_SUCCESS && memory->owner == NULL && !g->upload) {
         memory->owner = &launched;
         vgpu_ptrmap_put(memory, &replaced);
     }
@@ -135,94 +177,24 @@ static CUresult launch_graph(struct graph_launch g) {
 }
 
 CUresult cuGraphLaunch(CUgraphExec exec, CUstream hStream) {
-    return launch_graph((struct graph_launch){exec, hStream, false});
+    return launch_graph((struct graph_launch){exec, hStream, false, false});
 }
 
 CUresult cuGraphLaunch_ptsz(CUgraphExec exec, CUstream hStream) {
-    return launch_graph((struct graph_launch){exec, hStream, true});
+    return launch_graph((struct graph_launch){exec, hStream, true, false});
 }
 
-/* ---- Capture ---- */
-
-/* Each stream whose capture goes on is remembered, since not every capture ends as it should: its stream or context may
- * be destroyed, and an end may be asked for where nothing began. A wrong count would end all measuring, or put our
- * events into the tenant's graph. */
-static uint64_t capture_key(CUstream stream) {
-    return stream == CU_STREAM_PER_THREAD ? (uintptr_t)&vgpu__inside : (uintptr_t)stream; /* each thread has its own */
+static CUresult upload_graph(struct graph_launch g) {
+    struct vgpu_charge memory;
+    if (vgpu__inside == 0 && vgpu_ptrmap_look((uintptr_t)g.exec, VGPU_KIND_GRAPH, &memory))
+        return launch_with_memory(&g, &memory);
+    return forward(&g);
 }
 
-static void capture_ended(CUstream stream) {
-    struct vgpu_charge charge;
-    if (vgpu_ptrmap_take(capture_key(stream), VGPU_KIND_CAPTURE, &charge))
-        vgpu__launch_capture(-1);
+CUresult cuGraphUpload(CUgraphExec exec, CUstream hStream) {
+    return upload_graph((struct graph_launch){exec, hStream, false, true});
 }
 
-static void capture_began(CUstream stream) {
-    CUresult result;
-    CUcontext context = NULL;
-    VGPU_CALL(result, cuCtxGetCurrent, &context);
-    struct vgpu_charge replaced, charge = {.key = capture_key(stream), .kind = VGPU_KIND_CAPTURE, .owner = context};
-    capture_ended(stream);
-    if (result == CUDA_SUCCESS && vgpu_ptrmap_put(&charge, &replaced))
-        vgpu__launch_capture(1);
-}
-
-#define BEGIN(stream, symbol, ...)                                                                                     \
-    do {                                                                                                               \
-        CUresult result;                                                                                               \
-        VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
-        if (vgpu__inside == 0 && result == CUDA_SUCCESS)                                                               \
-            capture_began(stream);                                                                                     \
-        return result;                                                                                                 \
-    } while (0)
-
-/* An end that fails ends most captures too, but not if the wrong thread asks. */
-#define END(stream, symbol, ...)                                                                                       \
-    do {                                                                                                               \
-        CUresult result;                                                                                               \
-        VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
-        if (vgpu__inside == 0 && (result == CUDA_SUCCESS || !vgpu__launch_captured(stream)))                           \
-            capture_ended(stream);                                                                                     \
-        return result;                                                                                                 \
-    } while (0)
-
-CUresult cuStreamBeginCapture(CUstream hStream) {
-    BEGIN(hStream, cuStreamBeginCapture, hStream);
-}
-
-CUresult cuStreamBeginCapture_ptsz(CUstream hStream) {
-    BEGIN(vgpu__per_thread(hStream), cuStreamBeginCapture_ptsz, hStream);
-}
-
-CUresult cuStreamBeginCapture_v2(CUstream hStream, CUstreamCaptureMode mode) {
-    BEGIN(hStream, cuStreamBeginCapture_v2, hStream, mode);
-}
-
-CUresult cuStreamBeginCapture_v2_ptsz(CUstream hStream, CUstreamCaptureMode mode) {
-    BEGIN(vgpu__per_thread(hStream), cuStreamBeginCapture_v2_ptsz, hStream, mode);
-}
-
-CUresult cuStreamEndCapture(CUstream hStream, CUgraph *graph) {
-    END(hStream, cuStreamEndCapture, hStream, graph);
-}
-
-CUresult cuStreamEndCapture_ptsz(CUstream hStream, CUgraph *graph) {
-    END(vgpu__per_thread(hStream), cuStreamEndCapture_ptsz, hStream, graph);
-}
-
-#define DESTROY(stream, symbol)                                                                                        \
-    do {                                                                                                               \
-        CUresult result;                                                                                               \
-        VGPU_CALL(result, symbol, stream);                                                                             \
-        if (vgpu__inside == 0 && result == CUDA_SUCCESS)                                                               \
-            capture_ended(stream);                                                                                     \
-        return result;                                                                                                 \
-    } while (0)
-
-CUresult cuStreamDestroy(CUstream hStream) {
-    DESTROY(hStream, cuStreamDestroy);
-}
-
-CUresult cuStreamDestroy_v2(CUstream hStream) {
-    DESTROY(hStream, cuStreamDestroy_v2);
+CUresult cuGraphUpload_ptsz(CUgraphExec exec, CUstream hStream) {
+    return upload_graph((struct graph_launch){exec, hStream, true, true});
 }

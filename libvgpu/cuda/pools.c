@@ -171,17 +171,17 @@ static bool reserve(struct pool *pool, uint64_t bytes, uint64_t *reserved) {
     return pool->charged_bytes >= pool->live_bytes && pool->charged_bytes - pool->live_bytes >= bytes;
 }
 
-/* The driver has allocated: charge exactly what the pool holds now. False: it holds more than the share has. */
+/* The driver has allocated: charge exactly what the pool holds now. False: it holds more than the share has. That is
+ * charged too: the books say what is, and nobody gets anything until it is given back. */
 static bool charge_growth(struct pool *pool, uint64_t reserved) {
-    uint64_t held = held_bytes(pool), have = pool->charged_bytes + reserved;
-    if (held > have && vgpu_reserve(pool->device, held - have) != VGPU_OK) {
-        pool->charged_bytes = have;
-        return false;
-    }
+    uint64_t held = held_bytes(pool) + pool->coming_bytes, have = pool->charged_bytes + reserved;
+    bool fits = held <= have || vgpu_reserve(pool->device, held - have) == VGPU_OK;
+    if (!fits)
+        vgpu_charge(pool->device, held - have);
     if (held < have)
         vgpu_credit(pool->device, have - held);
     pool->charged_bytes = held;
-    return true;
+    return fits;
 }
 
 static CUresult allocate_from(struct pool *pool, const struct request *r) {
@@ -305,6 +305,20 @@ static uint64_t used_by_graphs(CUdevice ordinal) {
     return result == CUDA_SUCCESS ? used : 0;
 }
 
+/* Reserve for a graph what the pool does not have for it already. Trimming to make room takes of that, too. */
+static bool reserve_for_graph(struct pool *pool, uint64_t bytes) {
+    do {
+        uint64_t kept = pool->live_bytes + pool->coming_bytes;
+        uint64_t have = pool->charged_bytes > kept ? pool->charged_bytes - kept : 0;
+        uint64_t missing = bytes > have ? bytes - have : 0;
+        if (vgpu_reserve(pool->device, missing) == VGPU_OK) {
+            pool->charged_bytes += missing;
+            return true;
+        }
+    } while (shrink(pool->device, true));
+    return false;
+}
+
 /* A launched graph may use what its device's graphs hold already; it may also need all of its bytes anew. */
 CUresult vgpu__pools_graph_launch(uint64_t bytes, bool first, CUresult (*launch)(void *), void *argument) {
     CUresult result;
@@ -318,16 +332,12 @@ CUresult vgpu__pools_graph_launch(uint64_t bytes, bool first, CUresult (*launch)
         return result;
     pthread_mutex_lock(&lock);
     struct pool *pool = pool_of_graphs(ordinal, device);
-    uint64_t reserved = 0, have = 0;
-    if (pool != NULL) {
+    if (pool != NULL)
         pool->live_bytes = first ? used_by_graphs(ordinal) : 0;
-        have = pool->charged_bytes > pool->live_bytes ? pool->charged_bytes - pool->live_bytes : 0;
-    }
-    if (pool == NULL || (bytes > have && !reserve(pool, bytes - have, &reserved))) {
+    if (pool == NULL || !reserve_for_graph(pool, bytes)) {
         pthread_mutex_unlock(&lock);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    pool->charged_bytes += reserved;
     pool->coming_bytes += bytes; /* what is held may be trimmed before the driver takes it */
     pthread_mutex_unlock(&lock);
     result = launch(argument);

@@ -3,6 +3,7 @@
  * cuGetProcAddress: the driver answers first, then the pointer that it gave is mapped to its hook. That keeps its
  * choice of version and of per-thread variant, and works for the pointer to cuGetProcAddress itself.
  */
+#include "core/log.h"
 #include "cuda/device.h"
 
 #include <stddef.h>
@@ -17,10 +18,12 @@ static vgpu_function hook_of_pointer(vgpu_function pointer) {
     return NULL;
 }
 
-/* A driver may give out functions that it does not export under any name. For a name that we hook, take the entry that
- * the driver must have meant (the newest of that name up to the version asked for) and let it call this very function.
- */
-static vgpu_function hook_of_name(const char *symbol, int version, bool per_thread, vgpu_function pointer) {
+static bool per_thread_asked(unsigned long long flags) {
+    return flags & CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM;
+}
+
+/* The newest entry of that name up to a version, in the kind of default stream that was asked for; -1: none. */
+static int entry_of_name(const char *symbol, int version, bool per_thread) {
     int best = -1;
     for (int i = 0; i < VGPU_FN_COUNT; i++) {
         const struct vgpu_cuda_entry *entry = &vgpu__cuda_entries[i];
@@ -32,29 +35,52 @@ static vgpu_function hook_of_name(const char *symbol, int version, bool per_thre
             (entry->since == vgpu__cuda_entries[best].since && entry->per_thread))
             best = i;
     }
-    if (best < 0)
-        return NULL;
-    if (!vgpu__cuda_exists((enum vgpu_cuda_function)best))
-        __atomic_store_n(&vgpu__cuda_real[best], pointer, __ATOMIC_RELEASE);
-    return vgpu__cuda_hooks[best];
+    return best;
 }
 
-static void redirect(const char *symbol, void **pfn, int version, unsigned long long flags) {
+/* What the driver gives for a name at the version that brought the one that we know. */
+static vgpu_function asked_again(const char *symbol, int version, unsigned long long flags) {
+    CUresult result;
+    void *pointer = NULL;
+    CUdriverProcAddressQueryResult status;
+    if (vgpu__cuda_exists(VGPU_FN_cuGetProcAddress_v2))
+        VGPU_CALL(result, cuGetProcAddress_v2, symbol, &pointer, version, flags, &status);
+    else
+        VGPU_CALL(result, cuGetProcAddress, symbol, &pointer, version, flags);
+    return result == CUDA_SUCCESS ? (vgpu_function)pointer : NULL;
+}
+
+/* Map what the driver gave. False: it is a function that we do not know, under a name that we hook or that says that it
+ * takes memory or launches work. An older hook would call it with the wrong arguments, and handing it out would let it
+ * past the share: the caller is told that there is no such function, and does what it does on an older driver. */
+static bool redirect(const char *symbol, void **pfn, int version, unsigned long long flags) {
     if (symbol == NULL || pfn == NULL || *pfn == NULL || vgpu__inside > 0)
-        return;
-    vgpu_function hook = hook_of_pointer((vgpu_function)*pfn);
-    if (hook == NULL)
-        hook =
-            hook_of_name(symbol, version, flags & CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM, (vgpu_function)*pfn);
+        return true;
+    vgpu_function pointer = (vgpu_function)*pfn, hook = hook_of_pointer(pointer);
+    if (hook == NULL) {
+        /* Drivers may give out functions that they export under no name. */
+        int best = entry_of_name(symbol, version, per_thread_asked(flags));
+        if (best >= 0 && asked_again(symbol, vgpu__cuda_entries[best].since, flags) == pointer) {
+            if (!vgpu__cuda_exists((enum vgpu_cuda_function)best))
+                __atomic_store_n(&vgpu__cuda_real[best], pointer, __ATOMIC_RELEASE);
+            hook = vgpu__cuda_hooks[best];
+        } else if (vgpu__cuda_unknown(symbol) || best >= 0) {
+            vgpu_complain("%s of CUDA %d.%d: found a function that is newer than this library; it is not handed out",
+                          symbol, version / 1000, version % 1000 / 10);
+            *pfn = NULL;
+            return false;
+        }
+    }
     if (hook != NULL)
         *pfn = (void *)hook;
+    return true;
 }
 
 CUresult cuGetProcAddress(const char *symbol, void **pfn, int version, unsigned long long flags) {
     CUresult result;
     VGPU_CALL(result, cuGetProcAddress, symbol, pfn, version, flags);
-    if (result == CUDA_SUCCESS)
-        redirect(symbol, pfn, version, flags);
+    if (result == CUDA_SUCCESS && !redirect(symbol, pfn, version, flags))
+        return CUDA_ERROR_NOT_FOUND;
     return result;
 }
 
@@ -62,7 +88,10 @@ CUresult cuGetProcAddress_v2(const char *symbol, void **pfn, int version, unsign
                              CUdriverProcAddressQueryResult *status) {
     CUresult result;
     VGPU_CALL(result, cuGetProcAddress_v2, symbol, pfn, version, flags, status);
-    if (result == CUDA_SUCCESS)
-        redirect(symbol, pfn, version, flags);
-    return result;
+    if (result != CUDA_SUCCESS || redirect(symbol, pfn, version, flags))
+        return result;
+    if (status == NULL)
+        return CUDA_ERROR_NOT_FOUND;
+    *status = CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
+    return CUDA_SUCCESS;
 }

@@ -22,8 +22,8 @@ const struct vgpu_cuda_entry vgpu__cuda_entries[VGPU_FN_COUNT] = {
 };
 
 const vgpu_function vgpu__cuda_hooks[VGPU_FN_COUNT] = {
-#define HOOK(symbol)  [VGPU_FN_##symbol] = (vgpu_function)symbol,
-#define HOOK2(symbol) HOOK(symbol) HOOK(symbol##_ptsz)
+#define HOOK(symbol, what)  [VGPU_FN_##symbol] = (vgpu_function)symbol,
+#define HOOK2(symbol, what) HOOK(symbol, what) HOOK(symbol##_ptsz, what)
 #include "cuda/hooks.def"
 #undef HOOK
 #undef HOOK2
@@ -48,10 +48,49 @@ bool vgpu__cuda_exists(enum vgpu_cuda_function index) {
     return vgpu__cuda_function(index) != (vgpu_function)not_supported;
 }
 
+static const char *const passed[] = {
+#define REASON(id, text)
+#define PASSED(symbol, reason)      #symbol,
+#define PASSED_PTSZ(symbol, reason) #symbol, #symbol "_ptsz",
+#define PASSED_PTDS(symbol, reason) #symbol, #symbol "_ptds",
+#include "cuda/passed.def"
+#undef REASON
+#undef PASSED
+#undef PASSED_PTSZ
+#undef PASSED_PTDS
+};
+
+/* Is `symbol` a version of `base`: cuFoo, cuFoo_v3, cuFoo_ptsz, cuFoo_v3_ptsz? */
+static bool is_version_of(const char *symbol, const char *base) {
+    size_t length = strlen(base);
+    if (strncmp(symbol, base, length) != 0)
+        return false;
+    const char *rest = symbol + length;
+    if (rest[0] == '_' && rest[1] == 'v' && rest[2] >= '0' && rest[2] <= '9')
+        for (rest += 2; *rest >= '0' && *rest <= '9';)
+            rest++;
+    return rest[0] == '\0' || strcmp(rest, "_ptsz") == 0 || strcmp(rest, "_ptds") == 0;
+}
+
+bool vgpu__cuda_unknown(const char *symbol) {
+    if (symbol[0] != 'c' || symbol[1] != 'u' || symbol[2] < 'A' || symbol[2] > 'Z')
+        return false; /* cublas and the like */
+    bool like_ours = strstr(symbol, "Alloc") != NULL || strstr(symbol, "Launch") != NULL;
+    for (int i = 0; i < VGPU_FN_COUNT; i++) {
+        if (strcmp(vgpu__cuda_entries[i].symbol, symbol) == 0)
+            return false;
+        like_ours |= vgpu__cuda_hooks[i] != NULL && is_version_of(symbol, vgpu__cuda_entries[i].base);
+    }
+    for (size_t i = 0; like_ours && i < sizeof passed / sizeof *passed; i++)
+        if (strcmp(passed[i], symbol) == 0)
+            return false;
+    return like_ours;
+}
+
 vgpu_function vgpu__cuda_hook_by_name(const char *symbol) {
     /* A few hundred names, looked up a few hundred times in a process's life, by a filter on the first letters. */
     for (int i = 0; i < VGPU_FN_COUNT; i++)
         if (vgpu__cuda_hooks[i] != NULL && strcmp(vgpu__cuda_entries[i].symbol, symbol) == 0)
             return vgpu__cuda_hooks[i];
-    return NULL;
+    return vgpu__cuda_unknown(symbol) ? (vgpu_function)not_supported : NULL;
 }

@@ -2,7 +2,9 @@
  *
  * cuMemCreate and what keeps its memory alive. Releasing a handle frees nothing while the memory is mapped, and
  * unmapping frees nothing while there is a handle; applications do it in both orders. So a record counts both, and the
- * charge goes back with the last. These calls take microseconds in the driver: one mutex over short lists is enough.
+ * charge goes back with the last. A binding to a multicast object counts as a mapping: the driver does not say whether
+ * it keeps the memory, so it is taken to. These calls take microseconds in the driver: one mutex over short lists is
+ * enough.
  */
 #include "cuda/vmm.h"
 
@@ -13,17 +15,21 @@
 #include <stddef.h>
 #include <stdlib.h>
 
-struct block { /* physical memory */
+enum { ANY_DEVICE = -1 };
+
+struct block { /* physical memory, or a multicast object (device is NULL) */
     struct block *next;
     CUmemGenericAllocationHandle handle;
     unsigned int handles, mappings;
     struct vgpu_device *device;
+    CUdevice ordinal;
     uint64_t bytes;
 };
 
 struct mapping {
     struct mapping *next;
-    CUdeviceptr start;
+    CUmemGenericAllocationHandle object; /* multicast object that it is bound to; 0: it is mapped */
+    CUdeviceptr start;                   /* address, or offset in the object */
     size_t size;
     struct block *block;
 };
@@ -47,6 +53,8 @@ static struct block *block_of_handle(CUmemGenericAllocationHandle handle) {
     return block;
 }
 
+static void drop_mappings(CUmemGenericAllocationHandle object, CUdevice ordinal, CUdeviceptr start, size_t size);
+
 static void drop_if_unused(struct block *block) {
     if (block->handles > 0 || block->mappings > 0)
         return;
@@ -54,15 +62,44 @@ static void drop_if_unused(struct block *block) {
     while (*link != block)
         link = &(*link)->next;
     *link = block->next;
-    vgpu_credit(block->device, block->bytes);
+    if (block->device != NULL)
+        vgpu_credit(block->device, block->bytes);
+    else
+        drop_mappings(block->handle, ANY_DEVICE, 0, SIZE_MAX);
     free(block);
+}
+
+/* Drop what begins in a range: one call may unmap or unbind several neighbours. */
+static void drop_mappings(CUmemGenericAllocationHandle object, CUdevice ordinal, CUdeviceptr start, size_t size) {
+    for (struct mapping **link = &mappings; *link != NULL;) {
+        struct mapping *mapping = *link;
+        struct block *block = mapping->block;
+        if (mapping->object != object || mapping->start < start || mapping->start - start >= size ||
+            (ordinal != ANY_DEVICE && block->ordinal != ordinal)) {
+            link = &mapping->next;
+            continue;
+        }
+        *link = mapping->next;
+        free(mapping);
+        block->mappings--;
+        drop_if_unused(block);
+        link = &mappings; /* dropping a multicast object drops more */
+    }
 }
 
 static struct mapping *mapping_at(CUdeviceptr address) {
     struct mapping *mapping = mappings;
-    while (mapping != NULL && (address < mapping->start || address - mapping->start >= mapping->size))
+    while (mapping != NULL &&
+           (mapping->object != 0 || address < mapping->start || address - mapping->start >= mapping->size))
         mapping = mapping->next;
     return mapping;
+}
+
+static void remember_mapping(struct mapping *mapping, struct mapping what) {
+    what.next = mappings;
+    what.block->mappings++;
+    *mapping = what;
+    mappings = mapping;
 }
 
 CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, const CUmemAllocationProp *prop,
@@ -86,7 +123,8 @@ CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, const CU
         free(block);
         return result;
     }
-    *block = (struct block){.handle = *handle, .handles = 1, .device = taking.device, .bytes = taking.bytes};
+    *block = (struct block){
+        .handle = *handle, .handles = 1, .device = taking.device, .ordinal = prop->location.id, .bytes = taking.bytes};
     pthread_mutex_lock(&lock);
     block->next = blocks;
     blocks = block;
@@ -137,35 +175,105 @@ CUresult cuMemMap(CUdeviceptr dptr, size_t size, size_t offset, CUmemGenericAllo
     pthread_mutex_lock(&lock);
     VGPU_CALL(result, cuMemMap, dptr, size, offset, handle, flags);
     struct block *block = result == CUDA_SUCCESS ? block_of_handle(handle) : NULL;
-    if (block != NULL) {
-        *mapping = (struct mapping){.next = mappings, .start = dptr, .size = size, .block = block};
-        mappings = mapping;
-        block->mappings++;
-    }
+    if (block != NULL)
+        remember_mapping(mapping, (struct mapping){.start = dptr, .size = size, .block = block});
     pthread_mutex_unlock(&lock);
     if (block == NULL)
         free(mapping);
     return result;
 }
 
-/* One call may unmap several neighbouring mappings. */
 CUresult cuMemUnmap(CUdeviceptr dptr, size_t size) {
     if (vgpu__inside > 0)
         return VGPU_REAL(cuMemUnmap)(dptr, size);
     CUresult result;
     pthread_mutex_lock(&lock);
     VGPU_CALL(result, cuMemUnmap, dptr, size);
-    for (struct mapping **link = &mappings; result == CUDA_SUCCESS && *link != NULL;) {
-        struct mapping *mapping = *link;
-        if (mapping->start < dptr || mapping->start - dptr >= size) {
-            link = &mapping->next;
-            continue;
-        }
-        *link = mapping->next;
-        mapping->block->mappings--;
-        drop_if_unused(mapping->block);
-        free(mapping);
+    if (result == CUDA_SUCCESS)
+        drop_mappings(0, ANY_DEVICE, dptr, size);
+    pthread_mutex_unlock(&lock);
+    return result;
+}
+
+/* ---- Multicast objects ---- */
+
+CUresult cuMulticastCreate(CUmemGenericAllocationHandle *handle, const CUmulticastObjectProp *prop) {
+    if (vgpu__inside > 0)
+        return VGPU_REAL(cuMulticastCreate)(handle, prop);
+    CUresult result;
+    struct block *block = malloc(sizeof *block);
+    if (block == NULL)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    pthread_mutex_lock(&lock);
+    VGPU_CALL(result, cuMulticastCreate, handle, prop);
+    if (result == CUDA_SUCCESS) {
+        *block = (struct block){.next = blocks, .handle = *handle, .handles = 1, .ordinal = ANY_DEVICE};
+        blocks = block;
     }
+    pthread_mutex_unlock(&lock);
+    if (result != CUDA_SUCCESS)
+        free(block);
+    return result;
+}
+
+/* `block_found` is evaluated under the lock, when the driver has bound it. */
+#define BIND(object_handle, offset, bound_size, block_found, symbol, ...)                                              \
+    do {                                                                                                               \
+        if (vgpu__inside > 0)                                                                                          \
+            return VGPU_REAL(symbol)(__VA_ARGS__);                                                                     \
+        CUresult result;                                                                                               \
+        struct mapping *mapping = malloc(sizeof *mapping);                                                             \
+        if (mapping == NULL)                                                                                           \
+            return CUDA_ERROR_OUT_OF_MEMORY;                                                                           \
+        pthread_mutex_lock(&lock);                                                                                     \
+        VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
+        struct block *block = result == CUDA_SUCCESS ? (block_found) : NULL;                                           \
+        if (block != NULL)                                                                                             \
+            remember_mapping(                                                                                          \
+                mapping,                                                                                               \
+                (struct mapping){.object = (object_handle), .start = (offset), .size = (bound_size), .block = block}); \
+        pthread_mutex_unlock(&lock);                                                                                   \
+        if (block == NULL)                                                                                             \
+            free(mapping);                                                                                             \
+        return result;                                                                                                 \
+    } while (0)
+
+static struct block *block_at(CUdeviceptr address) {
+    struct mapping *mapping = mapping_at(address);
+    return mapping != NULL ? mapping->block : NULL;
+}
+
+CUresult cuMulticastBindMem(CUmemGenericAllocationHandle handle, size_t offset, CUmemGenericAllocationHandle memory,
+                            size_t memory_offset, size_t size, unsigned long long flags) {
+    BIND(handle, offset, size, block_of_handle(memory), cuMulticastBindMem, handle, offset, memory, memory_offset, size,
+         flags);
+}
+
+CUresult cuMulticastBindMem_v2(CUmemGenericAllocationHandle handle, CUdevice dev, size_t offset,
+                               CUmemGenericAllocationHandle memory, size_t memory_offset, size_t size,
+                               unsigned long long flags) {
+    BIND(handle, offset, size, block_of_handle(memory), cuMulticastBindMem_v2, handle, dev, offset, memory,
+         memory_offset, size, flags);
+}
+
+CUresult cuMulticastBindAddr(CUmemGenericAllocationHandle handle, size_t offset, CUdeviceptr dptr, size_t size,
+                             unsigned long long flags) {
+    BIND(handle, offset, size, block_at(dptr), cuMulticastBindAddr, handle, offset, dptr, size, flags);
+}
+
+CUresult cuMulticastBindAddr_v2(CUmemGenericAllocationHandle handle, CUdevice dev, size_t offset, CUdeviceptr dptr,
+                                size_t size, unsigned long long flags) {
+    BIND(handle, offset, size, block_at(dptr), cuMulticastBindAddr_v2, handle, dev, offset, dptr, size, flags);
+}
+
+CUresult cuMulticastUnbind(CUmemGenericAllocationHandle handle, CUdevice dev, size_t offset, size_t size) {
+    if (vgpu__inside > 0)
+        return VGPU_REAL(cuMulticastUnbind)(handle, dev, offset, size);
+    CUresult result;
+    pthread_mutex_lock(&lock);
+    VGPU_CALL(result, cuMulticastUnbind, handle, dev, offset, size);
+    if (result == CUDA_SUCCESS)
+        drop_mappings(handle, dev, offset, size);
     pthread_mutex_unlock(&lock);
     return result;
 }

@@ -65,6 +65,20 @@ CUresult stub_cuArrayCreate_v2(CUarray *out, const CUDA_ARRAY_DESCRIPTOR *desc) 
     return stub_cuArray3DCreate_v2(out, &wide);
 }
 
+/* The calls of CUDA 2 differ in the width of their numbers only. */
+CUresult stub_cuArrayCreate(CUarray *out, const CUDA_ARRAY_DESCRIPTOR_v1 *desc) {
+    REQUIRE(desc, CUDA_ERROR_INVALID_VALUE);
+    CUDA_ARRAY3D_DESCRIPTOR wide = {desc->Width, desc->Height, 0, desc->Format, desc->NumChannels, 0};
+    return stub_cuArray3DCreate_v2(out, &wide);
+}
+
+CUresult stub_cuArray3DCreate(CUarray *out, const CUDA_ARRAY3D_DESCRIPTOR_v1 *desc) {
+    REQUIRE(desc, CUDA_ERROR_INVALID_VALUE);
+    CUDA_ARRAY3D_DESCRIPTOR wide = {desc->Width,  desc->Height,      desc->Depth,
+                                    desc->Format, desc->NumChannels, desc->Flags};
+    return stub_cuArray3DCreate_v2(out, &wide);
+}
+
 CUresult stub_cuArray3DGetDescriptor_v2(CUDA_ARRAY3D_DESCRIPTOR *desc, CUarray array) {
     REQUIRE(desc, CUDA_ERROR_INVALID_VALUE);
     REQUIRE(array, CUDA_ERROR_INVALID_HANDLE);

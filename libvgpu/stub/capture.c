@@ -37,7 +37,7 @@ static CUresult add_dep(CUstream stream, CUgraphNode node) {
 static void leave(CUstream stream) {
     set_deps(stream, NULL, 0);
     stream->capture = NULL;
-    stream->capture_origin = stream->capture_failed = false;
+    stream->capture_origin = stream->capture_borrowed = stream->capture_failed = false;
 }
 
 /* ---- Work becomes nodes ---- */
@@ -123,6 +123,34 @@ CUresult stub_cuStreamBeginCapture_v2(CUstream handle, CUstreamCaptureMode mode)
     return CUDA_SUCCESS;
 }
 
+/* Into a graph that there is already, behind some of its nodes. That graph stays the caller's. */
+CUresult stub_cuStreamBeginCaptureToGraph(CUstream handle, CUgraph graph, const CUgraphNode *deps,
+                                          const CUgraphEdgeData *edges, size_t count, CUstreamCaptureMode mode) {
+    CUstream stream;
+    (void)edges;
+    TRY(resolve_stream(handle, &stream));
+    REQUIRE(graph && (deps || !count) && mode >= 0 && mode <= CU_STREAM_CAPTURE_MODE_RELAXED, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(!stream->legacy, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+    REQUIRE(!CAPTURING(stream), CUDA_ERROR_ILLEGAL_STATE);
+    TRY(set_deps(stream, deps, count));
+    stream->capture_id = __atomic_add_fetch(&last_capture_id, 1, __ATOMIC_RELAXED);
+    stream->capture_origin = true;
+    stream->capture_borrowed = true;
+    stream->capture = graph;
+    return CUDA_SUCCESS;
+}
+
+CUresult stub_cuStreamBeginRecaptureToGraph(CUstream handle, CUstreamCaptureMode mode, CUgraph graph,
+                                            CUgraphRecaptureCallback callback, void *data) {
+    (void)handle, (void)mode, (void)graph, (void)callback, (void)data;
+    return CUDA_ERROR_NOT_SUPPORTED;
+}
+
+CUresult stub_cuStreamBeginCaptureToCig(CUstream handle, CUstreamCigCaptureParams *params) {
+    (void)handle, (void)params;
+    return CUDA_SUCCESS; /* as if there were a graphics API: an application must not get here */
+}
+
 CUresult stub_cuStreamBeginCapture(CUstream handle) {
     return stub_cuStreamBeginCapture_v2(handle, CU_STREAM_CAPTURE_MODE_GLOBAL);
 }
@@ -164,10 +192,12 @@ CUresult stub_cuStreamEndCapture(CUstream handle, CUgraph *graph) {
             result = CUDA_ERROR_STREAM_CAPTURE_UNJOINED;
         leave(other);
     }
+    bool borrowed = stream->capture_borrowed;
     *graph = stream->capture;
     leave(stream);
     if (result != CUDA_SUCCESS) {
-        stub_cuGraphDestroy(*graph);
+        if (!borrowed)
+            stub_cuGraphDestroy(*graph);
         *graph = NULL;
     }
     return result;

@@ -417,6 +417,7 @@ CUresult stub_cuCtxGetApiVersion(CUcontext context, unsigned *version) {
     REQUIRE(version, CUDA_ERROR_INVALID_VALUE);
     if (!context)
         TRY(current_context(&context));
+    REQUIRE(!context->gone, CUDA_ERROR_INVALID_CONTEXT);
     *version = 3020;
     return CUDA_SUCCESS;
 }

@@ -10,6 +10,7 @@
  *   pools.c    stream-ordered memory           virtual.c VMM, multicast    graph.c    graphs; graphexec.c: run
  *   capture.c  stream capture                  link.c    the linker API
  *   sharing.c  IPC and external memory         faults.c  failure injection exports.c  the exported functions
+ *   green.c    green contexts
  */
 #ifndef VGPU_STUB_DRIVER_H
 #define VGPU_STUB_DRIVER_H
@@ -203,6 +204,7 @@ struct CUstream_st {
     uint64_t time_ns; /* when its last op ended */
     CUgraph capture;  /* the graph being captured, or NULL */
     bool capture_origin;
+    bool capture_borrowed; /* the graph is the application's own */
     bool capture_failed;
     unsigned long long capture_id;
     CUgraphNode *capture_deps; /* what the next node comes behind */

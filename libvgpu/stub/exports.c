@@ -47,6 +47,20 @@
 #undef CUDA_API_PTSZ
 #undef CUDA_API_PTDS
 
+/* ---- A driver newer than any: a version and a name of CUDA 99 that take memory like cuMemAlloc_v2 does ---- */
+
+EXPORT CUresult cuMemAlloc_v99(CUdeviceptr *dptr, size_t bytes, unsigned long long newly_needed);
+EXPORT CUresult cuMemAllocTomorrow(CUdeviceptr *dptr, size_t bytes);
+
+CUresult cuMemAlloc_v99(CUdeviceptr *dptr, size_t bytes, unsigned long long newly_needed) {
+    (void)newly_needed;
+    return stub_cuMemAlloc_v2(dptr, bytes);
+}
+
+CUresult cuMemAllocTomorrow(CUdeviceptr *dptr, size_t bytes) {
+    return stub_cuMemAlloc_v2(dptr, bytes);
+}
+
 /* ---- cuGetProcAddress ---- */
 
 struct entry {
@@ -56,6 +70,8 @@ struct entry {
 };
 
 static const struct entry entries[] = {
+    {"cuMemAlloc", 99000, (void *)cuMemAlloc_v99, NULL},
+    {"cuMemAllocTomorrow", 99000, (void *)cuMemAllocTomorrow, NULL},
 #define CUDA_API(symbol, base, since, params, args)        {#base, since, (void *)symbol, NULL},
 #define CUDA_API_STREAM(symbol, base, since, params, args) {#base, since, (void *)symbol, (void *)symbol##_ptsz},
 #define CUDA_API_PTSZ(symbol, base, since, params, args)   {#base, since, (void *)symbol, (void *)symbol##_ptsz},

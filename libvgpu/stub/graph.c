@@ -106,8 +106,18 @@ static size_t index_of(CUgraphNode wanted) {
     return index;
 }
 
+static bool has_memory_nodes(CUgraph graph) {
+    for (CUgraphNode node = graph->first; node; node = node->next)
+        if (node->work.type == CU_GRAPH_NODE_TYPE_MEM_ALLOC || node->work.type == CU_GRAPH_NODE_TYPE_MEM_FREE ||
+            (node->work.type == CU_GRAPH_NODE_TYPE_GRAPH && has_memory_nodes(node->work.child)))
+            return true;
+    return false;
+}
+
+/* Graphs with memory nodes cannot be cloned (CUDA driver API, cuGraphAddMemAllocNode: restrictions). */
 CUresult stub_cuGraphClone(CUgraph *out, CUgraph graph) {
     REQUIRE(out && graph, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(!has_memory_nodes(graph), CUDA_ERROR_NOT_SUPPORTED);
     CUgraph clone = graph_make();
     REQUIRE(clone, CUDA_ERROR_OUT_OF_MEMORY);
     CUresult result = CUDA_SUCCESS;
@@ -240,6 +250,20 @@ CUresult stub_cuGraphAddChildGraphNode(CUgraphNode *node, CUgraph graph, const C
     return result;
 }
 
+/* The child belongs to the parent from now on: the only way in for a graph with memory nodes. */
+static CUresult add_moved_child(CUgraphNode *node, CUgraph graph, const CUgraphNode *deps, size_t count,
+                                CUgraph child) {
+    struct node_work work = {.type = CU_GRAPH_NODE_TYPE_GRAPH, .child = child};
+    REQUIRE(node && child, CUDA_ERROR_INVALID_VALUE);
+    return graph_add(graph, deps, count, &work, node);
+}
+
+CUresult stub_cuGraphChildGraphNodeGetGraph(CUgraphNode node, CUgraph *graph) {
+    REQUIRE(node && graph && node->work.type == CU_GRAPH_NODE_TYPE_GRAPH, CUDA_ERROR_INVALID_VALUE);
+    *graph = node->work.child;
+    return CUDA_SUCCESS;
+}
+
 static CUresult add_event_node(CUgraphNode *node, CUgraph graph, const CUgraphNode *deps, size_t count, CUevent event,
                                CUgraphNodeType type) {
     struct node_work work = {.type = type, .event = event};
@@ -325,6 +349,8 @@ CUresult stub_cuGraphAddNode_v2(CUgraphNode *node, CUgraph graph, const CUgraphN
     case CU_GRAPH_NODE_TYPE_HOST:
         return stub_cuGraphAddHostNode(node, graph, deps, count, &params->host);
     case CU_GRAPH_NODE_TYPE_GRAPH:
+        if (params->graph.ownership == 1) /* CU_GRAPH_CHILD_GRAPH_OWNERSHIP_MOVE */
+            return add_moved_child(node, graph, deps, count, params->graph.graph);
         return stub_cuGraphAddChildGraphNode(node, graph, deps, count, params->graph.graph);
     case CU_GRAPH_NODE_TYPE_EMPTY:
         return stub_cuGraphAddEmptyNode(node, graph, deps, count);

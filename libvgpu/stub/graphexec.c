@@ -224,10 +224,25 @@ CUresult stub_cuGraphLaunch(CUgraphExec exec, CUstream handle) {
     return CUDA_SUCCESS;
 }
 
+/* Takes the memory of the allocation nodes ahead of the first launch: it stays with the device's graphs. */
 CUresult stub_cuGraphUpload(CUgraphExec exec, CUstream handle) {
     CUstream stream;
     TRY(resolve_stream(handle, &stream));
-    return exec ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    REQUIRE(exec, CUDA_ERROR_INVALID_VALUE);
+    CUresult result = CUDA_SUCCESS;
+    size_t taken = 0;
+    for (; taken < exec->count && result == CUDA_SUCCESS; taken++) {
+        const struct node_work *work = &exec->steps[taken].work;
+        if (work->type == CU_GRAPH_NODE_TYPE_MEM_ALLOC &&
+            !pool_take(work->allocation->pool, work->allocation->size, stream))
+            result = CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    for (size_t i = 0; i + (result != CUDA_SUCCESS) < taken; i++) {
+        const struct node_work *work = &exec->steps[i].work;
+        if (work->type == CU_GRAPH_NODE_TYPE_MEM_ALLOC)
+            pool_give(work->allocation->pool, work->allocation->size, NULL);
+    }
+    return result;
 }
 
 /* ---- The device's graph memory ---- */

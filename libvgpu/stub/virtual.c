@@ -383,6 +383,39 @@ CUresult stub_cuMulticastBindAddr(CUmemGenericAllocationHandle handle, size_t of
     return device_bytes(dptr, size, true, &bytes);
 }
 
+CUresult stub_cuMulticastBindMem_v2(CUmemGenericAllocationHandle handle, CUdevice dev, size_t offset,
+                                    CUmemGenericAllocationHandle memory, size_t memory_offset, size_t size,
+                                    unsigned long long flags) {
+    (void)dev;
+    return stub_cuMulticastBindMem(handle, offset, memory, memory_offset, size, flags);
+}
+
+CUresult stub_cuMulticastBindAddr_v2(CUmemGenericAllocationHandle handle, CUdevice dev, size_t offset, CUdeviceptr dptr,
+                                     size_t size, unsigned long long flags) {
+    (void)dev;
+    return stub_cuMulticastBindAddr(handle, offset, dptr, size, flags);
+}
+
+/* ---- Not simulated: an application must not get here ---- */
+
+CUresult stub_cuMemMapArrayAsync(CUarrayMapInfo *list, unsigned count, CUstream handle) {
+    (void)list, (void)count, (void)handle;
+    return CUDA_SUCCESS;
+}
+
+CUresult stub_cuLogicalEndpointBindMem(CUlogicalEndpointId endpoint, CUdevice dev, uint64_t offset,
+                                       CUmemGenericAllocationHandle memory, uint64_t memory_offset, uint64_t size,
+                                       unsigned long long flags) {
+    (void)endpoint, (void)dev, (void)offset, (void)memory, (void)memory_offset, (void)size, (void)flags;
+    return CUDA_SUCCESS;
+}
+
+CUresult stub_cuLogicalEndpointBindAddr(CUlogicalEndpointId endpoint, CUdevice dev, uint64_t offset, void *address,
+                                        uint64_t size, unsigned long long flags) {
+    (void)endpoint, (void)dev, (void)offset, (void)address, (void)size, (void)flags;
+    return CUDA_SUCCESS;
+}
+
 CUresult stub_cuMulticastUnbind(CUmemGenericAllocationHandle handle, CUdevice ordinal, size_t offset, size_t size) {
     (void)ordinal, (void)offset, (void)size;
     return multicast_of(handle) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;

@@ -314,6 +314,23 @@ enum { /* flags of 3D arrays */
        CUDA_ARRAY3D_DEFERRED_MAPPING = 0x80
 };
 
+/* Of the calls of CUDA 2. */
+typedef struct CUDA_ARRAY_DESCRIPTOR_v1_st {
+    unsigned int Width;
+    unsigned int Height;
+    CUarray_format Format;
+    unsigned int NumChannels;
+} CUDA_ARRAY_DESCRIPTOR_v1;
+
+typedef struct CUDA_ARRAY3D_DESCRIPTOR_v1_st {
+    unsigned int Width;
+    unsigned int Height;
+    unsigned int Depth;
+    CUarray_format Format;
+    unsigned int NumChannels;
+    unsigned int Flags;
+} CUDA_ARRAY3D_DESCRIPTOR_v1;
+
 typedef struct CUDA_ARRAY_DESCRIPTOR_st {
     size_t Width;
     size_t Height;
@@ -510,8 +527,10 @@ typedef struct CUmemFabricHandle_st {
     unsigned char data[64];
 } CUmemFabricHandle;
 
-/* Sparse arrays: only passed through. */
+/* Of calls that are refused: nothing is read of them. */
 typedef struct CUarrayMapInfo_st CUarrayMapInfo;
+typedef struct CUstreamCigCaptureParams_st CUstreamCigCaptureParams;
+typedef uint32_t CUlogicalEndpointId;
 
 /* ---- Launching ---- */
 
@@ -668,6 +687,9 @@ typedef struct CUgraphEdgeData_st {
     unsigned char type;
     unsigned char reserved[5];
 } CUgraphEdgeData;
+
+/* Only handed on, never called: what it is given does not matter here. */
+typedef CUresult (*CUgraphRecaptureCallback)(void *data);
 
 /* What cuGraphAddNode takes. The members that are left out fit into the padding. */
 typedef struct CUgraphNodeParams_st {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from api import names
+from libvgpu.entrypoints import entry_points, flaws
 from libvgpu.stub import read_card
 
 if TYPE_CHECKING:
@@ -57,12 +58,64 @@ def test_a_name_that_the_driver_lacks_is_not_found(machine: "Machine") -> None:
     """)
 
 
+NEWER = """
+def ask(version):
+    pointer, status = c_void_p(), c_int(-1)
+    check(cuda.cuGetProcAddress_v2(b"NAME", byref(pointer), version, c_ulonglong(0), byref(status)))
+    return pointer.value, status.value
+def ask_as_of_11():
+    pointer = c_void_p()
+    return cuda.cuGetProcAddress(b"NAME", byref(pointer), 99000, c_ulonglong(0)), pointer.value
+"""
+
+
+def test_a_version_newer_than_the_library_is_not_found_where_an_older_one_is_hooked(machine: "Machine") -> None:
+    machine.share(MIB)
+    output, errors = machine.refused(
+        NEWER.replace("NAME", "cuMemAlloc")
+        + f"""
+start()
+known, status = ask(13000)
+assert status == 0
+assert ctypes.CFUNCTYPE(c_int, c_void_p, c_size_t)(known)(ctypes.addressof(Pointer()), {2 * MIB}) == OUT_OF_MEMORY
+print(ask(99000), ask_as_of_11())
+print(cuda.cuMemAlloc_v99(byref(Pointer()), c_size_t({2 * MIB}), c_ulonglong(0)))
+"""
+    )
+    assert output == "(None, 1) (500, None)\n801\n"
+    assert errors == 2 * (
+        "libvgpu: cuMemAlloc of CUDA 99.0: found a function that is newer than this library; it is not handed out\n"
+    )
+    assert read_card(machine.card).peak_bytes == 0
+
+
+def test_an_unknown_function_that_allocates_does_not_pass_the_share_by(machine: "Machine") -> None:
+    machine.share(MIB)
+    output, _ = machine.refused(
+        NEWER.replace("NAME", "cuMemAllocTomorrow")
+        + f"""
+start()
+print(ask(99000), cuda.cuMemAllocTomorrow(byref(Pointer()), c_size_t({2 * MIB})))
+"""
+    )
+    assert output == "(None, 1) 801\n"
+    assert read_card(machine.card).peak_bytes == 0
+
+
+def test_every_entry_point_of_the_driver_is_in_one_table(machine: "Machine") -> None:
+    entries = entry_points()
+    assert flaws(entries) == []
+    machine.share(MIB)
+    command = ["nm", "-D", "--defined-only", str(machine.root / "usr/lib/x86_64-linux-gnu/libcuda.so.1")]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    newer = {"cuMemAlloc_v99", "cuMemAllocTomorrow"}
+    assert {line.split()[-1] for line in lines} - newer <= {entry.symbol for entry in entries}
+
+
 def test_exactly_the_hooks_are_exported(built: Path) -> None:
-    hooks = {"dlsym", "dlvsym"}
-    for table in ("cuda/hooks.def", "nvml/hooks.def"):
-        lines = (LIBVGPU / table).read_text(encoding="utf-8")
-        for kind, symbol in re.findall(r"^(HOOK2?)\((\w+)\)$", lines, flags=re.MULTILINE):
-            hooks |= {symbol, f"{symbol}_ptsz"} if kind == "HOOK2" else {symbol}
+    nvml = re.findall(r"^HOOK\((\w+)\)$", (LIBVGPU / "nvml/hooks.def").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    hooks = {"dlsym", "dlvsym", *nvml}
+    hooks |= {entry.symbol for entry in entry_points() if entry.effect != "passed"}
     command = ["nm", "-D", "--defined-only", str(built / "libvgpu.so")]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert {line.split()[-1] for line in lines} == hooks
