@@ -63,7 +63,7 @@ def declared_symbols() -> list[str]:
 
 
 def flaws(entries: list[EntryPoint]) -> list[str]:
-    """Return what is wrong with the tables: each symbol stands in one of them once, and a hook has the twins it needs."""
+    """Return what is wrong with the tables: each symbol stands in one of them once, with the twin that it needs."""
     symbols = [entry.symbol for entry in entries]
     twice = sorted({symbol for symbol in symbols if symbols.count(symbol) > 1})
     hooked = {entry.symbol for entry in entries if entry.effect != "passed"}
@@ -91,13 +91,13 @@ def document(entries: list[EntryPoint]) -> str:
         "<!-- Written by `make generate` from libvgpu/cuda/hooks.def and passed.def: change those. -->",
         "",
         f"All {len(entries)} symbols that a driver exports up to CUDA 13.5, their older versions and their",
-        "per-thread-default-stream twins (`_ptsz`, `_ptds`) included. Whichever way an application reaches one (linked,",
-        "`dlsym`, `dlvsym`, `cuGetProcAddress`), it gets the hook.",
+        "per-thread-default-stream twins (`_ptsz`, `_ptds`) included. Whichever way an application reaches one",
+        "(linked, `dlsym`, `dlvsym`, `cuGetProcAddress`), it gets the hook.",
         "",
-        "A function that is in no table here comes from a newer driver. If it is a newer version of a hooked one, or has",
-        '"Alloc" or "Launch" in its name, look-ups say that the driver does not have it (`cuGetProcAddress`) or give',
-        "a function that returns `CUDA_ERROR_NOT_SUPPORTED` (`dlsym`): it neither passes the share by nor is called with the",
-        "wrong arguments. Any other is passed through.",
+        "A function that is in no table here comes from a newer driver. If it is a newer version of a hooked one, or",
+        'has "Alloc" or "Launch" in its name, look-ups say that the driver does not have it (`cuGetProcAddress`), or',
+        "give a function that returns `CUDA_ERROR_NOT_SUPPORTED` (`dlsym`): it neither passes the share by nor is",
+        "called with the wrong arguments. Any other is passed through.",
         "",
         "| what | symbols |",
         "|---|---|",
