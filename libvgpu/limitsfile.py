@@ -40,8 +40,7 @@ class Limits:
     granted_percent: int = 0
     """What a Burst share may use now; 0: up to the ceiling."""
     charge_permille: int = 0
-    """How much of 1000 parts of charged GPU time was real, as measured from outside (events around long work contain
-    the neighbours' slices). 0: nothing said."""
+    """Real GPU time of 1000 parts that the library predicted, as measured from outside: 20 to 20000; 0: not said."""
 
 
 class LimitsReader:
@@ -161,7 +160,7 @@ def check(path: Path, limits: Limits) -> None:
         ("cores_percent", limits.cores_percent, 0, 100),
         ("ceiling_percent", limits.ceiling_percent, 1, 100),
         ("granted_percent", limits.granted_percent, 0, 100),
-        ("charge_permille", limits.charge_permille, 0, 1000),
+        ("charge_permille", limits.charge_permille, 0, 20_000),
         ("priority", limits.priority, -(2**31), 2**31 - 1),
     ):
         if not low <= found <= high:

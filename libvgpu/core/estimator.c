@@ -1,15 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "core/estimator.h"
 
+#include <sched.h>
 #include <string.h>
 
 enum {
     ENTRIES = 4096,
     PROBES = 16,
-    WINDOW = 8,
-    FIRST_SAMPLES = 8,                  /* measure the first launches of new work */
-    SAMPLE_EVERY = 256,                 /* then one of so many launches */
-    SAMPLE_EVERY_NS = 10 * 1000 * 1000, /* or one per so much GPU time: long work is measured each time */
+    WINDOW = 32,
+    FIRST_SAMPLES = 8,            /* measure the first launches of new work */
+    SAMPLE_EVERY = 256,           /* then one of about so many launches */
+    SAMPLE_EVERY_NS = 250 * 1000, /* or one per so much GPU time: long work is measured each time */
+    OUTLIER = 8,                  /* a sample of more than so many estimates is a neighbour's doing */
 };
 
 static struct vgpu_estimate entries[ENTRIES];
@@ -28,7 +30,6 @@ struct vgpu_estimate *vgpu_estimate_of(uint64_t key) {
     return &entries[first];
 }
 
-/* The counters below may lose a count when threads meet: they only decide how often to measure. */
 static uint32_t load32(const uint32_t *value) {
     return __atomic_load_n(value, __ATOMIC_RELAXED);
 }
@@ -42,45 +43,139 @@ static void store64(uint64_t *to, uint64_t value) {
     __atomic_store_n(to, value, __ATOMIC_RELAXED);
 }
 
+/* ---- Launching ---- */
+
+/* Known work may lose a count when threads meet: its group is a little smaller. Unknown work runs on credit, so none of
+ * its launches may be lost. */
 uint64_t vgpu_estimate_launch(struct vgpu_estimate *estimate, bool *sample) {
     uint64_t gpu_ns = load64(&estimate->gpu_ns);
-    if (gpu_ns == 0)
-        __atomic_fetch_add(&estimate->unpaid, 1, __ATOMIC_RELAXED);
-    uint32_t launches = load32(&estimate->since_sample) + 1;
-    uint64_t time = load64(&estimate->since_sample_ns) + gpu_ns;
-    *sample = load32(&estimate->total_measured) < FIRST_SAMPLES || launches >= SAMPLE_EVERY || time >= SAMPLE_EVERY_NS;
-    store32(&estimate->since_sample, *sample ? 0 : launches);
-    store64(&estimate->since_sample_ns, *sample ? 0 : time);
+    if (__builtin_expect(load32(&estimate->measured) < FIRST_SAMPLES, 0)) {
+        __atomic_fetch_add(&estimate->number, 1, __ATOMIC_RELAXED);
+        __atomic_fetch_add(&estimate->launches, 1, __ATOMIC_RELAXED);
+        __atomic_fetch_add(&estimate->charged_ns, gpu_ns, __ATOMIC_RELAXED);
+        *sample = true;
+        return gpu_ns;
+    }
+    uint32_t launches = load32(&estimate->launches) + 1;
+    uint64_t charged = load64(&estimate->charged_ns) + gpu_ns;
+    store32(&estimate->number, load32(&estimate->number) + 1);
+    store32(&estimate->launches, launches);
+    store64(&estimate->charged_ns, charged);
+    *sample = launches >= load32(&estimate->measure_at) || charged >= load64(&estimate->measure_at_ns);
     return gpu_ns;
+}
+
+uint64_t vgpu_estimate_reprice(struct vgpu_estimate *estimate) {
+    uint64_t gpu_ns = load64(&estimate->gpu_ns);
+    __atomic_fetch_add(&estimate->charged_ns, gpu_ns, __ATOMIC_RELAXED);
+    return gpu_ns;
+}
+
+bool vgpu_estimate_unknown(const struct vgpu_estimate *estimate) {
+    return load32(&estimate->measured) == 0 && load32(&estimate->number) > 1;
+}
+
+/* Measured launches come in pairs, since pairs are what an estimate is made of; then none for a random while. */
+static void plan_next(struct vgpu_estimate *estimate, uint32_t launches) {
+    uint32_t random = load32(&estimate->random);
+    bool first_of_pair = launches > 1 || (random & 1) == 0;
+    random = random * 1664525u + 1013904223u;
+    random = first_of_pair ? random | 1 : random & ~1u;
+    store32(&estimate->random, random);
+    store32(&estimate->measure_at, first_of_pair ? 1 : SAMPLE_EVERY + (random >> 8) % SAMPLE_EVERY);
+    store64(&estimate->measure_at_ns, SAMPLE_EVERY_NS / 2 + (random >> 8) % SAMPLE_EVERY_NS);
+}
+
+struct vgpu_group vgpu_estimate_group(struct vgpu_estimate *estimate) {
+    struct vgpu_group group = {
+        .number = load32(&estimate->number),
+        .launches = __atomic_exchange_n(&estimate->launches, 0, __ATOMIC_RELAXED),
+        .charged_ns = __atomic_exchange_n(&estimate->charged_ns, 0, __ATOMIC_RELAXED),
+    };
+    plan_next(estimate, group.launches);
+    return group;
+}
+
+void vgpu_estimate_ungroup(struct vgpu_estimate *estimate, const struct vgpu_group *group) {
+    __atomic_fetch_add(&estimate->launches, group->launches, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&estimate->charged_ns, group->charged_ns, __ATOMIC_RELAXED);
+}
+
+/* ---- Measuring ---- */
+
+static void lock(struct vgpu_estimate *estimate) {
+    while (__atomic_exchange_n(&estimate->lock, 1, __ATOMIC_ACQUIRE) != 0)
+        sched_yield();
+}
+
+static void unlock(struct vgpu_estimate *estimate) {
+    __atomic_store_n(&estimate->lock, 0, __ATOMIC_RELEASE);
 }
 
 static uint64_t least_known(uint64_t a, uint64_t b) {
     return a == 0 || (b != 0 && b < a) ? b : a;
 }
 
-uint64_t vgpu_estimate_measured(struct vgpu_estimate *estimate, uint64_t gpu_ns) {
-    gpu_ns = gpu_ns > 0 ? gpu_ns : 1;
-    uint32_t measured = load32(&estimate->measured);
-    uint64_t least = least_known(load64(&estimate->least_ns[0]), gpu_ns);
-    store64(&estimate->least_ns[0], least);
-    store64(&estimate->gpu_ns, least_known(least, load64(&estimate->least_ns[1])));
-    if (measured + 1 >= WINDOW) {
-        store64(&estimate->least_ns[1], least);
-        store64(&estimate->least_ns[0], 0);
-        store32(&estimate->measured, 0);
-    } else {
-        store32(&estimate->measured, measured + 1);
+static void add_sample(struct vgpu_estimate *estimate, const struct vgpu_group *group, uint64_t gpu_ns) {
+    struct vgpu_estimate_window *window = &estimate->window[0];
+    if (window->samples == WINDOW) {
+        estimate->window[1] = *window;
+        *window = (struct vgpu_estimate_window){0};
     }
-    store32(&estimate->total_measured, load32(&estimate->total_measured) + 1);
-    return gpu_ns * __atomic_exchange_n(&estimate->unpaid, 0, __ATOMIC_RELAXED);
+    bool adjacent = group->number - estimate->last_number == 1 || estimate->last_number - group->number == 1;
+    if (adjacent && estimate->last_ns > 0)
+        window->least_ns = least_known(window->least_ns, (gpu_ns + estimate->last_ns) / 2);
+    estimate->last_number = group->number;
+    estimate->last_ns = gpu_ns;
+    uint64_t known = load32(&estimate->measured) > 0 ? load64(&estimate->gpu_ns) : 0;
+    window->samples++;
+    window->launches += group->launches;
+    window->charged_ns += group->charged_ns;
+    window->sum_ns += known > 0 && gpu_ns > OUTLIER * known ? OUTLIER * known : gpu_ns;
 }
 
+static uint64_t estimated(const struct vgpu_estimate *estimate) {
+    const struct vgpu_estimate_window *now = &estimate->window[0], *before = &estimate->window[1];
+    uint64_t mean = (now->sum_ns + before->sum_ns) / (now->samples + before->samples);
+    uint64_t least = least_known(now->least_ns, before->least_ns);
+    if (least == 0)
+        return mean;
+    return least > mean / 2 ? least : mean / 2;
+}
+
+int64_t vgpu_estimate_measured(struct vgpu_estimate *estimate, const struct vgpu_group *group, uint64_t gpu_ns) {
+    lock(estimate);
+    add_sample(estimate, group, gpu_ns > 0 ? gpu_ns : 1);
+    uint64_t new_ns = estimated(estimate);
+    struct vgpu_estimate_window *window = &estimate->window[0];
+    int64_t owed = (int64_t)(window->launches * new_ns - window->charged_ns);
+    window->charged_ns = window->launches * new_ns;
+    store64(&estimate->gpu_ns, new_ns > 0 ? new_ns : 1);
+    store32(&estimate->measured, load32(&estimate->measured) + 1);
+    unlock(estimate);
+    return owed;
+}
+
+/* ---- Starting over ---- */
+
+/* Launches of the old work that were charged for an estimate are done with; those that nobody knew yet stay unpaid. */
 void vgpu_estimate_renew(struct vgpu_estimate *estimate) {
-    store64(&estimate->gpu_ns, 0);
-    store64(&estimate->least_ns[0], 0);
-    store64(&estimate->least_ns[1], 0);
+    lock(estimate);
+    if (load32(&estimate->measured) > 0) {
+        __atomic_exchange_n(&estimate->launches, 0, __ATOMIC_RELAXED);
+        __atomic_exchange_n(&estimate->charged_ns, 0, __ATOMIC_RELAXED);
+    }
+    memset(estimate->window, 0, sizeof estimate->window);
+    estimate->last_ns = 0;
     store32(&estimate->measured, 0);
-    store32(&estimate->total_measured, 0);
+    store32(&estimate->number, 0);
+    unlock(estimate);
+}
+
+void vgpu_estimator_renew(void) {
+    for (uint32_t i = 0; i < ENTRIES; i++)
+        if (load64(&entries[i].key) != 0)
+            vgpu_estimate_renew(&entries[i]);
 }
 
 void vgpu_estimator_forget(void) {

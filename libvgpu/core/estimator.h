@@ -1,14 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * How much GPU time a piece of work takes: one estimate per kind of work (for CUDA: function and log2 of the grid, or a
- * graph), fed by a few measured launches.
+ * graph), fed by measured launches: all of long work, some of short work, at random distances so that no rhythm of the
+ * program hides from them.
  *
  * A measurement is the time between two events around the work. While other processes have the GPU in turns it contains
- * their slices too, so the estimate is the least of the last 8 to 16 measurements: among so many, one is free of
- * neighbours. Work whose time varies is so taken for its quickest run of late; the node agent's feedback corrects that
- * from outside.
+ * their slices too, and nothing in it says how much. So the estimate is the least mean of two launches in a row among
+ * the last 32 to 64: among so many, one pair is free of neighbours, and work that takes turns between long and short is
+ * taken for its mean. It is at least half of the mean of all of them: work that varies wildly cannot hide behind its
+ * shortest runs. What bias is left, the node agent measures and corrects from outside (charge_permille).
  *
- * Lock-free; entries are never freed. All functions may be called from any thread.
+ * A measured launch stands for its group: the launches of its kind since the one measured before. When an estimate
+ * changes, what was charged for the groups of the window is settled: charged too little is owed, too much comes back.
+ *
+ * Counting a launch is lock-free; entries are never freed. All functions may be called from any thread.
  */
 #ifndef VGPU_ESTIMATOR_H
 #define VGPU_ESTIMATOR_H
@@ -16,16 +21,35 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* Launches that one measurement stands for. */
+struct vgpu_group {
+    uint32_t number; /* of the last of them, counted per kind of work */
+    uint32_t launches;
+    uint64_t charged_ns;
+};
+
+struct vgpu_estimate_window {
+    uint32_t samples;
+    uint32_t padding;
+    uint64_t launches, charged_ns; /* of the groups of its samples */
+    uint64_t sum_ns;               /* of the samples */
+    uint64_t least_ns;             /* mean of a pair; 0: no pair yet */
+};
+
 struct vgpu_estimate {
     uint64_t key;
-    uint64_t gpu_ns;          /* the estimate; 0 until the first measurement */
-    uint64_t least_ns[2];     /* of this window and of the one before; 0: none */
-    uint32_t measured;        /* in this window */
-    uint32_t total_measured;  /* since the start */
-    uint32_t since_sample;    /* launches since the last sampled one */
-    uint32_t unpaid;          /* launches before the first measurement */
-    uint64_t since_sample_ns; /* their GPU time */
-    uint32_t under_way;       /* measurements that were begun and have no result yet */
+    uint64_t gpu_ns; /* the estimate; 0 before the first measurement */
+    /* The group that is open: launches since the last measured one, and when to measure the next. */
+    uint64_t charged_ns, measure_at_ns;
+    uint32_t launches, measure_at;
+    uint32_t number;    /* launches ever */
+    uint32_t under_way; /* measurements that were begun and have no result yet */
+    uint32_t measured;  /* measurements since the work was new */
+    uint32_t lock;      /* the rest is written under it */
+    uint32_t last_number;
+    uint32_t random;
+    uint64_t last_ns;
+    struct vgpu_estimate_window window[2]; /* this one and the one before */
 };
 
 /* The estimate of a key (not 0). Never NULL: when the table is full, work shares estimates. */
@@ -34,11 +58,22 @@ struct vgpu_estimate *vgpu_estimate_of(uint64_t key);
 /* Count a launch. Returns what to charge now; *sample says whether to measure this one. */
 uint64_t vgpu_estimate_launch(struct vgpu_estimate *estimate, bool *sample);
 
-/* Feed one measurement. Returns what is to be charged on top, for launches made before anything was known. */
-uint64_t vgpu_estimate_measured(struct vgpu_estimate *estimate, uint64_t gpu_ns);
+/* A launch was counted for 0, and by now something is known: returns what to charge for it. */
+uint64_t vgpu_estimate_reprice(struct vgpu_estimate *estimate);
 
-/* The key means other work now: know nothing of it. */
+/* True if the work was launched more than once and never measured. */
+bool vgpu_estimate_unknown(const struct vgpu_estimate *estimate);
+
+/* This launch is measured: take the open group. It goes back to the open one if there will be no result. */
+struct vgpu_group vgpu_estimate_group(struct vgpu_estimate *estimate);
+void vgpu_estimate_ungroup(struct vgpu_estimate *estimate, const struct vgpu_group *group);
+
+/* Feed one measurement. Returns what is to be charged on top, or given back (negative). */
+int64_t vgpu_estimate_measured(struct vgpu_estimate *estimate, const struct vgpu_group *group, uint64_t gpu_ns);
+
+/* The key means other work now: measure anew. Until then what is known is a guess. */
 void vgpu_estimate_renew(struct vgpu_estimate *estimate);
+void vgpu_estimator_renew(void); /* all keys */
 
 /* In a fork's child: start over. */
 void vgpu_estimator_forget(void);

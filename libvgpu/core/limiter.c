@@ -8,28 +8,37 @@ enum {
     REFILL_STEP_NS = 50 * 1000,          /* refill in steps, so that rounding stays below 2 parts in 10^5 */
     LONGEST_SLEEP_NS = 50 * 1000 * 1000, /* then look again: the limits may have changed */
     SUSPENDED_SLEEP_NS = 10 * 1000 * 1000,
+    IDLE_NS = 20 * 1000 * 1000, /* without a launch */
     WINDOW_NS = 500 * 1000 * 1000,
     UNLIMITED = 100,
 };
 
-void vgpu_bucket_refill(struct vgpu_books *books, uint64_t now_ns, uint32_t rate_percent) {
+static int64_t filled_bucket(int64_t level, int64_t gain, int64_t most) {
+    if (level >= most)
+        return level;
+    return level > most - gain ? most : level + gain;
+}
+
+/* What lies above VGPU_KEEP_NS stays only while work is waiting for the GPU: an idle share has no claim to it. */
+void vgpu_bucket_refill(struct vgpu_books *books, uint64_t now_ns, uint32_t rate_percent, bool busy) {
     uint64_t then = __atomic_load_n(&books->refilled_at_ns, __ATOMIC_RELAXED);
     if (now_ns >= then && now_ns - then < REFILL_STEP_NS)
         return;
     if (!__atomic_compare_exchange_n(&books->refilled_at_ns, &then, now_ns, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
-        return; /* another thread has this step */
-    int64_t most = (int64_t)VGPU_BURST_NS * rate_percent / 100;
-    int64_t level = __atomic_load_n(&books->bucket_ns, __ATOMIC_RELAXED), filled;
+        return;                       /* another thread has this step */
     if (then == 0 || now_ns < then) { /* first use, or the machine was started anew */
         __atomic_store_n(&books->bucket_ns, 0, __ATOMIC_RELAXED);
         return;
     }
     uint64_t passed = now_ns - then;
     int64_t gain = passed > UINT64_MAX / 128 ? INT64_MAX / 2 : (int64_t)(passed * rate_percent / 100);
+    int64_t kept = (int64_t)VGPU_KEEP_NS * rate_percent / 100,
+            most = busy ? (int64_t)VGPU_OWED_NS * rate_percent / 100 : kept;
+    int64_t level = __atomic_load_n(&books->bucket_ns, __ATOMIC_RELAXED), filled;
     do {
-        filled = level > most - gain ? most : level + gain;
-        if (filled < level)
-            filled = level > most ? most : level;
+        filled = filled_bucket(level, gain, most);
+        if (!busy && passed > IDLE_NS && filled > kept)
+            filled = kept;
     } while (!__atomic_compare_exchange_n(&books->bucket_ns, &level, filled, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
 }
 
@@ -62,16 +71,27 @@ void vgpu_limiter_charge(struct vgpu_device *device, int64_t gpu_ns) {
     }
 }
 
-static uint64_t longest_wait_ns(struct vgpu_device *device, uint64_t now) {
+bool vgpu_limiter_holds(const struct vgpu_device *device) {
+    bool burst = false;
+    for (uint32_t i = 0; i < device->count; i++)
+        burst = burst || device->shares[i]->limits->policy == VGPU_POLICY_BURST;
+    return burst || vgpu_limiter_rate_percent(device) < UNLIMITED;
+}
+
+static uint64_t longest_wait_ns(struct vgpu_device *device, uint64_t now, bool busy) {
     uint64_t longest = 0;
     for (uint32_t i = 0; i < device->count; i++) {
         struct vgpu_share *share = device->shares[i];
         uint32_t rate = vgpu_limits_rate_percent(share->limits);
-        vgpu_bucket_refill(share->books, now, rate);
+        vgpu_bucket_refill(share->books, now, rate, busy);
         uint64_t wait = vgpu_bucket_wait_ns(__atomic_load_n(&share->books->bucket_ns, __ATOMIC_RELAXED), rate);
         longest = wait > longest ? wait : longest;
     }
     return longest;
+}
+
+void vgpu_limiter_keep(struct vgpu_device *device) {
+    longest_wait_ns(device, vgpu_now_ns(), true);
 }
 
 /* Wait first, then draw: the work that is paid here starts at once if nothing older is owed, however long it takes. */
@@ -82,7 +102,7 @@ uint64_t vgpu_limiter_pay(struct vgpu_device *device, int64_t gpu_ns) {
         if (vgpu_limiter_suspended(device))
             wait = SUSPENDED_SLEEP_NS;
         else if (vgpu_limiter_rate_percent(device) < UNLIMITED)
-            wait = longest_wait_ns(device, now);
+            wait = longest_wait_ns(device, now, false);
         if (wait == 0)
             break;
         vgpu_sleep_until(now + (wait < LONGEST_SLEEP_NS ? wait : LONGEST_SLEEP_NS));
@@ -110,6 +130,7 @@ void vgpu_limiter_account(struct vgpu_device *device, uint64_t launches, uint64_
     if (device->count == 0)
         return;
     struct vgpu_share *share = device->shares[0];
+    __atomic_fetch_add(&share->slot->predicted_ns, gpu_ns, __ATOMIC_RELAXED);
     gpu_ns = gpu_ns * vgpu_limits_charge_permille(share->limits) / 1000;
     __atomic_fetch_add(&share->slot->launches, launches, __ATOMIC_RELAXED);
     __atomic_fetch_add(&share->slot->gpu_time_ns, gpu_ns, __ATOMIC_RELAXED);
@@ -117,6 +138,35 @@ void vgpu_limiter_account(struct vgpu_device *device, uint64_t launches, uint64_
         __atomic_fetch_add(&share->slot->throttled_ns, throttled_ns, __ATOMIC_RELAXED);
     __atomic_fetch_add(&share->books->charged_ns, gpu_ns, __ATOMIC_RELAXED);
     roll_window(share->books, vgpu_now_ns());
+}
+
+/* ---- What is under way ---- */
+
+uint64_t vgpu_limiter_launched(struct vgpu_device *device, uint64_t gpu_ns) {
+    return __atomic_add_fetch(&device->launched_ns, gpu_ns, __ATOMIC_RELAXED);
+}
+
+void vgpu_limiter_finished(struct vgpu_device *device, uint64_t mark_ns) {
+    uint64_t finished = __atomic_load_n(&device->finished_ns, __ATOMIC_RELAXED);
+    while (finished < mark_ns && !__atomic_compare_exchange_n(&device->finished_ns, &finished, mark_ns, true,
+                                                              __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+        continue;
+}
+
+uint64_t vgpu_limiter_inflight_ns(const struct vgpu_device *device) {
+    uint64_t finished = __atomic_load_n(&device->finished_ns, __ATOMIC_RELAXED);
+    uint64_t launched = __atomic_load_n(&device->launched_ns, __ATOMIC_RELAXED);
+    return launched > finished ? launched - finished : 0;
+}
+
+void vgpu_limiter_tell(struct vgpu_device *device, bool began) {
+    if (device->count == 0)
+        return;
+    struct vgpu_slot *slot = device->shares[0]->slot;
+    uint64_t inflight = vgpu_limiter_inflight_ns(device);
+    if (began)
+        __atomic_store_n(&slot->busy_since_ns, vgpu_now_ns(), __ATOMIC_RELAXED);
+    __atomic_store_n(&slot->inflight_ns, inflight, __ATOMIC_RELAXED);
 }
 
 uint32_t vgpu_limiter_utilisation_percent(const struct vgpu_device *device) {

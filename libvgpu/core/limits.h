@@ -27,11 +27,13 @@ static inline uint32_t vgpu_limits_flags(const struct vgpu_limits *limits) {
     return __atomic_load_n(&limits->flags, __ATOMIC_RELAXED);
 }
 
-/* Events around work contain the neighbours' slices, and long work has always some: the agent, who sees real GPU time,
- * says how much of what was charged was real. 1..1000. */
+enum { VGPU_CHARGE_LEAST = 20, VGPU_CHARGE_MOST = 20000 };
+
+/* Events around work contain the neighbours' slices, and long work has always some; copies and fills are in no
+ * estimate: the agent, who sees real GPU time, says how much of it stands behind 1000 parts that were predicted. */
 static inline uint32_t vgpu_limits_charge_permille(const struct vgpu_limits *limits) {
     uint32_t permille = __atomic_load_n(&limits->charge_permille, __ATOMIC_RELAXED);
-    return permille >= 1 && permille <= 1000 ? permille : 1000;
+    return permille >= VGPU_CHARGE_LEAST && permille <= VGPU_CHARGE_MOST ? permille : 1000;
 }
 
 /* GPU time that the share may use now, 1..100 percent: what the agent grants, never above the ceiling. */

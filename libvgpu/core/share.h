@@ -39,6 +39,8 @@ struct vgpu_share {
 struct vgpu_device {
     char uuid[48];
     uint32_t count;
+    uint64_t launched_ns,
+        finished_ns; /* predicted GPU time: all that was launched, and up to where it is known to be done */
     struct vgpu_share *shares[VGPU_MAX_SHARES_PER_DEVICE];
 };
 

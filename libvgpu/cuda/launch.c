@@ -12,18 +12,25 @@
 #include <stddef.h>
 
 enum {
-    ACCOUNT_EVERY = 64,                   /* launches that a thread keeps to itself */
-    UNKNOWN_MOST = 2,                     /* launches of work not yet measured, then wait for the first measurement */
-    UNKNOWN_WAIT_NS = 1000 * 1000 * 1000, /* at each launch; not for ever: it may wait for what this thread does next */
+    ACCOUNT_EVERY = 64, /* launches that a thread keeps to itself */
+    UNKNOWN_WAIT_NS = 1000 * 1000 *
+        1000, /* for the first measurement, at each launch; not for ever: it may wait for what this thread does next */
     UNKNOWN_STEP_NS = 20 * 1000,
     UNKNOWN_LONGEST_STEP_NS = 1000 * 1000,
+    QUEUE_NS = 8 * 1000 * 1000, /* predicted GPU time that may be queued */
+    QUEUE_LEAST = 2,            /* pieces of work that may */
+    QUEUE_STEP_NS = 100 * 1000,
+    QUEUE_LONGEST_STEP_NS = 1000 * 1000,
+    QUEUE_WAIT_NS = 100 * 1000 * 1000,
 };
 
 struct thread_state {
-    struct vgpu_device *device;              /* that the rest is about */
-    int64_t credit_ns;                       /* drawn and not used */
-    uint64_t launches, gpu_ns, throttled_ns; /* not yet in the books */
-    uint64_t key;                            /* of the last launch */
+    struct vgpu_device *device; /* that the rest is about */
+    int64_t credit_ns;          /* drawn and not used */
+    int64_t gpu_ns;             /* with what follows: not yet in the books */
+    uint64_t launches, throttled_ns;
+    uint64_t launched_ns; /* of gpu_ns: predicted at launch */
+    uint64_t key;         /* of the last launch */
     struct vgpu_estimate *estimate;
 };
 
@@ -59,10 +66,18 @@ uint64_t vgpu__launch_key(const void *handle, uint64_t blocks) {
     return key != 0 ? key : 1;
 }
 
-static void account(void) {
-    if (thread.device != NULL && (thread.launches | thread.gpu_ns | thread.throttled_ns))
-        vgpu_limiter_account(thread.device, thread.launches, thread.gpu_ns, thread.throttled_ns);
-    thread.launches = thread.gpu_ns = thread.throttled_ns = 0;
+/* What came back waits until there is something to take it from: figures of the books never go down. Returns the mark
+ * of the work that was launched up to here. */
+static uint64_t account(void) {
+    if (thread.device == NULL)
+        return 0;
+    uint64_t mark_ns = vgpu_limiter_launched(thread.device, thread.launched_ns);
+    uint64_t gpu_ns = thread.gpu_ns > 0 ? (uint64_t)thread.gpu_ns : 0;
+    if (thread.launches | gpu_ns | thread.throttled_ns)
+        vgpu_limiter_account(thread.device, thread.launches, gpu_ns, thread.throttled_ns);
+    thread.gpu_ns -= (int64_t)gpu_ns;
+    thread.launches = thread.launched_ns = thread.throttled_ns = 0;
+    return mark_ns;
 }
 
 /* What the last thread did since it last told the books. */
@@ -70,6 +85,12 @@ __attribute__((destructor)) static void account_at_exit(void) {
     struct vgpu_process *process = vgpu__process;
     if (process != NULL && __atomic_load_n(&process->state, __ATOMIC_ACQUIRE) == VGPU_ATTACHED)
         account();
+}
+
+static void charge(uint64_t gpu_ns) {
+    thread.gpu_ns += (int64_t)gpu_ns;
+    thread.launched_ns += gpu_ns;
+    thread.credit_ns -= (int64_t)gpu_ns;
 }
 
 static void turn_to(struct vgpu_device *device) {
@@ -81,11 +102,13 @@ static void turn_to(struct vgpu_device *device) {
     thread.credit_ns = 0;
 }
 
-/* Charge what measurements say about launches that were made before there was one. */
+/* Settle what measurements say about launches that were charged before: at once, so that whoever launches next waits
+ * for it. */
 static void harvest(CUcontext context) {
-    uint64_t owed = vgpu__sample_harvest(context);
+    int64_t owed = vgpu__sample_harvest(context);
     thread.gpu_ns += owed;
-    thread.credit_ns -= (int64_t)owed;
+    if (owed != 0 && vgpu_limiter_rate_percent(thread.device) < 100)
+        vgpu_limiter_charge(thread.device, owed);
 }
 
 /* New work is launched again and again, and nobody knows yet what it takes: let the first measurement come in. Where
@@ -93,7 +116,7 @@ static void harvest(CUcontext context) {
  * meanwhile is paid in full when it was measured, so nothing is guessed here. */
 static void wait_for_measurement(CUcontext context, struct vgpu_estimate *estimate) {
     uint64_t start = vgpu_now_ns(), now = start, step = UNKNOWN_STEP_NS;
-    while (__atomic_load_n(&estimate->gpu_ns, __ATOMIC_RELAXED) == 0 && now - start < UNKNOWN_WAIT_NS) {
+    while (vgpu_estimate_unknown(estimate) && now - start < UNKNOWN_WAIT_NS) {
         if (__atomic_load_n(&estimate->under_way, __ATOMIC_RELAXED) == 0 && vgpu__sample_possible())
             break;
         vgpu_sleep_ns(step);
@@ -104,29 +127,56 @@ static void wait_for_measurement(CUcontext context, struct vgpu_estimate *estima
     thread.throttled_ns += now - start;
 }
 
+/* Enough is queued: go on when some of it is done. So a share that has to give way has little that still runs, and what
+ * the bucket gains while neighbours have the GPU is kept. Two pieces of work may always be there, one that runs and one
+ * that follows it. Where nothing moves for a while, the queue may wait for what this thread does next. */
+static void wait_for_queue(CUcontext context, struct vgpu_device *device) {
+    static uint64_t stalled_at_ns; /* the work that nobody waits for again before some of it is done */
+    uint64_t start = vgpu_now_ns(), now = start, step = QUEUE_STEP_NS;
+    while (vgpu_limiter_inflight_ns(device) > QUEUE_NS && vgpu__sample_pending() >= QUEUE_LEAST) {
+        uint64_t finished_ns = __atomic_load_n(&device->finished_ns, __ATOMIC_RELAXED);
+        if (__atomic_load_n(&stalled_at_ns, __ATOMIC_RELAXED) == finished_ns + 1)
+            break;
+        if (now - start > QUEUE_WAIT_NS + vgpu_limiter_inflight_ns(device)) {
+            __atomic_store_n(&stalled_at_ns, finished_ns + 1, __ATOMIC_RELAXED);
+            break;
+        }
+        vgpu_sleep_ns(step);
+        step = step < QUEUE_LONGEST_STEP_NS ? 2 * step : step;
+        harvest(context);
+        vgpu_limiter_keep(device);
+        now = vgpu_now_ns();
+    }
+}
+
+static void pay(struct vgpu_device *device) {
+    int64_t chunk = (int64_t)VGPU_CHUNK_NS * vgpu_limiter_rate_percent(device) / 100;
+    int64_t draw = chunk - (thread.credit_ns < 0 ? thread.credit_ns : chunk);
+    thread.throttled_ns += vgpu_limiter_pay(device, draw);
+    thread.credit_ns += draw;
+}
+
 /* Off the hot path: no credit left, something to measure, or time to tell the books. */
-static void settle(struct vgpu__launch *launch, struct vgpu_estimate *estimate, bool sample) {
+static void settle(struct vgpu__launch *launch, struct vgpu_estimate *estimate, bool sample, uint64_t gpu_ns) {
     CUcontext context = NULL;
     CUresult result;
-    bool capturing = __atomic_load_n(&captures, __ATOMIC_RELAXED) > 0;
     VGPU_CALL(result, cuCtxGetCurrent, &context);
-    if (result != CUDA_SUCCESS)
-        context = NULL;
-    uint32_t rate = vgpu_limiter_rate_percent(thread.device);
-    if (!capturing && context != NULL) {
+    bool measurable = result == CUDA_SUCCESS && context != NULL && __atomic_load_n(&captures, __ATOMIC_RELAXED) <= 0;
+    if (measurable) {
         harvest(context);
-        if (rate < 100 && __atomic_load_n(&estimate->unpaid, __ATOMIC_RELAXED) >= UNKNOWN_MOST)
-            wait_for_measurement(context, estimate);
+        if (vgpu_limiter_holds(thread.device)) {
+            if (vgpu_estimate_unknown(estimate))
+                wait_for_measurement(context, estimate);
+            wait_for_queue(context, thread.device);
+        }
     }
-    if (thread.credit_ns < 0 || vgpu_limiter_suspended(thread.device)) {
-        int64_t chunk = (int64_t)VGPU_CHUNK_NS * rate / 100;
-        int64_t draw = chunk - (thread.credit_ns < 0 ? thread.credit_ns : chunk);
-        thread.throttled_ns += vgpu_limiter_pay(thread.device, draw);
-        thread.credit_ns += draw;
-    }
-    account();
-    if (sample && !capturing && context != NULL)
-        launch->sample = vgpu__sample_begin(context, launch->stream, estimate);
+    if (gpu_ns == 0)
+        charge(vgpu_estimate_reprice(estimate));
+    if (thread.credit_ns < 0 || vgpu_limiter_suspended(thread.device))
+        pay(thread.device);
+    uint64_t mark_ns = account();
+    if (sample && measurable)
+        launch->sample = vgpu__sample_begin(context, launch->stream, estimate, thread.device, mark_ns);
 }
 
 bool vgpu__launch_captured(CUstream stream) {
@@ -164,10 +214,9 @@ CUresult vgpu__launch_begin(struct vgpu__launch *launch, uint64_t key, CUstream 
     }
     bool sample;
     uint64_t gpu_ns = vgpu_estimate_launch(thread.estimate, &sample);
-    thread.gpu_ns += gpu_ns;
-    thread.credit_ns -= (int64_t)gpu_ns;
+    charge(gpu_ns);
     if (++thread.launches >= ACCOUNT_EVERY || thread.credit_ns < 0 || sample || vgpu_limiter_suspended(device))
-        settle(launch, thread.estimate, sample);
+        settle(launch, thread.estimate, sample, gpu_ns);
     return CUDA_SUCCESS;
 }
 

@@ -12,6 +12,9 @@ struct vgpu__sample {
     CUcontext context;
     CUevent start, end;
     struct vgpu_estimate *estimate;
+    struct vgpu_group group;
+    struct vgpu_device *device;
+    uint64_t mark_ns;
 };
 
 static struct vgpu__sample samples[PAIRS];
@@ -84,29 +87,43 @@ static void count(const struct vgpu__sample *sample, int change) {
     __atomic_fetch_add(&sample->estimate->under_way, (uint32_t)change, __ATOMIC_RELAXED);
 }
 
-struct vgpu__sample *vgpu__sample_begin(CUcontext context, CUstream stream, struct vgpu_estimate *estimate) {
+struct vgpu__sample *vgpu__sample_begin(CUcontext context, CUstream stream, struct vgpu_estimate *estimate,
+                                        struct vgpu_device *device, uint64_t mark_ns) {
     struct vgpu__sample *sample = find_pair(context);
     CUresult result;
     if (sample == NULL)
         return NULL;
     sample->estimate = estimate;
+    sample->device = device;
+    sample->mark_ns = mark_ns;
     VGPU_CALL(result, cuEventRecord, sample->start, stream);
-    if (result == CUDA_SUCCESS)
-        return sample;
-    leave(sample, IDLE);
-    return NULL;
+    if (result != CUDA_SUCCESS) {
+        leave(sample, IDLE);
+        return NULL;
+    }
+    sample->group = vgpu_estimate_group(estimate);
+    return sample;
 }
 
 void vgpu__sample_end(struct vgpu__sample *sample, CUstream stream, bool launched) {
     CUresult result = CUDA_ERROR_UNKNOWN;
     if (launched)
         VGPU_CALL(result, cuEventRecord, sample->end, stream);
-    if (result == CUDA_SUCCESS)
+    if (result == CUDA_SUCCESS) {
+        bool first = vgpu__sample_pending() <= 0;
         count(sample, 1);
+        vgpu_limiter_tell(sample->device, first);
+    } else {
+        vgpu_estimate_ungroup(sample->estimate, &sample->group);
+    }
     leave(sample, result == CUDA_SUCCESS ? PENDING : IDLE);
 }
 
-static uint64_t harvest_one(struct vgpu__sample *sample) {
+int vgpu__sample_pending(void) {
+    return __atomic_load_n(&pending, __ATOMIC_RELAXED);
+}
+
+static int64_t harvest_one(struct vgpu__sample *sample) {
     CUresult result;
     float milliseconds = 0;
     VGPU_CALL(result, cuEventQuery, sample->end);
@@ -116,17 +133,21 @@ static uint64_t harvest_one(struct vgpu__sample *sample) {
     }
     if (result == CUDA_SUCCESS)
         VGPU_CALL(result, cuEventElapsedTime, &milliseconds, sample->start, sample->end);
+    int64_t owed_ns = 0;
+    if (result == CUDA_SUCCESS && milliseconds >= 0)
+        owed_ns = vgpu_estimate_measured(sample->estimate, &sample->group, (uint64_t)((double)milliseconds * 1e6));
+    else
+        vgpu_estimate_ungroup(sample->estimate, &sample->group);
     count(sample, -1);
-    struct vgpu_estimate *estimate = sample->estimate;
+    vgpu_limiter_finished(sample->device, sample->mark_ns);
+    vgpu_limiter_tell(sample->device, vgpu__sample_pending() > 0);
     leave(sample, IDLE);
-    if (result != CUDA_SUCCESS || !(milliseconds >= 0))
-        return 0;
-    return vgpu_estimate_measured(estimate, (uint64_t)((double)milliseconds * 1e6));
+    return owed_ns;
 }
 
-uint64_t vgpu__sample_harvest(CUcontext context) {
-    uint64_t owed_ns = 0;
-    if (__atomic_load_n(&pending, __ATOMIC_RELAXED) <= 0)
+int64_t vgpu__sample_harvest(CUcontext context) {
+    int64_t owed_ns = 0;
+    if (vgpu__sample_pending() <= 0)
         return 0;
     for (int i = 0; i < PAIRS; i++) {
         struct vgpu__sample *sample = &samples[i];
@@ -146,7 +167,7 @@ void vgpu__sample_disown(struct vgpu_estimate *estimate) {
         struct vgpu__sample *sample = &samples[i];
         if (!become(sample, PENDING, BUSY))
             continue;
-        if (sample->estimate == estimate) {
+        if (estimate == NULL || sample->estimate == estimate) {
             count(sample, -1);
             sample->estimate = &nobody;
             count(sample, 1);
@@ -162,8 +183,11 @@ void vgpu__sample_drop(CUcontext context) {
             leave(sample, FREE);
         } else if (become(sample, PENDING, BUSY)) {
             bool gone = sample->context == context;
-            if (gone)
+            if (gone) {
+                vgpu_estimate_ungroup(sample->estimate, &sample->group);
+                vgpu_limiter_finished(sample->device, sample->mark_ns);
                 count(sample, -1);
+            }
             leave(sample, gone ? FREE : PENDING);
         } else if (become(sample, IDLE, BUSY)) {
             leave(sample, sample->context == context ? FREE : IDLE);

@@ -6,12 +6,15 @@
 #define VGPU_CUDA_SAMPLING_H
 
 #include "core/estimator.h"
+#include "core/limiter.h"
 #include "cuda/device.h"
 
 struct vgpu__sample;
 
-/* Record the start of a measurement on a stream of the current context. NULL: not now (no free pair). */
-struct vgpu__sample *vgpu__sample_begin(CUcontext context, CUstream stream, struct vgpu_estimate *estimate);
+/* Record the start of a measurement on a stream of the current context; its end is the end of all work up to a mark
+ * (limiter.h). NULL: not now (no free pair). */
+struct vgpu__sample *vgpu__sample_begin(CUcontext context, CUstream stream, struct vgpu_estimate *estimate,
+                                        struct vgpu_device *device, uint64_t mark_ns);
 
 /* True if vgpu__sample_begin would find a pair. */
 bool vgpu__sample_possible(void);
@@ -19,11 +22,14 @@ bool vgpu__sample_possible(void);
 /* Record its end; `launched` false: the launch failed, forget it. */
 void vgpu__sample_end(struct vgpu__sample *sample, CUstream stream, bool launched);
 
-/* Feed the estimates with what is done in this context. Returns GPU time that is to be charged for launches of work
- * that was not known when it was launched. */
-uint64_t vgpu__sample_harvest(CUcontext context);
+/* Feed the estimates with what is done in this context. Returns what is to be charged on top of what was charged when
+ * the work was launched, or given back (negative). */
+int64_t vgpu__sample_harvest(CUcontext context);
 
-/* What was measured for an estimate is not what it stands for now: let nothing of it come in. */
+/* About how many measurements have no result yet. */
+int vgpu__sample_pending(void);
+
+/* What was measured for an estimate (NULL: for any) is not what it stands for now: let nothing of it come in. */
 void vgpu__sample_disown(struct vgpu_estimate *estimate);
 
 /* A context ends: its events are gone. NULL: all contexts (in a fork's child). */

@@ -72,7 +72,7 @@ struct vgpu_limits {
     uint32_t granted_percent;   /* what a Burst share may use now, 1..100; 0: nothing said, use the ceiling */
     uint32_t policy;
     int32_t priority;
-    uint32_t charge_permille; /* what the agent measured of 1000 parts that were charged; 0: nothing said, take all */
+    uint32_t charge_permille; /* real GPU time of 1000 parts predicted, as the agent measured it; 0: nothing said */
     char device_uuid[48];     /* "GPU-...", NUL-terminated */
     char share[128];          /* NUL-terminated */
     uint8_t reserved1[3856];
@@ -91,7 +91,11 @@ struct vgpu_slot {
     uint32_t pid;           /* in its own namespace; 0: the slot is free */
     uint32_t reserved0;
     char command[16];
-    uint8_t reserved1[160];
+    /* For the agent, which compares with what the driver counts. */
+    uint64_t predicted_ns;  /* GPU time charged, before charge_permille */
+    uint64_t inflight_ns;   /* the part of it whose end has not been seen yet */
+    uint64_t busy_since_ns; /* with inflight_ns: when what runs now began */
+    uint8_t reserved1[136];
 };
 
 struct vgpu_books {

@@ -69,39 +69,65 @@ static void nothing_changes_while_somebody_counts_anew(void) {
 }
 
 static void a_bucket_fills_with_its_rate_and_no_further_than_its_burst(void) {
-    vgpu_bucket_refill(&books, 1000000000, 25);
+    vgpu_bucket_refill(&books, 1000000000, 25, false);
     CHECK(books.bucket_ns, 0); /* new: level */
-    vgpu_bucket_refill(&books, 1000000000 + 40 * 1000 * 1000, 25);
-    CHECK(books.bucket_ns, 10 * 1000 * 1000);
-    vgpu_bucket_refill(&books, UINT64_C(3600) * 1000000000, 25);
-    CHECK(books.bucket_ns, VGPU_BURST_NS / 4);
+    vgpu_bucket_refill(&books, 1000000000 + 16 * 1000 * 1000, 25, false);
+    CHECK(books.bucket_ns, 4 * 1000 * 1000);
+    vgpu_bucket_refill(&books, UINT64_C(3600) * 1000000000, 25, false);
+    CHECK(books.bucket_ns, VGPU_KEEP_NS / 4);
 }
 
 static void debt_is_kept_in_full_and_waited_off_at_the_rate(void) {
-    vgpu_bucket_refill(&books, 1000000000, 25);
+    vgpu_bucket_refill(&books, 1000000000, 25, false);
     int64_t level = vgpu_bucket_draw(&books, INT64_C(10) * 1000000000);
     CHECK(level, INT64_C(-10) * 1000000000);
     CHECK(vgpu_bucket_wait_ns(level, 25), INT64_C(40) * 1000000000);
-    vgpu_bucket_refill(&books, UINT64_C(31) * 1000000000, 25);
+    vgpu_bucket_refill(&books, UINT64_C(31) * 1000000000, 25, false);
     CHECK(vgpu_bucket_wait_ns(books.bucket_ns, 25), INT64_C(10) * 1000000000);
     CHECK(vgpu_bucket_wait_ns(books.bucket_ns, 50), INT64_C(5) * 1000000000);
 }
 
 static void a_clock_that_went_back_starts_the_bucket_anew(void) {
-    vgpu_bucket_refill(&books, UINT64_C(5000) * 1000000000, 25);
+    vgpu_bucket_refill(&books, UINT64_C(5000) * 1000000000, 25, false);
     vgpu_bucket_draw(&books, 1000);
-    vgpu_bucket_refill(&books, UINT64_C(7) * 1000000000, 25);
+    vgpu_bucket_refill(&books, UINT64_C(7) * 1000000000, 25, false);
     CHECK(books.bucket_ns, 0);
-    vgpu_bucket_refill(&books, UINT64_C(7) * 1000000000 + 1000 * 1000, 25);
+    vgpu_bucket_refill(&books, UINT64_C(7) * 1000000000 + 1000 * 1000, 25, false);
     CHECK(books.bucket_ns, 250 * 1000);
 }
 
 static void many_small_refills_add_up_to_one_large(void) {
-    vgpu_bucket_refill(&books, 1000000000, 33);
-    for (uint64_t i = 1; i <= 400; i++)
-        vgpu_bucket_refill(&books, 1000000000 + i * 77777, 33);
-    int64_t expected = 400 * 77777LL * 33 / 100;
-    CHECK(expected - books.bucket_ns >= 0 && expected - books.bucket_ns <= 400, 1);
+    vgpu_bucket_refill(&books, 1000000000, 33, false);
+    for (uint64_t i = 1; i <= 200; i++)
+        vgpu_bucket_refill(&books, 1000000000 + i * 77777, 33, false);
+    int64_t expected = 200 * 77777LL * 33 / 100;
+    CHECK(expected - books.bucket_ns >= 0 && expected - books.bucket_ns <= 200, 1);
+}
+
+static void what_a_share_is_owed_stays_while_its_work_waits_for_the_gpu(void) {
+    uint64_t now = 1000000000;
+    vgpu_bucket_refill(&books, now, 50, true);
+    vgpu_bucket_refill(&books, now += 100 * 1000 * 1000, 50, true);
+    CHECK(books.bucket_ns, 50 * 1000 * 1000);
+    vgpu_bucket_refill(&books, now += UINT64_C(5000) * 1000 * 1000, 50, true);
+    CHECK(books.bucket_ns, VGPU_OWED_NS / 2);
+    vgpu_bucket_refill(&books, now += 1000 * 1000, 50, false);
+    CHECK(books.bucket_ns, VGPU_OWED_NS / 2);
+    vgpu_bucket_refill(&books, now += 100 * 1000 * 1000, 50, false); /* idle */
+    CHECK(books.bucket_ns, VGPU_KEEP_NS / 2);
+}
+
+/* Launch and measure one; returns what is owed. */
+static int64_t measured(struct vgpu_estimate *estimate, uint64_t gpu_ns) {
+    bool sample;
+    vgpu_estimate_launch(estimate, &sample);
+    struct vgpu_group group = vgpu_estimate_group(estimate);
+    return vgpu_estimate_measured(estimate, &group, gpu_ns);
+}
+
+static uint64_t estimate_ns(struct vgpu_estimate *estimate) {
+    bool sample;
+    return vgpu_estimate_launch(estimate, &sample);
 }
 
 static void new_work_is_measured_and_paid_for_once_it_is_known(void) {
@@ -109,48 +135,110 @@ static void new_work_is_measured_and_paid_for_once_it_is_known(void) {
     bool sample;
     CHECK(vgpu_estimate_launch(estimate, &sample), 0);
     CHECK(sample, 1);
+    CHECK(vgpu_estimate_unknown(estimate), 0);
     CHECK(vgpu_estimate_launch(estimate, &sample), 0);
-    CHECK(vgpu_estimate_measured(estimate, 5000), 10000);
+    CHECK(vgpu_estimate_unknown(estimate), 1);
+    struct vgpu_group group = vgpu_estimate_group(estimate);
+    CHECK(vgpu_estimate_measured(estimate, &group, 5000), 10000);
+    CHECK(vgpu_estimate_unknown(estimate), 0);
     CHECK(vgpu_estimate_launch(estimate, &sample), 5000);
-    CHECK(vgpu_estimate_measured(estimate, 5000), 0);
+    group = vgpu_estimate_group(estimate);
+    CHECK(vgpu_estimate_measured(estimate, &group, 5000), 0);
 }
 
-static void an_estimate_is_the_least_of_late_and_follows_work_that_grows(void) {
+static void an_estimate_is_the_least_pair_of_late_and_what_was_charged_above_it_comes_back(void) {
     struct vgpu_estimate *estimate = vgpu_estimate_of(4711);
-    bool sample;
-    vgpu_estimate_measured(estimate, 9000); /* with a neighbour's slice in it */
-    vgpu_estimate_measured(estimate, 3000);
-    vgpu_estimate_measured(estimate, 7000);
-    CHECK(vgpu_estimate_launch(estimate, &sample), 3000);
-    for (int i = 0; i < 16; i++)
-        vgpu_estimate_measured(estimate, 8000);
-    CHECK(vgpu_estimate_launch(estimate, &sample), 8000);
+    CHECK(measured(estimate, 5000), 5000); /* with a neighbour's slice in it */
+    measured(estimate, 3000);
+    CHECK(measured(estimate, 3000), 3 * 3000 - 4000 * 2 - 4000);
+    CHECK(estimate_ns(estimate), 3000);
 }
 
-static void known_short_work_is_measured_once_in_256_launches(void) {
+static void an_estimate_follows_work_that_grows(void) {
     struct vgpu_estimate *estimate = vgpu_estimate_of(4711);
-    bool sample;
-    for (int i = 0; i < 8; i++) {
-        vgpu_estimate_launch(estimate, &sample);
-        vgpu_estimate_measured(estimate, 1000);
+    for (int i = 0; i < 4; i++)
+        measured(estimate, 3000);
+    for (int i = 0; i < 64; i++)
+        measured(estimate, 8000);
+    CHECK(estimate_ns(estimate), 8000);
+}
+
+static void work_in_turns_long_and_short_is_charged_for_what_it_takes(void) {
+    struct vgpu_estimate *estimate = vgpu_estimate_of(4711);
+    int64_t paid = 0;
+    for (int i = 0; i < 1000; i++) {
+        bool sample;
+        paid += (int64_t)vgpu_estimate_launch(estimate, &sample);
+        struct vgpu_group group = vgpu_estimate_group(estimate);
+        paid += vgpu_estimate_measured(estimate, &group, i % 2 ? 1800000 : 200000);
     }
-    int samples = 0;
-    for (int i = 0; i < 2560; i++) {
+    CHECK(paid > 990 * 1000000 && paid < 1010 * 1000000, 1);
+}
+
+static void work_that_varies_wildly_is_charged_for_half_of_its_mean_at_least(void) {
+    struct vgpu_estimate *estimate = vgpu_estimate_of(4711);
+    for (int i = 0; i < 64; i++)
+        measured(estimate, i % 4 == 0 ? 700000 : 100000); /* mean 250000 */
+    CHECK(estimate_ns(estimate), 125000);
+}
+
+static void a_measurement_stands_for_the_launches_since_the_one_before(void) {
+    struct vgpu_estimate *estimate = vgpu_estimate_of(4711);
+    bool sample;
+    for (int i = 0; i < 8; i++)
+        measured(estimate, 1000);
+    for (int i = 0; i < 9; i++)
         vgpu_estimate_launch(estimate, &sample);
+    struct vgpu_group group = vgpu_estimate_group(estimate), none = {0};
+    CHECK(group.launches, 9);
+    CHECK(group.charged_ns, 9000);
+    vgpu_estimate_ungroup(estimate, &group); /* its events failed */
+    CHECK(vgpu_estimate_group(estimate).launches, 9);
+    CHECK(vgpu_estimate_measured(estimate, &none, 1000), 0);
+}
+
+static void known_short_work_is_measured_seldom_and_in_pairs(void) {
+    struct vgpu_estimate *estimate = vgpu_estimate_of(4711);
+    bool sample, before = false;
+    for (int i = 0; i < 8; i++)
+        measured(estimate, 100);
+    int samples = 0, pairs = 0;
+    for (int i = 0; i < 256 * 100; i++) {
+        vgpu_estimate_launch(estimate, &sample);
+        if (sample)
+            vgpu_estimate_group(estimate);
         samples += sample;
+        pairs += sample && before;
+        before = sample;
     }
-    CHECK(samples, 10);
+    CHECK(samples >= 90 && samples <= 200, 1);
+    CHECK(samples - 2 * pairs >= -1 && samples - 2 * pairs <= 1, 1);
 }
 
 static void known_long_work_is_measured_every_time(void) {
     struct vgpu_estimate *estimate = vgpu_estimate_of(4711);
     bool sample;
-    for (int i = 0; i < 8; i++) {
+    for (int i = 0; i < 40; i++) {
+        measured(estimate, 400 * 1000);
         vgpu_estimate_launch(estimate, &sample);
-        vgpu_estimate_measured(estimate, 200 * 1000 * 1000);
+        CHECK(sample, 1);
     }
-    vgpu_estimate_launch(estimate, &sample);
+}
+
+static void renewed_work_is_a_guess_until_it_is_measured(void) {
+    struct vgpu_estimate *estimate = vgpu_estimate_of(4711);
+    for (int i = 0; i < 40; i++)
+        measured(estimate, 1000);
+    vgpu_estimator_renew();
+    bool sample;
+    CHECK(vgpu_estimate_launch(estimate, &sample), 1000);
     CHECK(sample, 1);
+    vgpu_estimate_launch(estimate, &sample);
+    CHECK(vgpu_estimate_unknown(estimate), 1);
+    struct vgpu_group group = vgpu_estimate_group(estimate);
+    group.launches = 2;
+    group.charged_ns = 2000;
+    CHECK(vgpu_estimate_measured(estimate, &group, 5000000), 2 * 5000000 - 2000);
 }
 
 static void more_kinds_of_work_than_the_table_holds_share_estimates(void) {
@@ -225,10 +313,16 @@ static const struct test_case cases[] = {
     CASE(debt_is_kept_in_full_and_waited_off_at_the_rate),
     CASE(a_clock_that_went_back_starts_the_bucket_anew),
     CASE(many_small_refills_add_up_to_one_large),
+    CASE(what_a_share_is_owed_stays_while_its_work_waits_for_the_gpu),
     CASE(new_work_is_measured_and_paid_for_once_it_is_known),
-    CASE(an_estimate_is_the_least_of_late_and_follows_work_that_grows),
-    CASE(known_short_work_is_measured_once_in_256_launches),
+    CASE(an_estimate_is_the_least_pair_of_late_and_what_was_charged_above_it_comes_back),
+    CASE(an_estimate_follows_work_that_grows),
+    CASE(work_in_turns_long_and_short_is_charged_for_what_it_takes),
+    CASE(work_that_varies_wildly_is_charged_for_half_of_its_mean_at_least),
+    CASE(a_measurement_stands_for_the_launches_since_the_one_before),
+    CASE(known_short_work_is_measured_seldom_and_in_pairs),
     CASE(known_long_work_is_measured_every_time),
+    CASE(renewed_work_is_a_guess_until_it_is_measured),
     CASE(more_kinds_of_work_than_the_table_holds_share_estimates),
     CASE(the_table_finds_each_of_100000_entries_and_nothing_else),
     CASE(the_table_survives_millions_of_changes_with_few_live_entries),
