@@ -61,6 +61,8 @@ ATTRIBUTE_PCI_BUS_ID: Final = "resource.kubernetes.io/pciBusID"
 ATTRIBUTE_NUMA_NODE: Final = "resource.kubernetes.io/numaNode"
 
 DEVICE_TYPE_GPU: Final = "gpu"
+DEVICE_TYPE_MIG: Final = "mig"
+"""A part of a GPU that its hardware made: given out whole."""
 
 
 def device_name(uuid: str) -> DeviceName:

@@ -31,7 +31,11 @@ class DeviceFacts(_Model):
         int, Field(ge=0, description="Memory of the whole device in bytes.", json_schema_extra={"format": "int64"})
     ]
     index: Annotated[int, Field(ge=0, description="Index in the driver's own order; it may change at a reboot.")]
-    type: Annotated[str, Field(description="gpu for a whole GPU.")] = names.DEVICE_TYPE_GPU
+    type: Annotated[str, Field(description="gpu for a whole GPU, mig for a static MIG device.")] = names.DEVICE_TYPE_GPU
+    profile: Annotated[str, Field(description="Profile of a MIG device, such as 1g.10gb.")] = ""
+    parent_uuid: Annotated[
+        str, Field(description="UUID of the GPU that a MIG device is a part of.", alias="parentUUID")
+    ] = ""
     architecture: Annotated[str, Field(description="Architecture, such as Hopper.")] = ""
     compute_capability: Annotated[str, Field(description="CUDA compute capability, such as 9.0.")] = ""
     driver_version: Annotated[str, Field(description="Version of the kernel driver.")] = ""
@@ -43,7 +47,10 @@ class DeviceFacts(_Model):
     numa_node: Annotated[int | None, Field(description="NUMA node; absent where the platform has none.")] = None
     healthy: Annotated[bool, Field(description="False: keep new claims away; health says why.")] = True
     shareable: Annotated[bool, Field(description="False: not offered in fractions; health says why.")] = True
-    health: Annotated[str, Field(description="Why the device is not healthy, or not shareable.")] = ""
+    offered: Annotated[
+        bool, Field(description="False: not offered in any form, such as a device that is held back; health says why.")
+    ] = True
+    health: Annotated[str, Field(description="Why the device is not healthy, not shareable or not offered.")] = ""
 
 
 class InventoryStatus(_Model):

@@ -108,6 +108,8 @@ def sort_out(devices: Iterable[DeviceFacts]) -> tuple[list[DeviceFacts], list[Wi
 
 
 def _why_withheld(facts: DeviceFacts, seen: set[str]) -> str:
+    if not facts.offered:
+        return facts.health or "not offered"
     if not facts.healthy:
         return facts.health or "not healthy"
     if not facts.shareable:

@@ -100,6 +100,10 @@ def _add_node_agent(commands: _Commands) -> None:
         ("state-dir", f"the agent's own state; default: {names.STATE_DIR}"),
         ("driver-root", "where the GPU driver is installed; default: /"),
         ("driver-root-on-host", "the same folder as the host names it, where that differs"),
+        ("hold-back", "GPUs that are not offered, separated by commas: UUID, index, or model:NAME with * and ?"),
+        ("ignored-xids", "Xid errors that leave a device healthy, separated by commas"),
+        ("monitor-interval-s", "seconds between two looks at the books of all shares; default: 1"),
+        ("driver-interval-s", "seconds between two looks at the driver's figures; default: 5"),
     ):
         parser.add_argument(f"--{name}", metavar="D", help=text)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from api import names
 from api.errors import ConfigError
@@ -19,6 +19,11 @@ from api.errors import ConfigError
 _ENV_PREFIX = "DRA_DRIVER_"
 
 _Port = Annotated[str, Field(pattern=r"^[^:]*:\d{1,5}$", description="address:port to serve /metrics and probes on")]
+
+
+def _split(value: object) -> object:
+    """Take a list as the command line and the environment give it: separated by commas."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 class CommonOptions(BaseModel):
@@ -54,6 +59,18 @@ class NodeAgentOptions(CommonOptions):
     driver_root_on_host: Annotated[
         Path | None, Field(description="driver_root as the host names it; default: the same")
     ] = None
+    hold_back: Annotated[
+        tuple[str, ...],
+        BeforeValidator(_split),
+        Field(description="GPUs that are not offered: UUID, index, model:NAME"),
+    ] = ()
+    ignored_xids: Annotated[
+        tuple[int, ...], BeforeValidator(_split), Field(description="Xid errors that leave a device healthy")
+    ] = ()
+    monitor_interval_s: Annotated[float, Field(ge=0.1, le=60, description="between two looks at all books")] = 1.0
+    driver_interval_s: Annotated[
+        float, Field(ge=1, le=600, description="between two looks at the driver's figures")
+    ] = 5.0
     pod_uid: Annotated[
         str | None, Field(description="UID of the agent's pod: lets two run side by side in an update")
     ] = None

@@ -66,6 +66,10 @@ def run_node_agent(config: Path | None, flags: Mapping[str, object]) -> int:
         driver_root_on_host=options.driver_root_on_host,
         driver_name=options.driver_name,
         pod_uid=options.pod_uid,
+        hold_back=options.hold_back,
+        ignored_xids=options.ignored_xids,
+        monitor_interval_s=options.monitor_interval_s,
+        driver_interval_s=options.driver_interval_s,
     )
     _begin(options)
     return _serve(NodeAgent(HTTPKubeClient(options.kubeconfig), settings), options.listen)

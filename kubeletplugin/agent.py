@@ -23,12 +23,13 @@ from kubeletplugin.devices import DeviceTable, Discovery
 from kubeletplugin.discovery import DiscoveryBackend
 from kubeletplugin.driverroots import DriverRoot
 from kubeletplugin.healths import HealthBoard
+from kubeletplugin.holdingback import Filter
 from kubeletplugin.inventory import InventoryWriter
 from kubeletplugin.libraries import install_library
 from kubeletplugin.metrics import ShareCollector
 from kubeletplugin.monitoring import Monitor
 from kubeletplugin.nodestates import NodePaths, NodeState, take_state_dir
-from kubeletplugin.nvidia import NvidiaDiscovery
+from kubeletplugin.nvidia import NvidiaDiscovery, NvidiaOptions
 from kubeletplugin.planning import NodeView
 from kubeletplugin.preparing import Preparer
 from kubeletplugin.services import HealthSettings, dra_services
@@ -39,6 +40,8 @@ from libvgpu.paths import library_path
 
 _log = logging.getLogger(__name__)
 _STOP_S = 5.0
+_FAULTS_FILE = "faults.json"
+_EVENT_WAIT_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,13 @@ class AgentSettings:
     retry_s: float = 5.0
     """Between tries while something keeps a heartbeat from being written."""
     monitor_interval_s: float = 1.0
+    """Between two looks at the books of all shares."""
+    driver_interval_s: float = 5.0
+    """Between two looks at what the driver measures."""
+    hold_back: tuple[str, ...] = ()
+    """GPUs that are not offered: UUIDs, indices, model:NAME."""
+    ignored_xids: tuple[int, ...] = ()
+    """Xid errors that do not make a device unhealthy, beside those of programs."""
     health_interval_s: float = 20.0
 
     def with_absolute_paths(self) -> "AgentSettings":
@@ -91,13 +101,21 @@ class NodeAgent:
         """
         settings = self._settings = settings.with_absolute_paths()
         root = settings.driver_root
-        self._backend = backend or NvidiaDiscovery(DriverRoot(root, settings.driver_root_on_host or root))
+        self._backend = backend or NvidiaDiscovery(
+            DriverRoot(root, settings.driver_root_on_host or root),
+            NvidiaOptions(
+                hold_back=Filter.parse(settings.hold_back),
+                ignored_xids=frozenset(settings.ignored_xids),
+                faults_file=settings.state_dir / _FAULTS_FILE,
+            ),
+        )
         self._sockets = SocketPaths.of(settings.kubelet_dir, settings.driver_name, settings.pod_uid)
         self._client = client
         self._registry = registry
         self._inventory = InventoryWriter(client, settings.node_name, settings.driver_name, _version())
         self._board = HealthBoard()
         self._stopping = threading.Event()
+        self._beat_now = threading.Event()
         self._threads: list[threading.Thread] = []
         self._view = NodeView(settings.driver_name, settings.node_name, DeviceTable(()))
         self._problem = "no devices were looked for yet"
@@ -133,7 +151,8 @@ class NodeAgent:
         self._server = server
         self._collector = ShareCollector(self._monitor.readings)
         self._registry.register(self._collector)
-        for name, body in (("heartbeat", self._keep_beating), ("monitor", self._keep_monitoring)):
+        bodies = {"heartbeat": self._keep_beating, "monitor": self._keep_monitoring, "events": self._keep_watching}
+        for name, body in bodies.items():
             thread = threading.Thread(target=body, name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
@@ -141,15 +160,16 @@ class NodeAgent:
     def stop(self) -> None:
         """End to serve; calls that run are answered first. Prepared claims stay prepared."""
         self._stopping.set()
+        self._beat_now.set()
         self._board.close()
         if self._server is not None:
             self._server.stop()
+        self._backend.close()
         for thread in self._threads:
             thread.join(_STOP_S)  # one that waits for an API server that is away ends with the process
         if self._collector is not None:
             self._registry.unregister(self._collector)
             self._collector = None
-        self._backend.close()
 
     def alive(self) -> str:
         """Return why a restart would help, empty if it would not."""
@@ -190,7 +210,8 @@ class NodeAgent:
     def _keep_beating(self) -> None:
         settings = self._settings
         delay_s, outage = 0.0, ""
-        while not self._stopping.wait(delay_s):
+        while not self._beat_now.wait(delay_s) or not self._stopping.is_set():
+            self._beat_now.clear()
             delay_s = settings.heartbeat_s
             try:
                 self._inventory.write(self._discover())
@@ -203,6 +224,11 @@ class NodeAgent:
             if outage:
                 _log.info("inventory written again")
             outage = ""
+
+    def _keep_watching(self) -> None:
+        while not self._stopping.is_set():
+            if self._backend.wait(_EVENT_WAIT_S):
+                self._beat_now.set()
 
     def _keep_monitoring(self) -> None:
         assert self._monitor is not None

@@ -44,10 +44,18 @@ class Device:
     numa_node: int | None = None
     files: tuple[DeviceFile, ...] = ()
     """Its device nodes; those of the driver as a whole are in `Driver`."""
+    type: str = names.DEVICE_TYPE_GPU
+    profile: str = ""
+    """Of a MIG device, such as 1g.10gb."""
+    parent_uuid: str = ""
+    """Of a MIG device: the GPU that it is a part of."""
     healthy: bool = True
     shareable: bool = True
     """False: kept out of fractions; `reason` says why."""
+    offered: bool = True
+    """False: kept out altogether, held back or not the driver's to give; `reason` says why."""
     reason: str = ""
+    """Why it is not healthy, not shareable or not offered."""
 
     @property
     def name(self) -> DeviceName:
@@ -70,6 +78,33 @@ class Discovery:
     driver: Driver = field(default_factory=Driver)
     message: str = ""
     """What keeps the agent from seeing all devices; empty if nothing does."""
+
+
+@dataclass(frozen=True)
+class DriverProcess:
+    """A process that uses a device, as the driver counts it."""
+
+    pid: int
+    """In the agent's pid namespace, which has to be the host's."""
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class DeviceFigures:
+    """What a driver measures of a device. None: it does not say."""
+
+    uuid: str
+    memory_bytes: int | None = None
+    memory_used_bytes: int | None = None
+    """Without what the driver reserves for itself."""
+    utilization_percent: int | None = None
+    temperature_celsius: int | None = None
+    power_watts: float | None = None
+    energy_joules: float | None = None
+    """Since the driver was loaded."""
+    ecc_uncorrected: int | None = None
+    """Memory errors that could not be corrected, since the driver was loaded."""
+    processes: tuple[DriverProcess, ...] = ()
 
 
 class DeviceTable:

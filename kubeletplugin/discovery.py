@@ -1,13 +1,16 @@
 """What a vendor must bring to be served by the node agent: a discovery backend.
 
-Called by the agent at start and at each heartbeat. `kubeletplugin.nvidia` is the first; others stand beside it.
+Called by the agent: discover() at start, at each heartbeat and after each event, figures() by the monitor, and wait()
+in a thread of its own. `kubeletplugin.nvidia` is the first; others stand beside it.
 """
 
+import threading
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 from typing_extensions import override
 
-from kubeletplugin.devices import Discovery
+from kubeletplugin.devices import DeviceFigures, Discovery
 
 
 class DiscoveryBackend(ABC):
@@ -24,6 +27,21 @@ class DiscoveryBackend(ABC):
             StateError: there is no driver, or it cannot be used at all.
         """
 
+    def figures(self) -> tuple[DeviceFigures, ...]:
+        """Return what the driver measures now, of each device that answers; nothing where a vendor has no figures."""
+        return ()
+
+    @abstractmethod
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for an event of the hardware; return whether there was one that is worth a new discover().
+
+        Returns early, at the latest after `timeout_s`; and soon after close().
+        """
+
+    def faults(self) -> Mapping[tuple[str, str], int]:
+        """Return how often each kind of fault was told, by the device's UUID and the kind, such as `xid-79`."""
+        return {}
+
     @abstractmethod
     def close(self) -> None:
         """Give back what `discover` holds of the driver; safe to call twice."""
@@ -35,7 +53,22 @@ class FakeDiscovery(DiscoveryBackend):
     def __init__(self, found: Discovery) -> None:
         self.found: Discovery | Exception = found
         """What the next call returns or raises."""
+        self.measured: tuple[DeviceFigures, ...] = ()
+        """What the driver measures."""
         self.closed = False
+        self._events = threading.Semaphore(0)
+
+    def happen(self) -> None:
+        """Let wait() return an event."""
+        self._events.release()
+
+    @override
+    def wait(self, timeout_s: float) -> bool:
+        return self._events.acquire(timeout=timeout_s) and not self.closed
+
+    @override
+    def figures(self) -> tuple[DeviceFigures, ...]:
+        return self.measured
 
     @override
     def discover(self) -> Discovery:
@@ -46,3 +79,4 @@ class FakeDiscovery(DiscoveryBackend):
     @override
     def close(self) -> None:
         self.closed = True
+        self._events.release()

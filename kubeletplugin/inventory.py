@@ -76,6 +76,9 @@ def _facts(device: Device) -> DeviceFacts:
         product_name=device.product_name,
         memory_bytes=device.memory_bytes,
         index=device.index,
+        type=device.type,
+        profile=device.profile,
+        parent_uuid=device.parent_uuid,
         architecture=device.architecture,
         compute_capability=device.compute_capability,
         driver_version=device.driver_version,
@@ -85,5 +88,6 @@ def _facts(device: Device) -> DeviceFacts:
         numa_node=device.numa_node,
         healthy=device.healthy,
         shareable=device.shareable,
+        offered=device.offered,
         health=device.reason,
     )

@@ -1,32 +1,30 @@
 """NVIDIA devices, as NVML describes them. Called by the agent through DiscoveryBackend.
 
-NVML comes from the driver root: the library is loaded by its full path first, so that the binding's own look-up by
-name finds that one. Source: NVML API reference (nvml.h); the files that compute work needs, by the names that the
-driver installs.
+NVML comes from the driver root. What it says of a device is read by `nvidiadevices`, its health by `nvidiasigns`; here
+is what needs memory: which devices there were, which faults were told, when to begin anew.
 """
 
 import ctypes
-import os
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pynvml as _pynvml
 from typing_extensions import override
 
-from api import names
 from api.errors import StateError
-from kubeletplugin.devices import Device, Discovery, Driver
+from kubeletplugin.devices import Device, DeviceFigures, Discovery, Driver, DriverProcess
 from kubeletplugin.discovery import DiscoveryBackend
-from kubeletplugin.driverroots import LIBRARY_FOLDERS, DriverRoot
+from kubeletplugin.driverroots import DriverRoot
+from kubeletplugin.faults import Faults
+from kubeletplugin.holdingback import Filter
+from kubeletplugin.nvidiadevices import Machine, Versions, describe, unseen
+from kubeletplugin.nvidiasigns import Judge, is_settled, read_ecc, read_signs
+from kubeletplugin.nvml import LIBRARY, NvmlSession, Opened, ask, error_code, pynvml
 
-pynvml: Any = _pynvml  # ships no types
-
-VENDOR = "nvidia"
-_NVML = "libnvidia-ml.so.1"
 _LIBRARIES = (
     "libcuda.so.1",
-    _NVML,
+    LIBRARY,
     "libcudadebugger.so.1",
     "libnvidia-cfg.so.1",
     "libnvidia-gpucomp.so.*",
@@ -37,142 +35,215 @@ _LIBRARIES = (
 )
 _PROGRAMS = ("nvidia-smi",)
 _CONTROL_NODES = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools")
-_ARCHITECTURES = {
-    pynvml.NVML_DEVICE_ARCH_KEPLER: "Kepler",
-    pynvml.NVML_DEVICE_ARCH_MAXWELL: "Maxwell",
-    pynvml.NVML_DEVICE_ARCH_PASCAL: "Pascal",
-    pynvml.NVML_DEVICE_ARCH_VOLTA: "Volta",
-    pynvml.NVML_DEVICE_ARCH_TURING: "Turing",
-    pynvml.NVML_DEVICE_ARCH_AMPERE: "Ampere",
-    pynvml.NVML_DEVICE_ARCH_ADA: "Ada Lovelace",
-    pynvml.NVML_DEVICE_ARCH_HOPPER: "Hopper",
-    pynvml.NVML_DEVICE_ARCH_BLACKWELL: "Blackwell",
-}
+_EVENTS = pynvml.nvmlEventTypeXidCriticalError | pynvml.nvmlEventTypeDoubleBitEccError
+_WAIT_MS = 1000
+"""NVML cannot be begun anew while somebody waits for its events."""
+
+
+@dataclass(frozen=True)
+class NvidiaOptions:
+    """What an operator can set."""
+
+    hold_back: Filter = field(default_factory=Filter)
+    ignored_xids: frozenset[int] = frozenset()
+    faults_file: Path | None = None
+    """Where faults are kept for the agent that comes after this one."""
+
+
+_DEFAULTS = NvidiaOptions()
 
 
 class NvidiaDiscovery(DiscoveryBackend):
     """Asks NVML of one driver root. One per process: the binding keeps one library."""
 
-    def __init__(self, root: DriverRoot, sysfs: Path = Path("/sys")) -> None:
-        self._root = root
-        self._sysfs = sysfs
-        self._loaded = False
+    def __init__(self, root: DriverRoot, options: NvidiaOptions = _DEFAULTS, machine: Machine | None = None) -> None:
+        self._machine = machine or Machine(root)
+        self._options = options
+        self._session = NvmlSession(root, self._machine.sysfs)
+        self._faults = Faults(options.ignored_xids, options.faults_file)
+        self._judges: dict[str, Judge] = {}
+        self._known: dict[str, Device] = {}
+        """GPUs that were there before, by UUID."""
+        self._events: tuple[int, Any] = (0, None)
+        """The set that is waited for, and the generation of NVML that it belongs to."""
+        self._watched: dict[int | None, str] = {}
+        """UUIDs of the devices in that set, by handle."""
 
     @override
     def discover(self) -> Discovery:
-        self._load()
-        try:
-            count = pynvml.nvmlDeviceGetCount()
-        except pynvml.NVMLError as error:
-            self.close()  # it answers for the driver that it was initialised with, which may be another one by now
-            raise StateError(f"NVML of {self._root.path}: devices cannot be counted: {error}") from error
-        driver_version = _ask(pynvml.nvmlSystemGetDriverVersion) or ""
-        runtime_version = _cuda_version(_ask(pynvml.nvmlSystemGetCudaDriverVersion_v2))
-        devices: list[Device] = []
-        problems: list[str] = []
-        for index in range(count):
+        if self._session.open() is Opened.RENEWED:
+            self._faults.forget_all()
+        with self._session.using():
             try:
-                devices.append(self._describe(index, driver_version, runtime_version))
+                count = pynvml.nvmlDeviceGetCount()
             except pynvml.NVMLError as error:
-                # Without a UUID there is no name to state it under.
-                problems.append(f"device {index}: {error}")
-        driver_files = (
-            *self._root.device_files(_CONTROL_NODES),
-            *self._root.libraries(_LIBRARIES),
-            *self._root.binaries(_PROGRAMS),
-        )
-        return Discovery(tuple(devices), Driver(driver_files), "; ".join(problems))
+                failure = StateError(f"NVML of {self._machine.root.path}: devices cannot be counted: {error}")
+                failure.__cause__ = error
+            else:
+                return self._look(count)
+        self._session.close()  # it answers for the driver that it was initialised with, which may be another one by now
+        raise failure
+
+    @override
+    def figures(self) -> tuple[DeviceFigures, ...]:
+        try:
+            with self._session.using():
+                handles = [ask(pynvml.nvmlDeviceGetHandleByIndex, index) for index in range(_count())]
+                return tuple(figures for handle in handles if handle is not None for figures in _measure(handle))
+        except StateError:
+            return ()  # there is no driver now; discover() says so
+
+    @override
+    def wait(self, timeout_s: float) -> bool:
+        try:
+            with self._session.using():
+                events = self._event_set()
+                if events is not None:
+                    return self._wait(events, min(int(timeout_s * 1000), _WAIT_MS))
+        except StateError:
+            pass
+        return self._session.rest(timeout_s)
+
+    @override
+    def faults(self) -> Mapping[tuple[str, str], int]:
+        return self._faults.counts()
 
     @override
     def close(self) -> None:
-        if self._loaded:
-            self._loaded = False
-            _ask(pynvml.nvmlShutdown)
+        self._session.close()
 
-    def _load(self) -> None:
-        if self._loaded:
-            return
-        library = self._root.find_library(_NVML)
-        if library is None:
-            raise StateError(
-                f"driver root {self._root.path}: found no {_NVML}, expected it in one of {', '.join(LIBRARY_FOLDERS)}"
-            )
-        devices = self._root.path / "dev"
-        if self._root.path != Path("/") and devices.is_dir():
-            os.environ[names.ENV_STUB_DEVICE_DIR] = str(devices)
-        try:
-            ctypes.CDLL(str(self._root.resolve(library)), mode=ctypes.RTLD_GLOBAL)
-            pynvml.nvmlInit()
-        except (OSError, pynvml.NVMLError) as error:
-            raise StateError(f"{library}: cannot be used: {error}") from error
-        self._loaded = True
-
-    def _describe(self, index: int, driver_version: str, runtime_version: str) -> Device:
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        minor = _ask(pynvml.nvmlDeviceGetMinorNumber, handle)
-        bus_id = _bus_id(_ask(pynvml.nvmlDeviceGetPciInfo, handle))
-        capability = _ask(pynvml.nvmlDeviceGetCudaComputeCapability, handle)
-        memory = _ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
-        files = tuple(self._root.device_files((f"nvidia{index if minor is None else minor}",)))
-        memory_bytes = int(memory.total) if memory is not None else 0
-        reason = _unshareable(handle, memory_bytes, has_files=bool(files))
-        return Device(
-            vendor=VENDOR,
-            uuid=str(pynvml.nvmlDeviceGetUUID(handle)),
-            index=index,
-            product_name=str(_ask(pynvml.nvmlDeviceGetName, handle) or ""),
-            memory_bytes=memory_bytes,
-            architecture=_ARCHITECTURES.get(_ask(pynvml.nvmlDeviceGetArchitecture, handle), ""),
-            compute_capability=f"{capability[0]}.{capability[1]}" if capability else "",
-            driver_version=driver_version,
-            runtime_version=runtime_version,
-            pci_bus_id=bus_id,
-            pcie_root=self._pcie_root(bus_id),
-            numa_node=self._numa_node(bus_id),
-            files=files,
-            shareable=not reason,
-            reason=reason,
+    def _look(self, count: int) -> Discovery:
+        driver_version = str(ask(pynvml.nvmlSystemGetDriverVersion) or "")
+        versions = Versions(driver_version, _cuda_version(ask(pynvml.nvmlSystemGetCudaDriverVersion_v2)))
+        devices: list[Device] = []
+        silent: dict[int, str] = {}
+        for index in range(count):
+            try:
+                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+                devices += self._examine(describe(self._machine, handle, index, versions), handle)
+            except pynvml.NVMLError as error:
+                silent[index] = str(error)
+        missing = list(self._missing({device.uuid for device in devices}, silent))
+        if missing or silent:
+            self._session.distrust()
+        devices += missing
+        self._known = {device.uuid: device for device in devices}
+        root = self._machine.root
+        driver_files = (
+            *root.device_files(_CONTROL_NODES),
+            *root.libraries(_LIBRARIES),
+            *root.binaries(_PROGRAMS),
+        )
+        return Discovery(
+            tuple(self._options.hold_back.apply(device) for device in (*devices, *unseen(self._machine))),
+            Driver(driver_files),
+            # Without a UUID there is no name to state it under.
+            "; ".join(f"device {index}: {error}" for index, error in silent.items()),
         )
 
-    def _pcie_root(self, bus_id: str) -> str:
-        path = self._sysfs / "bus/pci/devices" / bus_id
-        if not bus_id or not path.exists():
-            return ""
-        return next((part for part in path.resolve().parts if part.startswith("pci0")), "")
+    def _examine(self, devices: Sequence[Device], handle: Any) -> Iterator[Device]:
+        """Yield a GPU and its parts, unhealthy if the GPU is."""
+        uuid = devices[0].uuid
+        signs = read_signs(handle)
+        if is_settled(signs):
+            self._faults.settle(uuid)
+        found = (self._faults.problem(uuid), self._judges.setdefault(uuid, Judge()).judge(signs))
+        problem = "; ".join(text for text in found if text)
+        for device in devices:
+            yield replace(device, healthy=False, reason=problem) if problem else device
 
-    def _numa_node(self, bus_id: str) -> int | None:
+    def _missing(self, found: set[str], silent: dict[int, str]) -> Iterator[Device]:
+        """Yield the devices that were there before and do not answer now; those that were taken away are not.
+
+        Args:
+            found: UUIDs of those that answer.
+            silent: errors by index; those that belong to a known device are taken out.
+        """
+        errors = {
+            device.uuid: silent.pop(device.index, "") for device in self._known.values() if not device.parent_uuid
+        }
+        for device in self._known.values():
+            gpu = device.parent_uuid or device.uuid
+            if gpu in found:
+                continue  # a part whose GPU answers was undone
+            nodes = [file.container_path.name for file in device.files[:1]]
+            if errors.get(gpu) or list(self._machine.root.device_files(nodes)):
+                reason = errors.get(gpu) or "the driver does not list it any more"
+                yield replace(device, healthy=False, reason=f"it does not answer: {reason}")
+
+    def _event_set(self) -> Any:
+        """Return a set with the events of all devices; None where NVML has no events."""
+        generation, events = self._events
+        if generation == self._session.generation:
+            return events
+        events = ask(pynvml.nvmlEventSetCreate)
+        self._watched.clear()
+        for index in range(_count() if events is not None else 0):
+            handle = ask(pynvml.nvmlDeviceGetHandleByIndex, index)
+            if handle is None:
+                continue
+            wanted = (ask(pynvml.nvmlDeviceGetSupportedEventTypes, handle) or 0) & _EVENTS
+            ask(pynvml.nvmlDeviceRegisterEvents, handle, wanted, events)
+            # By address: a device that fell off the bus does not tell its UUID any more.
+            self._watched[_address(handle)] = str(ask(pynvml.nvmlDeviceGetUUID, handle) or "")
+        self._events = self._session.generation, events
+        return events
+
+    def _wait(self, events: Any, timeout_ms: int) -> bool:
         try:
-            node = int((self._sysfs / "bus/pci/devices" / bus_id / "numa_node").read_text())
-        except (OSError, ValueError):
-            return None
-        return node if node >= 0 else None  # the kernel says -1 where there is none
+            event = pynvml.nvmlEventSetWait_v2(events, timeout_ms)
+        except pynvml.NVMLError as error:
+            if error_code(error) == pynvml.NVML_ERROR_TIMEOUT:
+                return False
+            self._session.distrust()
+            raise StateError(f"events of NVML: {error}") from error
+        uuid = self._watched.get(_address(event.device), "")
+        if event.eventType == pynvml.nvmlEventTypeXidCriticalError:
+            return self._faults.tell_xid(uuid, int(event.eventData))
+        self._faults.count(uuid, "ecc-uncorrected")
+        return True
 
 
-def _unshareable(handle: Any, memory_bytes: int, *, has_files: bool) -> str:
-    """Return why a device cannot be offered in fractions, empty if it can."""
-    if (_ask(pynvml.nvmlDeviceGetMigMode, handle) or (0,))[0] == pynvml.NVML_DEVICE_MIG_ENABLE:
-        return "MIG mode is enabled: the device is divided by its hardware"
-    if not memory_bytes:
-        return "the driver does not say how much memory the device has"
-    if not has_files:
-        return "its device node is missing: the driver does not serve it now"
-    return ""
+def _count() -> int:
+    return int(ask(pynvml.nvmlDeviceGetCount) or 0)
 
 
-def _ask(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what NVML answers, None where this device or driver has no answer."""
-    try:
-        return function(*arguments)
-    except pynvml.NVMLError:
-        return None
+def _address(handle: Any) -> int | None:
+    return ctypes.cast(handle, ctypes.c_void_p).value
 
 
-def _bus_id(info: Any) -> str:
-    """Return the address as sysfs writes it: a domain of 4 digits, lower case (NVML gives 8)."""
-    if info is None:
-        return ""
-    domain, _, rest = str(info.busId).lower().partition(":")
-    return f"{int(domain, 16):04x}:{rest}" if rest else ""
+def _measure(handle: Any) -> Iterator[DeviceFigures]:
+    """Yield the figures of a device, if it answers."""
+    uuid = ask(pynvml.nvmlDeviceGetUUID, handle)
+    if uuid is None:
+        return
+    memory = ask(pynvml.nvmlDeviceGetMemoryInfo, handle, pynvml.nvmlMemory_v2) or ask(
+        pynvml.nvmlDeviceGetMemoryInfo, handle
+    )
+    load = ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
+    milliwatts = ask(pynvml.nvmlDeviceGetPowerUsage, handle)
+    millijoules = ask(pynvml.nvmlDeviceGetTotalEnergyConsumption, handle)
+    yield DeviceFigures(
+        uuid=str(uuid),
+        memory_bytes=int(memory.total) if memory else None,
+        memory_used_bytes=int(memory.used) if memory else None,
+        utilization_percent=int(load.gpu) if load else None,
+        temperature_celsius=ask(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
+        power_watts=None if milliwatts is None else milliwatts / 1e3,
+        energy_joules=None if millijoules is None else millijoules / 1e3,
+        ecc_uncorrected=read_ecc(handle),
+        processes=tuple(_processes(handle)),
+    )
+
+
+def _processes(handle: Any) -> Iterator[DriverProcess]:
+    """Yield each process on a device once: one that computes and draws is in both lists."""
+    found: dict[int, int] = {}
+    for function in (pynvml.nvmlDeviceGetComputeRunningProcesses, pynvml.nvmlDeviceGetGraphicsRunningProcesses):
+        for process in ask(function, handle) or ():
+            found[process.pid] = max(found.get(process.pid, 0), process.usedGpuMemory or 0)
+    for pid, memory_bytes in found.items():
+        yield DriverProcess(pid, memory_bytes)
 
 
 def _cuda_version(version: int | None) -> str:

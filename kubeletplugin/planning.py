@@ -68,13 +68,16 @@ def _our_results(claim: ClaimView, node: NodeView) -> list[AllocationResult]:
 
 def _plan_device(claim: ClaimView, result: AllocationResult, node: NodeView) -> PreparedDevice:
     device = node.devices.find(result.device, str(claim))
+    if not device.offered:
+        raise ClaimError(f"{claim}: request {result.request}: device {device.name} is not offered: {device.reason}")
+    whole = device.type == names.DEVICE_TYPE_MIG  # its limits are the hardware's
     return PreparedDevice(
         index=result.index,
         request=result.request,
         pool=result.pool,
         device=device.name,
         share_id=result.share_id,
-        limits=None if result.admin_access else _plan_limits(claim, result, device, node.driver_name),
+        limits=None if result.admin_access or whole else _plan_limits(claim, result, device, node.driver_name),
     )
 
 

@@ -29,7 +29,7 @@ class PreparedDevice:
     device: DeviceName
     share_id: str | None = None
     limits: Limits | None = None
-    """None: no share; an adminAccess request gets the device as it is."""
+    """None: no share; an adminAccess request gets the device as it is, and a MIG device is given out whole."""
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """Fields of another release."""
 

@@ -112,7 +112,15 @@ struct stub_card {
     uint64_t slice_ns;          /* how long a process keeps the engine while others wait */
     uint64_t kernel_ns;         /* what a plain kernel takes... */
     uint64_t kernel_block_ns;   /* ...and for each of its blocks, divided over the multiprocessors */
-    uint64_t setting_reserved[8];
+    /* What NVML tells of its health */
+    uint64_t lost;            /* it fell off the bus: no call about it succeeds */
+    uint64_t remap_failed;    /* a row could not be remapped */
+    uint64_t remap_pending;   /* rows are remapped at the next reset */
+    uint64_t too_hot;         /* clocks are held down by the temperature */
+    uint64_t recovery_action; /* what the driver asks for, as NVML numbers it */
+    uint64_t links;           /* NVLinks that it has */
+    uint64_t links_down;      /* a bit for each of them that is down */
+    uint64_t ecc_uncorrected;
 
     /* The state, under the lock */
     uint32_t lock;         /* futex: slot number + 1 of the holder, 0 is free, top bit: somebody waits */

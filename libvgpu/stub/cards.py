@@ -45,6 +45,16 @@ class StubSettings:
     slice_ns: int = 2_000_000
     kernel_ns: int = 2_000
     kernel_block_ns: int = 1_000
+    # Health, as NVML tells it
+    lost: int = 0
+    remap_failed: int = 0
+    remap_pending: int = 0
+    too_hot: int = 0
+    recovery_action: int = 0
+    links: int = 0
+    links_down: int = 0
+    """A bit for each NVLink."""
+    ecc_uncorrected: int = 0
 
 
 @dataclass(frozen=True)

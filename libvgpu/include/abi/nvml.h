@@ -163,6 +163,16 @@ typedef union nvmlValue_st {
     unsigned short usVal;
 } nvmlValue_t;
 
+typedef struct nvmlFieldValue_st {
+    unsigned int fieldId;
+    unsigned int scopeId;
+    long long timestamp;
+    long long latencyUsec;
+    int valueType;
+    nvmlReturn_t nvmlReturn;
+    nvmlValue_t value;
+} nvmlFieldValue_t;
+
 typedef struct nvmlSample_st {
     unsigned long long timeStamp;
     nvmlValue_t sampleValue;

@@ -142,18 +142,3 @@ EXPORT nvmlReturn_t nvmlDeviceGetTopologyCommonAncestor(nvmlDevice_t a, nvmlDevi
     *level = a == b ? TOPOLOGY_INTERNAL : near ? TOPOLOGY_NODE : TOPOLOGY_SYSTEM;
     return NVML_SUCCESS;
 }
-
-EXPORT nvmlReturn_t nvmlDeviceGetEccMode(nvmlDevice_t device, int *current, int *pending) {
-    TRY(check_device(device));
-    REQUIRE(current && pending, NVML_ERROR_INVALID_ARGUMENT);
-    *current = *pending = NVML_FEATURE_DISABLED;
-    return NVML_SUCCESS;
-}
-
-EXPORT nvmlReturn_t nvmlDeviceGetTotalEccErrors(nvmlDevice_t device, int type, int counter,
-                                                unsigned long long *errors) {
-    (void)type, (void)counter;
-    TRY(check_device(device));
-    REQUIRE(errors, NVML_ERROR_INVALID_ARGUMENT);
-    return NVML_ERROR_NOT_SUPPORTED;
-}

@@ -56,7 +56,8 @@ nvmlReturn_t check_started(void) {
 
 nvmlReturn_t check_device(nvmlDevice_t device) {
     TRY(check_started());
-    return device >= devices && device < devices + count ? NVML_SUCCESS : NVML_ERROR_INVALID_ARGUMENT;
+    REQUIRE(device >= devices && device < devices + count, NVML_ERROR_INVALID_ARGUMENT);
+    return LOAD_RELAXED(device->card.shared->lost) ? NVML_ERROR_GPU_IS_LOST : NVML_SUCCESS;
 }
 
 nvmlReturn_t give_text(char *to, unsigned length, const char *text) {
@@ -134,7 +135,7 @@ EXPORT nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned index, nvmlDevice_t *
     TRY(check_started());
     REQUIRE(device && index < count, NVML_ERROR_INVALID_ARGUMENT);
     *device = &devices[index];
-    return NVML_SUCCESS;
+    return check_device(*device);
 }
 
 EXPORT nvmlReturn_t nvmlDeviceGetHandleByIndex(unsigned index, nvmlDevice_t *device) {

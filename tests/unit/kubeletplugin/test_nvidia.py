@@ -8,11 +8,14 @@ from typing import Any
 import pynvml
 import pytest
 
-from api.errors import StateError
-from kubeletplugin import nvidia
+import kubeletplugin.nvml
+from api.errors import ConfigError, StateError
+from kubeletplugin import nvidia, nvidiadevices, nvidiasigns
 from kubeletplugin.devices import Device, DeviceFile, Discovery
 from kubeletplugin.driverroots import DriverRoot
-from kubeletplugin.nvidia import NvidiaDiscovery
+from kubeletplugin.holdingback import Filter
+from kubeletplugin.nvidia import NvidiaDiscovery, NvidiaOptions
+from kubeletplugin.nvidiadevices import Machine
 
 GIB = 1 << 30
 
@@ -20,13 +23,11 @@ GIB = 1 << 30
 class FakeNVML:
     """Answers for cards that are dictionaries; a missing answer is "not supported"."""
 
-    NVMLError = pynvml.NVMLError
-    NVML_DEVICE_MIG_ENABLE = 1
-
     def __init__(self, *cards: dict[str, Any]) -> None:
-        self.cards = cards
+        self.cards = list(cards)
         self.driver = "driver"
         self.initialised_with = ""
+        self._nvmlGetFunctionPointer_cache: dict[str, Any] = {}
 
     def _initialise(self) -> None:
         self.initialised_with = self.driver
@@ -38,6 +39,8 @@ class FakeNVML:
 
     def __getattr__(self, name: str) -> Any:
         """Return the function of this name: NVML's own are not Python's style, so they stand here as texts."""
+        if not callable(getattr(pynvml, name)) or name == "NVMLError":
+            return getattr(pynvml, name)
         system = {
             "nvmlShutdown": None,
             "nvmlSystemGetDriverVersion": "570.124.06",
@@ -55,10 +58,10 @@ class FakeNVML:
         return self.cards[index]
 
     def _fact(self, key: str) -> Any:
-        def answer(card: dict[str, Any]) -> Any:
-            if key not in card:
+        def answer(card: dict[str, Any], *arguments: Any) -> Any:
+            if key not in card or (key == "MigDeviceHandleByIndex" and arguments[0] >= len(card[key])):
                 raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
-            return card[key]
+            return card[key][arguments[0]] if key == "MigDeviceHandleByIndex" else card[key]
 
         return answer
 
@@ -96,13 +99,26 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def backend_of(
+    monkeypatch: pytest.MonkeyPatch,
+    nvml: FakeNVML,
+    root: Path,
+    on_host: Path | None = None,
+    options: NvidiaOptions | None = None,
+) -> NvidiaDiscovery:
+    for module in (kubeletplugin.nvml, nvidia, nvidiadevices, nvidiasigns):
+        monkeypatch.setattr(module, "pynvml", nvml)
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_arguments, **_options: None)
+    monkeypatch.setenv("VGPU_STUB_DEV_DIR", "")
+    driver_root = DriverRoot(root, on_host or root)
+    machine = Machine(driver_root, sysfs=root / "sys", proc=root / "proc")
+    return NvidiaDiscovery(driver_root, options or NvidiaOptions(), machine)
+
+
 def discover(
     monkeypatch: pytest.MonkeyPatch, root: Path, *cards: dict[str, Any], on_host: Path | None = None
 ) -> Discovery:
-    monkeypatch.setattr(nvidia, "pynvml", FakeNVML(*cards))
-    monkeypatch.setattr(ctypes, "CDLL", lambda *_arguments, **_options: None)
-    monkeypatch.setenv("VGPU_STUB_DEV_DIR", "")
-    backend = NvidiaDiscovery(DriverRoot(root, on_host or root), sysfs=root / "sys")
+    backend = backend_of(monkeypatch, FakeNVML(*cards), root, on_host)
     found = backend.discover()
     backend.close()
     return found
@@ -150,7 +166,7 @@ def test_a_device_that_says_little_is_stated_with_that(monkeypatch: pytest.Monke
     ("answers", "reason"),
     [
         (card(0, MigMode=(1, 1)), "MIG mode is enabled: the device is divided by its hardware"),
-        (without(card(0), "MemoryInfo"), "the driver does not say how much memory the device has"),
+        (without(card(0), "MemoryInfo"), "the driver does not say how much memory the device has"),  # no meminfo here
         (card(7), "its device node is missing: the driver does not serve it now"),
     ],
 )
@@ -169,13 +185,131 @@ def test_a_device_without_a_name_is_told_and_hides_no_other(monkeypatch: pytest.
     assert found.message == "device 0: GPU is lost"
 
 
+def test_a_device_that_fell_off_the_bus_stays_stated_with_its_error(
+    monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
+    nvml = FakeNVML(card(0), card(1))
+    backend = backend_of(monkeypatch, nvml, root)
+    backend.discover()
+
+    nvml.cards[0] = {"lost": True}
+    found = backend.discover()
+
+    states = {device.index: (device.healthy, device.reason) for device in found.devices}
+    assert states == {0: (False, "it does not answer: GPU is lost"), 1: (True, "")}
+    assert found.message == ""
+    nvml.cards[0] = card(0)
+    assert all(device.healthy for device in backend.discover().devices)
+    backend.close()
+
+
+def test_a_device_that_was_taken_away_is_stated_no_more_and_a_new_one_is(
+    monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
+    nvml = FakeNVML(card(0), card(1))
+    backend = backend_of(monkeypatch, nvml, root)
+    backend.discover()
+
+    (root / "dev/nvidia1").unlink()
+    del nvml.cards[1]
+    assert [device.index for device in backend.discover().devices] == [0]
+
+    (root / "dev/nvidia1").touch()
+    nvml.cards.append(card(1))
+    assert [device.index for device in backend.discover().devices] == [0, 1]
+    backend.close()
+
+
+def test_a_device_without_memory_of_its_own_has_seven_eighths_of_the_hosts(
+    monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
+    (root / "proc").mkdir()
+    (root / "proc/meminfo").write_text("MemTotal:       125829120 kB\nMemFree: 1 kB\n")
+
+    device = only_device(monkeypatch, root, without(card(0, Name="NVIDIA GB10"), "MemoryInfo"))
+
+    assert (device.memory_bytes, device.shareable) == (105 * GIB, True)
+
+
+def test_mig_devices_are_stated_whole_with_their_profile_and_capability_files(
+    monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
+    part = {
+        "UUID": "MIG-00000000-0000-0000-0000-000000000001",
+        "Name": "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+        "Attributes": SimpleNamespace(memorySizeMB=9984, gpuInstanceSliceCount=1),
+        "GpuInstanceId": 7,
+        "ComputeInstanceId": 0,
+    }
+    capabilities = root / "proc/driver/nvidia/capabilities/gpu0/mig/gi7"
+    (capabilities / "ci0").mkdir(parents=True)
+    (capabilities / "access").write_text("DeviceFileMinor: 66\nDeviceFileMode: 292\n")
+    (capabilities / "ci0/access").write_text("DeviceFileMinor: 67\nDeviceFileMode: 292\n")
+    (root / "dev/nvidia-caps").mkdir()
+    for minor in (66, 67):
+        (root / f"dev/nvidia-caps/nvidia-cap{minor}").touch()
+
+    gpu, mig = discover(
+        monkeypatch, root, card(0, MigMode=(1, 1), MaxMigDeviceCount=7, MigDeviceHandleByIndex=[part])
+    ).devices
+
+    assert (gpu.type, gpu.shareable, gpu.reason) == (
+        "gpu",
+        False,
+        "MIG mode is enabled: the device is divided by its hardware",
+    )
+    assert (mig.type, mig.profile, mig.memory_bytes) == ("mig", "1g.10gb", 9984 << 20)
+    assert (mig.parent_uuid, mig.shareable, mig.offered, mig.healthy) == (gpu.uuid, False, True, True)
+    assert [str(file.container_path) for file in mig.files] == [
+        "/dev/nvidia0",
+        "/dev/nvidia-caps/nvidia-cap66",
+        "/dev/nvidia-caps/nvidia-cap67",
+    ]
+
+
+def test_a_card_that_is_bound_to_vfio_is_stated_and_not_offered(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    where = root / "sys/bus/pci/devices/0000:17:00.0"
+    where.mkdir(parents=True)
+    for name, content in (("vendor", "0x10de"), ("class", "0x030200"), ("device", "0x2330")):
+        (where / name).write_text(f"{content}\n")
+    (root / "sys/bus/pci/drivers/vfio-pci").mkdir(parents=True)
+    (where / "driver").symlink_to(root / "sys/bus/pci/drivers/vfio-pci")
+
+    found = discover(monkeypatch, root, card(0))
+
+    bound = found.devices[1]
+    assert (bound.name, bound.product_name) == ("pci-0000-17-00-0", "PCI device 10de:2330")
+    assert (bound.offered, bound.reason) == (
+        False,
+        "bound to the kernel driver vfio-pci: it is kept for virtual machines",
+    )
+
+
+@pytest.mark.parametrize("term", ["gpu-00000000-0000-0000-0000-000000000000", "0", "model:*h100*"])
+def test_a_device_that_the_operator_holds_back_is_stated_with_the_term_that_does(
+    monkeypatch: pytest.MonkeyPatch, root: Path, term: str
+) -> None:
+    other = card(1, Name="NVIDIA L4")
+    options = NvidiaOptions(hold_back=Filter.parse([term]))
+    backend = backend_of(monkeypatch, FakeNVML(card(0), other), root, options=options)
+
+    held, free = backend.discover().devices
+    backend.close()
+
+    assert (held.offered, held.reason) == (False, f"held back by the setting hold_back: {term}")
+    assert free.offered
+
+
+def test_a_filter_that_means_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Filter.parse(["GPU-1", "H100"])
+    assert str(caught.value) == ("hold_back: found 'H100', expected a UUID, an index, or model:NAME such as model:*T4*")
+
+
 def test_a_driver_that_was_loaded_anew_is_asked_anew(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     # NVML answers for the driver that was there when it was initialised.
     nvml = FakeNVML(card(0))
-    monkeypatch.setattr(nvidia, "pynvml", nvml)
-    monkeypatch.setattr(ctypes, "CDLL", lambda *_arguments, **_options: None)
-    monkeypatch.setenv("VGPU_STUB_DEV_DIR", "")
-    backend = NvidiaDiscovery(DriverRoot(root, root), sysfs=root / "sys")
+    backend = backend_of(monkeypatch, nvml, root)
     backend.discover()
 
     nvml.driver = "another driver"

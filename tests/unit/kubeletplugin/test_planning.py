@@ -230,3 +230,21 @@ def test_a_claim_does_not_compete_with_its_own_former_record() -> None:
     former = planned(result(A, "6Gi"))
 
     assert planned(result(A, "6Gi"), prepared={ClaimUID("uid-train"): former}) == former
+
+
+def test_a_mig_device_is_given_out_whole_without_limits_of_ours() -> None:
+    part = gpu(3, type="mig", shareable=False)
+    claim = ClaimView.from_object(claim_object("train", [result(part, memory=None, cores=None)]))
+    (device,) = plan(claim, NodeView("vgpu.dra-driver.io", NODE, DeviceTable([part])), {}).devices
+    assert device.limits is None
+
+
+def test_a_device_that_is_held_back_is_refused_with_its_reason() -> None:
+    held = gpu(3, offered=False, shareable=False, reason="held back by the setting hold_back: 3")
+    claim = ClaimView.from_object(claim_object("train", [result(held)]))
+    with pytest.raises(ClaimError) as caught:
+        plan(claim, NodeView("vgpu.dra-driver.io", NODE, DeviceTable([held])), {})
+    assert str(caught.value) == (
+        f"ResourceClaim default/train: request gpu: device {held.name} is not offered: "
+        "held back by the setting hold_back: 3"
+    )

@@ -1,0 +1,215 @@
+"""Health of devices: what a driver (the stub's) tells, and what becomes of it."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api import kube
+from api.kubefake import FakeKube
+from kubeletplugin import faults
+from kubeletplugin.agent import NodeAgent
+from kubeletplugin.devices import Device
+from kubeletplugin.discovery import FakeDiscovery
+from kubeletplugin.driverroots import DriverRoot
+from kubeletplugin.faults import SETTLED_S, Faults
+from kubeletplugin.nvidia import NvidiaDiscovery, NvidiaOptions
+from kubeletplugin.nvidiasigns import Judge, Signs
+from libvgpu.stub import StubGPU, change_settings, create_driver_root, inject_xid
+from tests.unit.kubeletplugin.builders import discovery, gpu
+from tests.unit.kubeletplugin.fakekubelet import FakeKubelet
+
+UUID = "GPU-11111111-1111-4111-8111-111111111111"
+OTHER = "GPU-22222222-2222-4222-8222-222222222222"
+A = gpu(0).name
+GPUS = [StubGPU("Simulated GPU", 1 << 30, uuid) for uuid in (UUID, OTHER)]
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> Path:
+    """A driver root with two cards."""
+    create_driver_root(tmp_path / "driver", GPUS)
+    return tmp_path / "driver"
+
+
+@pytest.fixture
+def open_backend(
+    driver: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., NvidiaDiscovery]]:
+    """Opens backends one after the other, as agents of one node would."""
+    monkeypatch.setenv("VGPU_STUB_DEV_DIR", "")
+    opened: list[NvidiaDiscovery] = []
+
+    def open_(*ignored_xids: int) -> NvidiaDiscovery:
+        for backend in opened:
+            backend.close()
+        options = NvidiaOptions(ignored_xids=frozenset(ignored_xids), faults_file=tmp_path / "faults.json")
+        opened.append(NvidiaDiscovery(DriverRoot(driver, driver), options))
+        opened[-1].discover()
+        return opened[-1]
+
+    yield open_
+    for backend in opened:
+        backend.close()
+
+
+def device(backend: NvidiaDiscovery, uuid: str = UUID) -> Device:
+    return next(device for device in backend.discover().devices if device.uuid == uuid)
+
+
+def tell(backend: NvidiaDiscovery, card: Path, xid: int) -> bool:
+    """Let a card report an Xid; return whether the backend wants a new look at the devices."""
+    backend.wait(0.01)  # events count from the moment that they are asked for
+    inject_xid(card, xid)
+    return backend.wait(10)
+
+
+def test_a_fault_makes_its_device_unhealthy_at_once_and_no_other(
+    open_backend: Callable[..., NvidiaDiscovery], driver: Path
+) -> None:
+    backend = open_backend()
+
+    assert tell(backend, driver / "dev/nvidia0", 48)
+
+    assert (device(backend).healthy, device(backend).reason) == (False, "Xid 48 was reported")
+    assert device(backend, OTHER).healthy
+    assert backend.faults() == {(UUID, "xid-48"): 1}
+
+
+@pytest.mark.parametrize("xid", [13, 31, 63, 74])
+def test_errors_of_programs_dealt_with_or_ignored_leave_the_device_healthy_and_are_counted(
+    open_backend: Callable[..., NvidiaDiscovery], driver: Path, xid: int
+) -> None:
+    backend = open_backend(74)
+
+    assert not tell(backend, driver / "dev/nvidia0", xid)
+
+    assert device(backend).healthy
+    assert backend.faults() == {(UUID, f"xid-{xid}"): 1}
+
+
+def test_a_fault_outlives_the_agent_and_ends_with_a_reboot(
+    open_backend: Callable[..., NvidiaDiscovery], driver: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The driver says nothing of what it wants done: as older ones.
+    monkeypatch.setattr("kubeletplugin.nvidiasigns._RECOVERY_FIELD", None)
+    tell(open_backend(), driver / "dev/nvidia0", 79)
+    assert device(open_backend()).reason == "Xid 79 was reported"
+
+    (tmp_path / "boot_id").write_text("another boot\n")
+    monkeypatch.setattr(faults, "BOOT_ID_FILE", tmp_path / "boot_id")
+    assert device(open_backend()).healthy
+
+
+def test_known_faults_that_cannot_be_read_are_told_and_forgotten(
+    open_backend: Callable[..., NvidiaDiscovery], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "faults.json").write_text('{"bootID": ')
+    assert device(open_backend()).healthy
+    assert "known faults cannot be read" in [record.getMessage() for record in caplog.records]
+
+
+def test_a_fault_ends_when_the_driver_wants_nothing_done_any_more() -> None:
+    now = 1000.0
+    found = Faults(clock=lambda: now)
+    found.tell_xid(UUID, 95)
+    found.settle(UUID)
+    assert found.problem(UUID) == "Xid 95 was reported"  # it had no time to find out yet
+
+    now += SETTLED_S
+    found.settle(UUID)
+    assert found.problem(UUID) == ""
+
+
+def test_a_device_that_fell_off_the_bus_is_unhealthy_until_it_is_back(
+    open_backend: Callable[..., NvidiaDiscovery], driver: Path
+) -> None:
+    backend = open_backend()
+
+    change_settings(driver / "dev/nvidia0", lost=1)
+    assert (device(backend).healthy, device(backend).reason) == (False, "it does not answer: GPU is lost")
+    assert device(backend, OTHER).healthy
+
+    change_settings(driver / "dev/nvidia0", lost=0)
+    assert device(backend).healthy
+
+
+def test_a_driver_that_is_updated_in_place_is_loaded_anew_and_its_faults_are_over(
+    open_backend: Callable[..., NvidiaDiscovery], driver: Path
+) -> None:
+    backend = open_backend()
+    tell(backend, driver / "dev/nvidia0", 48)
+
+    create_driver_root(driver, [StubGPU("Simulated GPU", 1 << 30, UUID, driver_version="590.10.01")])
+
+    (found,) = backend.discover().devices
+    assert (found.driver_version, found.healthy) == ("590.10.01", True)
+
+
+def test_a_card_that_is_added_while_the_agent_runs_is_found(
+    open_backend: Callable[..., NvidiaDiscovery], driver: Path, tmp_path: Path
+) -> None:
+    new = "GPU-33333333-3333-4333-8333-333333333333"
+    backend = open_backend()
+    create_driver_root(tmp_path / "more", [*GPUS, StubGPU("Simulated GPU", 1 << 30, new)])
+
+    (tmp_path / "more/dev/nvidia2").rename(driver / "dev/nvidia2")
+
+    assert [found.uuid for found in backend.discover().devices] == [UUID, OTHER, new]
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ({"remap_failed": 1}, "remapping a row of its memory failed"),
+        ({"recovery_action": 1}, "the driver asks for a reset of the device"),
+        ({"links_down": 0b100}, "NVLink 2 went down"),
+    ],
+)
+def test_signs_of_illness_are_found_at_a_look_and_so_is_recovery(
+    open_backend: Callable[..., NvidiaDiscovery], driver: Path, setting: dict[str, int], reason: str
+) -> None:
+    card = driver / "dev/nvidia0"
+    change_settings(card, links=4)
+    backend = open_backend()
+
+    change_settings(card, **setting)
+    assert (device(backend).healthy, device(backend).reason) == (False, reason)
+
+    change_settings(card, **dict.fromkeys(setting, 0))
+    assert device(backend).healthy
+
+
+def test_heat_counts_when_it_stays() -> None:
+    judge = Judge()
+    assert [judge.judge(Signs(too_hot=hot)) for hot in (True, True, False, True, True)] == [""] * 5
+    assert judge.judge(Signs(too_hot=True)) == "its temperature holds its clocks down"
+    assert judge.judge(Signs()) == ""
+
+
+def test_a_link_that_never_was_up_is_not_missed() -> None:
+    assert Judge().judge(Signs(links=(True, False))) == ""
+
+
+def test_an_event_of_the_hardware_reaches_inventory_and_kubelet_without_waiting_for_a_heartbeat(
+    start_agent: Callable[..., NodeAgent], backend: FakeDiscovery, client: FakeKube, kubelet: FakeKubelet
+) -> None:
+    start_agent(heartbeat_s=1000.0, health_interval_s=1000.0)
+    kubelet.register()
+    stream: Any = kubelet.healths()
+
+    def next_health() -> tuple[int, str]:
+        return next(
+            (health.health, health.message) for health in next(stream).devices if health.device.device_name == A
+        )
+
+    assert next_health() == (1, "")
+    listed = client.list(kube.NODE_INVENTORIES)["metadata"]["resourceVersion"]
+    backend.found = discovery(gpu(0, healthy=False, reason="Xid 79 was reported"), gpu(1))
+    backend.happen()
+
+    assert next_health() == (2, "Xid 79 was reported")
+    stream.cancel()
+    stated = (event.object["status"]["devices"][0] for event in client.watch(kube.NODE_INVENTORIES, listed))
+    assert next(facts["health"] for facts in stated if not facts["healthy"]) == "Xid 79 was reported"
