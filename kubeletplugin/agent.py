@@ -32,6 +32,7 @@ from kubeletplugin.nodestates import NodePaths, NodeState, take_state_dir
 from kubeletplugin.nvidia import NvidiaDiscovery, NvidiaOptions
 from kubeletplugin.planning import NodeView
 from kubeletplugin.preparing import Preparer
+from kubeletplugin.restoring import restore
 from kubeletplugin.services import HealthSettings, dra_services
 from kubeletplugin.serving import PluginServer
 from kubeletplugin.sockets import SocketPaths
@@ -141,7 +142,7 @@ class NodeAgent:
         server = PluginServer(self._sockets, settings.driver_name, services, health)
         server.lock()  # before anything is read or changed: nobody else has these sockets
         try:
-            state.load()
+            restore(state)
             self._state, self._monitor = state, Monitor(state.ledger, paths.shares_dir, self._stopping.wait)
             self._discover()
             server.start()

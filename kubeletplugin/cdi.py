@@ -156,9 +156,9 @@ class SpecFolder:
             else:
                 self._write(path, spec)
 
-    def write_claim(self, uid: ClaimUID, spec: Spec) -> None:
-        """Write the spec of a claim if it differs from what is there."""
-        self._write(self._path(uid), spec)
+    def write_claim(self, uid: ClaimUID, spec: Spec) -> bool:
+        """Write the spec of a claim if it differs from what is there; return whether it did."""
+        return self._write(self._path(uid), spec)
 
     def remove_claim(self, uid: ClaimUID) -> bool:
         """Remove the spec of a claim; return whether there was one."""
@@ -178,8 +178,10 @@ class SpecFolder:
     def _path(self, uid: ClaimUID) -> Path:
         return self._folder / f"{self._vendor}-{names.CDI_CLASS_CLAIM}_{uid}.json"
 
-    def _write(self, path: Path, spec: Spec) -> None:
+    def _write(self, path: Path, spec: Spec) -> bool:
         content = json.dumps(spec).encode()
-        if read_if_there(path) != content:
-            self.prepare()
-            write_atomically(path, content)
+        if read_if_there(path) == content:
+            return False
+        self.prepare()
+        write_atomically(path, content)
+        return True

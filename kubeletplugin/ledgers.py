@@ -182,7 +182,7 @@ class Ledger:
         for uid, signature in found.items():
             if self._signatures.get(uid) != signature:
                 self._read(uid)
-        self._signatures = {uid: signature for uid, signature in found.items() if uid in self._claims}
+        self._signatures = found
         self._seen = self._number()
         if self._seen % 2:  # whoever was at it has died; what came of it has just been read
             self._seen += 1
@@ -196,28 +196,31 @@ class Ledger:
 
     def _read(self, uid: ClaimUID) -> None:
         path = self._path(uid)
+        self._claims.pop(uid, None)
         try:
             self._claims[uid] = decode(path.read_bytes(), uid, str(path))
         except StateError as error:
-            self._claims.pop(uid, None)
-            recovered = self._quarantine(path, uid, error)
-            if recovered is not None:
-                self._claims[uid] = recovered
+            rebuilt = self._recover(uid)
+            if rebuilt is not None:
+                self._claims[uid] = rebuilt  # counts, whether or not the disk takes it
+            self._quarantine(path, rebuilt, error)
 
-    def _quarantine(self, path: Path, uid: ClaimUID, error: StateError) -> PreparedClaim | None:
+    def _quarantine(self, path: Path, rebuilt: PreparedClaim | None, error: StateError) -> None:
         aside = path.with_name(path.name + QUARANTINE_SUFFIX)
-        with self._changing():
-            path.rename(aside)
-            recovered = self._recover(uid)
-            if recovered is not None:
-                write_durably(path, encode(recovered), _MODE)
-            else:
-                fsync_directory(self._folder)
-        _log.error(
-            "damaged record of a prepared claim put aside",
-            extra={"claim_uid": uid, "file": str(aside), "error": str(error), "rebuilt": recovered is not None},
-        )
-        return recovered
+        facts = {"file": str(aside), "error": str(error), "rebuilt": rebuilt is not None}
+        try:
+            with self._changing():
+                aside.unlink(missing_ok=True)
+                aside.hardlink_to(path)
+                if rebuilt is None:
+                    path.unlink()
+                    fsync_directory(self._folder)
+                else:
+                    write_durably(path, encode(rebuilt), _MODE)
+        except OSError as failure:
+            _log.error("damaged record cannot be put aside", extra=facts | {"failure": str(failure)})
+        else:
+            _log.error("damaged record of a prepared claim put aside", extra=facts)
 
 
 def _signature(status: os.stat_result) -> _Signature:

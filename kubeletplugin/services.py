@@ -16,7 +16,7 @@ from api.errors import VGPUError
 from api.names import ClaimUID
 from kubeletplugin.claimreading import ClaimReference
 from kubeletplugin.healths import HealthBoard
-from kubeletplugin.nodestates import NodeState, is_claim_uid
+from kubeletplugin.nodestates import NodeState
 from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice
 from kubeletplugin.preparing import Preparer
 from kubeletplugin.proto import (
@@ -29,6 +29,7 @@ from kubeletplugin.proto import (
     health_v1alpha1_pb2,
     health_v1alpha1_pb2_grpc,
 )
+from kubeletplugin.sharefolders import is_claim_uid
 from kubeletplugin.unpreparing import Unpreparer
 
 _log = logging.getLogger(__name__)

@@ -6,7 +6,8 @@ Called by the gRPC service, from several threads. An unknown claim is undone alr
 import logging
 
 from api.names import ClaimUID
-from kubeletplugin.nodestates import NodeState, is_claim_uid
+from kubeletplugin.nodestates import NodeState
+from kubeletplugin.sharefolders import is_claim_uid
 
 _log = logging.getLogger(__name__)
 

@@ -34,6 +34,7 @@ from kubeletplugin.files import write_durably
 from kubeletplugin.libraries import install_library
 from kubeletplugin.nodestates import NodePaths, NodeState
 from kubeletplugin.planning import NodeView, plan
+from kubeletplugin.restoring import restore
 from libvgpu.paths import library_path
 from tests.unit.kubeletplugin.builders import CLAIMS, NODE, claim_object, discovery, gpu, result
 from tests.unit.kubeletplugin.fakekubelet import FakeKubelet, Ref
@@ -110,7 +111,7 @@ def _print_steps(root: Path, cdi_dir: Path, kubeconfig: str, refs: Sequence[Ref]
     """Measure the parts of a prepare, in this process and one after the other."""
     paths = NodePaths(root / "state", cdi_dir)
     state = NodeState(paths, "vgpu.dra-driver.io", NODE, install_library(_library(root), paths.library_dir))
-    state.load()
+    restore(state)
     reader = ClaimReader(HTTPKubeClient(kubeconfig))
     view = NodeView("vgpu.dra-driver.io", NODE, DeviceTable(_DEVICES))
     seconds: dict[str, list[float]] = {}

@@ -17,6 +17,7 @@ from kubeletplugin.libraries import InstalledLibrary
 from kubeletplugin.nodestates import NodePaths, NodeState
 from kubeletplugin.planning import NodeView
 from kubeletplugin.preparing import Preparer
+from kubeletplugin.restoring import restore
 from kubeletplugin.unpreparing import Unpreparer
 from libvgpu.shares import read_books, read_limits
 from tests.unit.kubeletplugin.builders import CLAIMS, GIB, NODE, add_claim, gpu, result
@@ -38,7 +39,7 @@ class Node:
     def start(self) -> tuple[NodeState, Preparer, Unpreparer]:
         library = InstalledLibrary(Path("/lib/libvgpu-1.so"), Path("/lib/libvgpu-1.so.preload"))
         state = NodeState(self.paths, "vgpu.dra-driver.io", NODE, library)
-        state.load()
+        restore(state)
         view = NodeView("vgpu.dra-driver.io", NODE, DeviceTable([A]))
         return state, Preparer(ClaimReader(self.client), state, lambda: view), Unpreparer(state)
 
@@ -61,9 +62,8 @@ class Node:
     def files(self) -> list[Path]:
         return [
             path
-            for folder in (self.paths.state_dir, self.paths.cdi_dir)
+            for folder in (self.paths.checkpoint_dir, self.paths.shares_dir, self.paths.cdi_dir)
             for path in folder.rglob("*")
-            if path.is_file() and path.suffix != ".lock"
         ]
 
     def check_that_no_share_is_unlimited(self) -> None:

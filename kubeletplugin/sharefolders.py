@@ -1,0 +1,114 @@
+"""The folders of the shares on a node: `<claim uid>-<index>` with limits and books.
+
+Called by nodestates. What is in the folders of a claim changes under the claim's lock alone; books belong to tenants.
+"""
+
+import logging
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from api import names
+from api.errors import StateError
+from api.names import ClaimUID
+from kubeletplugin.files import remove_tree
+from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice
+from libvgpu.shares import Limits, change_limits, create_share, read_books, read_limits
+
+_log = logging.getLogger(__name__)
+
+_CLAIM_UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}")
+_SHARE_NAME = re.compile(rf"({_CLAIM_UID.pattern})-(\d+)")
+
+
+def is_claim_uid(text: str) -> bool:
+    """Return whether a text can be a claim's UID; only then may it become part of a path."""
+    return _CLAIM_UID.fullmatch(text) is not None
+
+
+class ShareFolders:
+    """All shares of a node."""
+
+    def __init__(self, folder: Path, pool: str) -> None:
+        """Take the folder of all shares, and the name of the node's pool for records that are rebuilt."""
+        self.folder = folder
+        self._pool = pool
+
+    def prepare(self) -> None:
+        """Create the folder.
+
+        Books are writable by everybody, because any user of a container may be: other users of the node are kept out
+        here. Containers get the files by bind mounts, which the runtime makes as root.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.folder.stat().st_mode & 0o777 != _MODE:
+            self.folder.chmod(_MODE)
+
+    def put(self, limits: Limits) -> bool:
+        """Bring a share to these limits; return whether anything had to be mended."""
+        folder = self.folder / limits.share
+        # What is steered while the share lives is not part of the claim, and not undone by preparing again.
+        before: list[Limits] = []
+
+        def follow(present: Limits) -> Limits:
+            before.append(present)
+            return _following(limits, present)
+
+        try:
+            limits = change_limits(folder, follow)
+            read_books(folder)
+        except StateError:
+            # Not durable: the record is, and each prepare compares and mends what a crash of the machine damaged.
+            create_share(folder, limits, durable=False)
+            return True
+        return limits != before[0]
+
+    def remove(self, share: str) -> bool:
+        """Remove a share; return whether there was anything."""
+        return remove_tree(self.folder / share)
+
+    def claims(self) -> set[ClaimUID]:
+        """Return the claims that have shares."""
+        found = (_SHARE_NAME.fullmatch(name) for name in os.listdir(self.folder))  # noqa: PTH208 - names alone, fast
+        return {ClaimUID(match.group(1)) for match in found if match}
+
+    def of_claim(self, uid: ClaimUID) -> list[str]:
+        """Return the shares of a claim. Called for every claim that is undone: cheap with hundreds of shares."""
+        names_ = os.listdir(self.folder)  # noqa: PTH208 - as above
+        return sorted(name for name in names_ if name.rpartition("-")[0] == uid and _SHARE_NAME.fullmatch(name))
+
+    def rebuild(self, uid: ClaimUID) -> PreparedClaim | None:
+        """Rebuild the record of a claim from the limits of its shares: enough to count and to undo it.
+
+        A share that cannot be read counts nothing, but it belongs to a claim again, which can be undone.
+        """
+        devices: list[PreparedDevice] = []
+        shares = self.of_claim(uid)
+        for share in shares:
+            try:
+                limits = read_limits(self.folder / share)
+            except StateError as error:
+                _log.error("share of a lost record cannot be read", extra={"claim_uid": uid, "error": str(error)})
+                continue
+            index = int(share.rpartition("-")[2])
+            device = names.device_name(limits.device_uuid)
+            devices.append(PreparedDevice(index, "", self._pool, device, limits=limits))
+        devices.sort(key=lambda device: device.index)
+        return PreparedClaim(uid, "", "", tuple(devices)) if shares else None
+
+
+_MODE = 0o700
+
+
+def _following(claim: Limits, present: Limits) -> Limits:
+    """Return the limits of a share with what its claim says."""
+    return replace(
+        present,
+        share=claim.share,
+        device_uuid=claim.device_uuid,
+        memory_bytes=claim.memory_bytes,
+        cores_percent=claim.cores_percent,
+        ceiling_percent=claim.ceiling_percent,
+        policy=claim.policy,
+    )
