@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from api.errors import StateError
-from libvgpu.files import fsync_directory
+from libvgpu.files import fsync_directory, write_all
 
 __all__ = [
     "FileLock",
@@ -134,24 +134,19 @@ class FileLock:
 
 def _write(path: Path, content: bytes, mode: int, *, durable: bool) -> None:
     temporary = temporary_path(path)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
-        _write_all(descriptor, content)
-        os.fchmod(descriptor, mode)  # the umask has no say: the container runtime reads some of these files
-        if durable:
-            os.fsync(descriptor)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        try:
+            write_all(descriptor, content)
+            os.fchmod(descriptor, mode)  # the umask has no say: the container runtime reads some of these files
+            if durable:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.rename(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    finally:
-        os.close(descriptor)
-    temporary.rename(path)
-
-
-def _write_all(descriptor: int, content: bytes) -> None:
-    view = memoryview(content)
-    while view:
-        view = view[os.write(descriptor, view) :]
 
 
 def _unlink(path: Path) -> bool:

@@ -6,7 +6,6 @@ Called by libvgpu.shares and its two halves, limitsfile and booksfile.
 import contextlib
 import fcntl
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,7 +48,7 @@ def found_size(path: Path) -> str:
 
 
 def create(path: Path, content: tuple[bytes, int], mode: int, *, durable: bool) -> None:
-    """Write a file, whole or not at all.
+    """Write a file, whole or not at all; the folder is locked, so what a crash left of another try is overwritten.
 
     Args:
         path: of the file.
@@ -58,19 +57,28 @@ def create(path: Path, content: tuple[bytes, int], mode: int, *, durable: bool) 
         durable: on disk when this returns; else after a crash of the machine it may be missing, or hold zeros.
     """
     head, length = content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("xb") as file:
-            file.write(head)
-            file.truncate(length)
-            os.fchmod(file.fileno(), mode)  # not subject to the umask: the container's user may be anybody
-            file.flush()
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        try:
+            write_all(descriptor, head)
+            os.ftruncate(descriptor, length)
+            os.fchmod(descriptor, mode)  # not subject to the umask: the container's user may be anybody
             if durable:
-                os.fsync(file.fileno())
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_all(descriptor: int, content: bytes) -> None:
+    """Write all of a content: the system may take less at a time."""
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
 
 
 def fsync_directory(path: Path) -> None:
