@@ -50,6 +50,11 @@ class FakeKube(KubeClient):
             self._down = down
             self._changed.notify_all()
 
+    def set_versions(self, versions: Mapping[str, tuple[str, ...]]) -> None:
+        """Serve other versions from now on, as after an upgrade; objects stay in the version that they came in."""
+        with self._changed:
+            self._versions = dict(versions)
+
     def objects(self, resource: Resource) -> _Objects:
         """Return copies of all objects of a kind, by namespace and name."""
         with self._changed:

@@ -15,7 +15,7 @@ from typing import Any
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from api import names
-from api.errors import KubeError, StateError
+from api.errors import StateError, VGPUError
 from api.kube import KubeClient
 from kubeletplugin.cdi import gpu_spec
 from kubeletplugin.claimreading import ClaimReader
@@ -112,6 +112,7 @@ class NodeAgent:
         )
         self._sockets = SocketPaths.of(settings.kubelet_dir, settings.driver_name, settings.pod_uid)
         self._client = client
+        self._reader = ClaimReader(client)
         self._registry = registry
         self._inventory = InventoryWriter(client, settings.node_name, settings.driver_name, _version())
         self._board = HealthBoard()
@@ -136,7 +137,7 @@ class NodeAgent:
         take_state_dir(paths, settings.driver_name)
         library = install_library(settings.library or library_path(), paths.library_dir)
         state = NodeState(paths, settings.driver_name, settings.node_name, library)
-        preparer = Preparer(ClaimReader(self._client), state, lambda: self._view)
+        preparer = Preparer(self._reader, state, lambda: self._view)
         services = dra_services(preparer, Unpreparer(state), state)
         health = HealthSettings(self._board, settings.node_name, settings.health_interval_s)
         server = PluginServer(self._sockets, settings.driver_name, services, health)
@@ -216,7 +217,8 @@ class NodeAgent:
             delay_s = settings.heartbeat_s
             try:
                 self._inventory.write(self._discover())
-            except (KubeError, OSError) as error:
+                self._reader.refresh()
+            except (VGPUError, OSError) as error:
                 delay_s = settings.retry_s
                 if not outage:
                     _log.warning("inventory not written; trying again", extra={"error": str(error)})

@@ -5,13 +5,22 @@ that lags (or hangs in a dead connection) would hand out the old one. One GET on
 about a millisecond (tests/bench/prepare.py).
 """
 
+import logging
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from api import kube
 from api.claims import ClaimView
-from api.errors import ClaimError, NotFoundError
-from api.kube import KubeClient, Resource
+from api.errors import ClaimError, KubeError, NotFoundError
+from api.kube import JSON, KubeClient, Resource
 from api.names import ClaimUID
+
+_log = logging.getLogger(__name__)
+
+_SLOW_S, _SILENCE_S = 5.0, 5.0
+"""A request that ends without an answer after so long has found a silent server, not one that is away. Calls that come
+in the time after it get its error at once: hundreds of calls that wait in turn would all miss the kubelet's 45 s."""
 
 
 @dataclass(frozen=True)
@@ -26,33 +35,77 @@ class ClaimReference:
         return f"ResourceClaim {self.namespace}/{self.name}"
 
 
-class ClaimReader:
-    """Gets claims from the API server, in the version that it serves."""
+@dataclass(frozen=True)
+class _Silence:
+    """An API server that takes requests and does not answer."""
 
-    def __init__(self, client: KubeClient) -> None:
+    until_s: float
+    error: KubeError
+
+
+class ClaimReader:
+    """Gets claims from the API server, in the best version that it serves now. Safe to use from several threads."""
+
+    def __init__(self, client: KubeClient, clock: Callable[[], float] = time.monotonic) -> None:
         self._client = client
+        self._clock = clock
         self._resource: Resource | None = None
+        self._silence: _Silence | None = None
+
+    def refresh(self) -> None:
+        """Ask anew what the API server serves. Called at each heartbeat, so that no claim has to wait for it.
+
+        It can be upgraded while the agent runs, and an older version of a claim may lack what was consumed.
+
+        Raises:
+            KubeError: the API server did not answer.
+            ConfigError: it serves no version of resource.k8s.io that we know.
+        """
+        found = kube.claims(self._client.resource_api_version())
+        if self._resource is not None and found != self._resource:
+            _log.info("the API server serves another version", extra={"version": found.version})
+        self._resource = found
 
     def read(self, reference: ClaimReference) -> ClaimView:
         """Return a claim as it is now.
 
         Raises:
             ClaimError: there is no such claim any more, or it cannot be read as one.
+            ConfigError: the API server serves no version of resource.k8s.io that we know.
             KubeError: the API server did not answer, or refused.
         """
-        try:
-            found = self._client.get(self._claims(), reference.name, reference.namespace)
-        except NotFoundError as error:
-            raise ClaimError(f"{reference}: found none, expected the one with uid {reference.uid}") from error
-        claim = ClaimView.from_object(found)
+        claim = ClaimView.from_object(self._ask(reference))
         if claim.uid != reference.uid:
             raise ClaimError(
                 f"{reference}: found uid {claim.uid}, expected {reference.uid}: it was deleted and created again"
             )
         return claim
 
-    def _claims(self) -> Resource:
+    def _ask(self, reference: ClaimReference) -> JSON:
+        """Get a claim; as long as the API server is known to let every request time out, do not wait for it."""
+        started_s = self._clock()
+        if self._silence is not None and started_s < self._silence.until_s:
+            raise self._silence.error
+        try:
+            found = self._get(reference)
+        except KubeError as error:
+            ended_s = self._clock()
+            if error.status is None and ended_s - started_s > _SLOW_S:
+                self._silence = _Silence(ended_s + _SILENCE_S, error)
+            raise
+        self._silence = None
+        return found
+
+    def _get(self, reference: ClaimReference) -> JSON:
+        # Asked late: the agent starts, and undoes what is to be undone, without an API server.
         if self._resource is None:
-            # Asked late: the agent starts, and undoes what is to be undone, without an API server.
-            self._resource = kube.claims(self._client.resource_api_version())
-        return self._resource
+            self.refresh()
+        resource = self._resource
+        assert resource is not None
+        try:
+            return self._client.get(resource, reference.name, reference.namespace)
+        except NotFoundError as error:
+            self.refresh()  # the claim is gone, or the version is
+            if self._resource == resource:
+                raise ClaimError(f"{reference}: found none, expected the one with uid {reference.uid}") from error
+            return self._get(reference)

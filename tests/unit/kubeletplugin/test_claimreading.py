@@ -1,0 +1,95 @@
+"""Reading claims: in the version that the API server serves now, and never for longer than the kubelet waits."""
+
+import pytest
+
+from api import kube
+from api.errors import ClaimError, KubeError
+from api.kubefake import FakeKube
+from api.names import ClaimUID
+from kubeletplugin.claimreading import ClaimReader, ClaimReference
+from tests.unit.kubeletplugin.builders import claim_object, gpu, result
+
+GROUP = "resource.k8s.io"
+
+
+def store(client: FakeKube, version: str) -> ClaimReference:
+    stored = client.create(kube.claims(version), claim_object("train", [result(gpu(0))]))
+    return ClaimReference("default", "train", ClaimUID(stored["metadata"]["uid"]))
+
+
+def requests(client: FakeKube, reader: ClaimReader, reference: ClaimReference) -> list[str]:
+    client.requests.clear()
+    reader.read(reference)
+    return [path for _, path in client.requests]
+
+
+def test_a_claim_is_read_in_the_best_version_with_one_request_each_time() -> None:
+    client = FakeKube(versions={GROUP: ("v1beta1", "v1beta2")})
+    reference = store(client, "v1beta2")
+    reader = ClaimReader(client)
+    reader.read(reference)
+
+    assert requests(client, reader, reference) == [
+        "/apis/resource.k8s.io/v1beta2/namespaces/default/resourceclaims/train"
+    ]
+
+
+def test_a_version_that_is_no_longer_served_is_left_at_once() -> None:
+    client = FakeKube(versions={GROUP: ("v1beta1",)})
+    reader = ClaimReader(client)
+    reader.read(store(client, "v1beta1"))
+
+    client.set_versions({GROUP: ("v1",)})
+    reference = store(client, "v1")
+    client.delete(kube.claims("v1beta1"), {"metadata": {"namespace": "default", "name": "train"}})
+
+    assert reader.read(reference).uid == reference.uid
+
+
+def test_a_better_version_is_used_from_the_next_heartbeat_on() -> None:
+    client = FakeKube(versions={GROUP: ("v1beta1",)})
+    reader = ClaimReader(client)
+    reader.read(store(client, "v1beta1"))
+    client.set_versions({GROUP: ("v1beta1", "v1")})
+    reference = store(client, "v1")
+
+    reader.refresh()
+
+    assert reader.read(reference).uid == reference.uid
+
+
+def test_a_claim_that_is_gone_is_told_so() -> None:
+    client = FakeKube()
+    reference = store(client, "v1")
+    client.delete(kube.claims("v1"), {"metadata": {"namespace": "default", "name": "train"}})
+
+    with pytest.raises(ClaimError) as caught:
+        ClaimReader(client).read(reference)
+
+    assert str(caught.value) == f"ResourceClaim default/train: found none, expected the one with uid {reference.uid}"
+
+
+def test_a_server_that_answers_nothing_is_waited_for_once_and_asked_again_later() -> None:
+    now = [0.0]
+
+    class Silent(FakeKube):
+        silent = True
+
+        def get(self, resource: kube.Resource, name: str, namespace: str | None = None) -> kube.JSON:
+            if self.silent:
+                now[0] += 15
+                raise KubeError("no answer from the API server: timed out")
+            return super().get(resource, name, namespace)
+
+    client = Silent()
+    reference = store(client, "v1")
+    reader = ClaimReader(client, lambda: now[0])
+    for _ in range(3):
+        with pytest.raises(KubeError, match="timed out"):
+            reader.read(reference)
+    assert now[0] == 15
+
+    now[0] += 6
+    client.silent = False
+
+    assert reader.read(reference).uid == reference.uid
