@@ -116,6 +116,8 @@ EVENT_UNSATISFIABLE: Final = "VGPUUnsatisfiable"
 """Reason of the event on a claim (and its pod) that no device can serve now."""
 EVENT_CONFIG_INVALID: Final = "VGPUConfigInvalid"
 """Reason of the event on a claim or template whose VGPUConfig is wrong."""
+EVENT_OVERUSE: Final = "VGPUOveruse"
+"""Reason of the event on a claim whose processes hold more device memory than its share, by the driver's count."""
 
 REASON_INSUFFICIENT_MEMORY: Final = "CardInsufficientMemory"
 REASON_INSUFFICIENT_CORES: Final = "CardInsufficientCore"

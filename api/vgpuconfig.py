@@ -6,14 +6,16 @@ is refused, since a limit that is silently ignored is no limit.
 """
 
 import enum
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from api import names
 from api.errors import ConfigError
 from api.quantities import parse_bytes
+
+MAX_PRIORITY = 1000
 
 
 class Policy(enum.Enum):
@@ -25,12 +27,28 @@ class Policy(enum.Enum):
     """Takes idle time, and falls back to its cores as soon as a neighbour is active."""
 
 
-def _policy(value: object) -> Policy:
-    # Strict mode takes no strings for an enum in Python data; the names are the API here.
-    for policy in Policy:
-        if value == policy.value:
-            return policy
-    raise ValueError('expected "Fixed" or "Burst"')
+class Overuse(enum.Enum):
+    """What happens to processes that hold more device memory than the share, past the library that enforces it."""
+
+    REPORT = "Report"
+    """An event, a metric and a line in the log."""
+    KILL = "Kill"
+    """They are ended, and it is reported."""
+
+
+_E = TypeVar("_E", bound=enum.Enum)
+
+
+def _member(kind: type[_E]) -> Callable[[object], _E]:
+    """Return a validator: strict mode takes no strings for an enum in Python data; the names are the API here."""
+
+    def validate(value: object) -> _E:
+        for member in kind:
+            if value == member.value:
+                return member
+        raise ValueError(" or ".join(f'"{member.value}"' for member in kind))
+
+    return validate
 
 
 class VGPUConfig(BaseModel):
@@ -48,7 +66,10 @@ class VGPUConfig(BaseModel):
     0 is refused: as a limit it would forbid all work, and elsewhere it means no limit. A share that wants no guaranteed
     time leaves it out.
     """
-    policy: Annotated[Policy, BeforeValidator(_policy)] | None = None
+    policy: Annotated[Policy, BeforeValidator(_member(Policy))] | None = None
+    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0
+    """Among the shares of a device: while one with a higher priority is at work, the others yield idle time to it."""
+    overuse: Annotated[Overuse, BeforeValidator(_member(Overuse))] = Overuse.REPORT
 
     @field_validator("memory", mode="before")
     @classmethod
@@ -65,6 +86,8 @@ _EXPECTED = {
     "memory": 'a quantity of memory above 0 such as "8Gi"',
     "cores": f"a whole number from 1 to {names.CORES_PER_DEVICE} (percent of one device)",
     "policy": '"Fixed" or "Burst"',
+    "priority": f"a whole number from {-MAX_PRIORITY} to {MAX_PRIORITY}",
+    "overuse": '"Report" or "Kill"',
     "apiVersion": f'"{names.GROUP_VERSION}"',
     "kind": f'"{names.VGPU_CONFIG_KIND}"',
 }

@@ -7,7 +7,7 @@ import dataclasses
 import importlib.metadata
 import logging
 import threading
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,20 +22,22 @@ from kubeletplugin.claimreading import ClaimReader
 from kubeletplugin.devices import DeviceTable, Discovery
 from kubeletplugin.discovery import DiscoveryBackend
 from kubeletplugin.driverroots import DriverRoot
+from kubeletplugin.eventing import EventWriter
 from kubeletplugin.healths import HealthBoard
 from kubeletplugin.holdingback import Filter
 from kubeletplugin.inventory import InventoryWriter
 from kubeletplugin.libraries import install_library
-from kubeletplugin.metrics import ShareCollector
 from kubeletplugin.monitoring import Monitor
 from kubeletplugin.nodestates import NodePaths, NodeState, take_state_dir
 from kubeletplugin.nvidia import NvidiaDiscovery, NvidiaOptions
+from kubeletplugin.observing import Intervals, Observer
 from kubeletplugin.planning import NodeView
 from kubeletplugin.preparing import Preparer
 from kubeletplugin.restoring import restore
 from kubeletplugin.services import HealthSettings, dra_services
 from kubeletplugin.serving import PluginServer
 from kubeletplugin.sockets import SocketPaths
+from kubeletplugin.supervising import Supervisor
 from kubeletplugin.unpreparing import Unpreparer
 from libvgpu.paths import library_path
 
@@ -123,8 +125,8 @@ class NodeAgent:
         self._problem = "no devices were looked for yet"
         self._server: PluginServer | None = None
         self._state: NodeState | None = None
-        self._monitor: Monitor | None = None
-        self._collector: ShareCollector | None = None
+        self._observer: Observer | None = None
+        self._events = EventWriter(client, settings.node_name)
 
     def start(self) -> None:
         """Begin to serve.
@@ -138,22 +140,33 @@ class NodeAgent:
         library = install_library(settings.library or library_path(), paths.library_dir)
         state = NodeState(paths, settings.driver_name, settings.node_name, library)
         preparer = Preparer(self._reader, state, lambda: self._view)
-        services = dra_services(preparer, Unpreparer(state), state)
+        observer = Observer(
+            Monitor(state.ledger, paths.shares_dir, self._stopping.wait),
+            Supervisor(self._events.tell),
+            self._backend,
+            lambda: self._view.devices,
+            Intervals(settings.monitor_interval_s, settings.driver_interval_s),
+        )
+        services = dra_services(preparer, Unpreparer(state), state, observer.durations)
         health = HealthSettings(self._board, settings.node_name, settings.health_interval_s)
         server = PluginServer(self._sockets, settings.driver_name, services, health)
         server.lock()  # before anything is read or changed: nobody else has these sockets
         try:
             restore(state)
-            self._state, self._monitor = state, Monitor(state.ledger, paths.shares_dir, self._stopping.wait)
+            self._state, self._observer = state, observer
             self._discover()
             server.start()
         except BaseException:
             server.stop()
             raise
         self._server = server
-        self._collector = ShareCollector(self._monitor.readings)
-        self._registry.register(self._collector)
-        bodies = {"heartbeat": self._keep_beating, "monitor": self._keep_monitoring, "events": self._keep_watching}
+        observer.register(self._registry)
+        self._events.start()
+        bodies: dict[str, Callable[[], None]] = {
+            "heartbeat": self._keep_beating,
+            "monitor": lambda: observer.run_until(self._stopping),
+            "events": self._keep_watching,
+        }
         for name, body in bodies.items():
             thread = threading.Thread(target=body, name=name, daemon=True)
             thread.start()
@@ -169,16 +182,16 @@ class NodeAgent:
         self._backend.close()
         for thread in self._threads:
             thread.join(_STOP_S)  # one that waits for an API server that is away ends with the process
-        if self._collector is not None:
-            self._registry.unregister(self._collector)
-            self._collector = None
+        self._events.stop(_STOP_S)
+        if self._observer is not None:
+            self._observer.unregister()
 
     def alive(self) -> str:
         """Return why a restart would help, empty if it would not."""
         for thread in self._threads:
             if not thread.is_alive() and not self._stopping.is_set():
                 return f"thread {thread.name} has ended"
-        silent_s = time.monotonic() - self._monitor.last_round_s if self._monitor else 0.0
+        silent_s = self._observer.silent_s() if self._observer else 0.0
         if silent_s > max(60.0, 10 * self._settings.monitor_interval_s):
             return f"the monitor has not finished a round for {silent_s:.0f} s"
         return ""
@@ -212,8 +225,11 @@ class NodeAgent:
     def _keep_beating(self) -> None:
         settings = self._settings
         delay_s, outage = 0.0, ""
-        while not self._beat_now.wait(delay_s) or not self._stopping.is_set():
+        while True:
+            self._beat_now.wait(delay_s)
             self._beat_now.clear()
+            if self._stopping.is_set():
+                return
             delay_s = settings.heartbeat_s
             try:
                 self._inventory.write(self._discover())
@@ -232,14 +248,6 @@ class NodeAgent:
         while not self._stopping.is_set():
             if self._backend.wait(_EVENT_WAIT_S):
                 self._beat_now.set()
-
-    def _keep_monitoring(self) -> None:
-        assert self._monitor is not None
-        while not self._stopping.wait(self._settings.monitor_interval_s):
-            try:
-                self._monitor.run_once()
-            except OSError as error:
-                _log.error("round of the monitor failed", extra={"error": str(error)})
 
 
 def _version() -> str:

@@ -30,6 +30,8 @@ class ShareReading:
     claim: PreparedClaim
     limits: Limits
     books: Books
+    utilization: float = 0.0
+    """GPU time per second since the reading before, as the share counted it: 1.0 is the whole device."""
 
 
 class _Share:
@@ -40,6 +42,7 @@ class _Share:
         self.books = BooksReader(folder)
         self.failures = 0
         """Rounds in which it could not be read."""
+        self._read_s = 0.0
         self.reading: ShareReading | None = None
         """None: it could not be read in the last round."""
         self.activity: Activity | None = None
@@ -56,8 +59,12 @@ class _Share:
         except StateError:
             self.reading = None
             raise
-        if former is None or (former.limits, former.books, former.claim) != (limits, books, claim):
-            self.reading = ShareReading(claim, limits, books)
+        now_s = time.monotonic()
+        utilization = _utilization(books, former.books if former else None, now_s - self._read_s)
+        self._read_s = now_s
+        reading = ShareReading(claim, limits, books, utilization)
+        if former != reading:
+            self.reading = reading
         self.activity = Activity(limits, _active(books, former.books if former else None))
         self.failures = 0
 
@@ -73,6 +80,8 @@ class Monitor:
         self._shares: dict[str, _Share] = {}
         self.last_round_s = time.monotonic()
         """When the last round ended."""
+        self.round_cost_s = 0.0
+        """Processor time of the last round."""
 
     def readings(self) -> list[ShareReading]:
         """Return the last reading of each share that could be read."""
@@ -84,6 +93,7 @@ class Monitor:
 
     def run_once(self) -> None:
         """Read all books, and steer the shares that may burst."""
+        began_s = time.thread_time()
         claims = {limits.share: claim for claim in self._ledger.prepared().values() for limits in claim.shares()}
         self._shares = {name: self._shares.get(name) or _Share(self._shares_dir / name) for name in claims}
         shares = list(self._shares.items())
@@ -92,6 +102,7 @@ class Monitor:
                 self._read(name, share, claims[name])
             self._pause(_PAUSE_S)
         self._grant(share.activity for share in self._shares.values() if share.reading and share.activity)
+        self.round_cost_s = time.thread_time() - began_s
         self.last_round_s = time.monotonic()
 
     def _read(self, name: str, share: _Share, claim: PreparedClaim) -> None:
@@ -125,3 +136,10 @@ def _active(books: Books, former: Books | None) -> bool:
     if former is None:
         return books.gpu_time_ns > 0
     return books.gpu_time_ns > former.gpu_time_ns or books.throttled_ns > former.throttled_ns
+
+
+def _utilization(books: Books, former: Books | None, passed_s: float) -> float:
+    if former is None or passed_s <= 0:
+        return 0.0
+    # Books that a tenant made smaller say nothing about the time between.
+    return max(books.gpu_time_ns - former.gpu_time_ns, 0) / 1e9 / passed_s

@@ -12,7 +12,7 @@ from api import names
 from api.claims import AllocationResult, ClaimView, vgpu_config
 from api.errors import CapacityError, ClaimError
 from api.quantities import format_bytes
-from api.vgpuconfig import Policy, VGPUConfig
+from api.vgpuconfig import Overuse, Policy, VGPUConfig
 from kubeletplugin.devices import Device, DeviceTable
 from kubeletplugin.ledgers import Prepared
 from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice
@@ -104,6 +104,8 @@ def _plan_limits(claim: ClaimView, result: AllocationResult, device: Device, dri
         cores_percent=cores,
         ceiling_percent=ceiling,
         policy=policy,
+        priority=config.priority,
+        kill_overuse=config.overuse is Overuse.KILL,
     )
 
 

@@ -146,6 +146,8 @@ def _encode_limits(limits: Limits) -> dict[str, Any]:
         "coresPercent": limits.cores_percent,
         "ceilingPercent": limits.ceiling_percent,
         "policy": limits.policy.value,
+        "priority": limits.priority,
+        "killOveruse": limits.kill_overuse,
     }
 
 
@@ -157,6 +159,8 @@ def _decode_limits(fields: Mapping[str, Any]) -> Limits:
         cores_percent=_number(fields["coresPercent"]),
         ceiling_percent=_number(fields["ceilingPercent"]),
         policy=Policy(fields["policy"]),
+        priority=_number(fields.get("priority", 0)),
+        kill_overuse=fields.get("killOveruse", False) is True,
     )
 
 

@@ -16,6 +16,7 @@ from api.errors import VGPUError
 from api.names import ClaimUID
 from kubeletplugin.claimreading import ClaimReference
 from kubeletplugin.healths import HealthBoard
+from kubeletplugin.metrics import CallDurations
 from kubeletplugin.nodestates import NodeState
 from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice
 from kubeletplugin.preparing import Preparer
@@ -50,9 +51,12 @@ class _ClaimMessage(Protocol):
 class DRAService:
     """NodePrepareResources and NodeUnprepareResources, in one version of the API."""
 
-    def __init__(self, messages: Any, preparer: Preparer, unpreparer: Unpreparer, state: NodeState) -> None:
-        """Take the module of the version's messages and what does the work."""
+    def __init__(
+        self, messages: Any, preparer: Preparer, unpreparer: Unpreparer, state: NodeState, durations: CallDurations
+    ) -> None:
+        """Take the module of the version's messages, what does the work, and what keeps its time."""
         self._messages = messages
+        self._durations = durations
         self._preparer = preparer
         self._unpreparer = unpreparer
         self._state = state
@@ -82,14 +86,16 @@ class DRAService:
 
     def _prepare(self, claim: _ClaimMessage) -> Any:
         try:
-            prepared = self._preparer.prepare(_reference(claim))
+            with self._durations.measure(self._durations.prepare):
+                prepared = self._preparer.prepare(_reference(claim))
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not fail the other claims of the call
             return self._messages.NodePrepareResourceResponse(error=_report("prepare", claim, error))
         return self._messages.NodePrepareResourceResponse(devices=self._devices(prepared))
 
     def _unprepare(self, claim: _ClaimMessage) -> Any:
         try:
-            self._unpreparer.unprepare(ClaimUID(claim.uid))
+            with self._durations.measure(self._durations.unprepare):
+                self._unpreparer.unprepare(ClaimUID(claim.uid))
         except Exception as error:  # noqa: BLE001 - as above
             return self._messages.NodeUnprepareResourceResponse(error=_report("unprepare", claim, error))
         return self._messages.NodeUnprepareResourceResponse()
@@ -162,11 +168,13 @@ def add_dra_services(server: grpc.Server, services: Sequence[DRAService]) -> Non
     dra_v1beta1_pb2_grpc.add_DRAPluginServicer_to_server(v1beta1, server)  # type: ignore[arg-type]
 
 
-def dra_services(preparer: Preparer, unpreparer: Unpreparer, state: NodeState) -> tuple[DRAService, DRAService]:
+def dra_services(
+    preparer: Preparer, unpreparer: Unpreparer, state: NodeState, durations: CallDurations
+) -> tuple[DRAService, DRAService]:
     """Return the DRA services of both versions, v1 first."""
     return (
-        DRAService(dra_v1_pb2, preparer, unpreparer, state),
-        DRAService(dra_v1beta1_pb2, preparer, unpreparer, state),
+        DRAService(dra_v1_pb2, preparer, unpreparer, state, durations),
+        DRAService(dra_v1beta1_pb2, preparer, unpreparer, state, durations),
     )
 
 

@@ -53,8 +53,6 @@ class Books:
     throttled_ns: int
     launches: int
     out_of_memory: int
-    utilization_permille: int = 0
-    """GPU time of the device that the last whole window of about half a second had, as the share counted it."""
 
 
 class BooksReader:
@@ -136,7 +134,6 @@ def _decode(books: Any, used: list[int], owned: tuple[bool, ...]) -> Books:
         throttled_ns=books.ended_throttled_ns + sum(slot.throttled_ns for slot in slots),
         launches=books.ended_launches + sum(slot.launches for slot in slots),
         out_of_memory=books.ended_out_of_memory + sum(slot.out_of_memory for slot in slots),
-        utilization_permille=books.window_permille if any(owned) else 0,
     )
 
 

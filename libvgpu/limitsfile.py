@@ -36,6 +36,8 @@ class Limits:
     priority: int = 0
     suspended: bool = False
     oversubscribe: bool = False
+    kill_overuse: bool = False
+    """End processes that hold more than the share by the driver's count; else it is only told."""
     host_memory_bytes: int = 0
     granted_percent: int = 0
     """What a Burst share may use now; 0: up to the ceiling."""
@@ -104,6 +106,7 @@ def _decode(path: Path, raw: bytes) -> Limits:
         priority=view.priority,
         suspended=bool(view.flags & constants.VGPU_SUSPENDED),
         oversubscribe=bool(view.flags & constants.VGPU_OVERSUBSCRIBE),
+        kill_overuse=bool(view.flags & constants.VGPU_KILL_OVERUSE),
         host_memory_bytes=view.host_memory_bytes,
         granted_percent=view.granted_percent,
         charge_permille=view.charge_permille,
@@ -120,7 +123,11 @@ def encode(directory: Path, limits: Limits) -> bytes:
     view.magic = constants.VGPU_LIMITS_MAGIC
     view.version = constants.VGPU_VERSION
     view.size = constants.VGPU_LIMITS_MIN_BYTES
-    view.flags = limits.suspended * constants.VGPU_SUSPENDED + limits.oversubscribe * constants.VGPU_OVERSUBSCRIBE
+    view.flags = (
+        limits.suspended * constants.VGPU_SUSPENDED
+        + limits.oversubscribe * constants.VGPU_OVERSUBSCRIBE
+        + limits.kill_overuse * constants.VGPU_KILL_OVERUSE
+    )
     view.memory_bytes = limits.memory_bytes
     view.host_memory_bytes = limits.host_memory_bytes
     view.cores_percent = limits.cores_percent

@@ -51,6 +51,7 @@
 /* vgpu_limits.flags */
 #define VGPU_SUSPENDED     1
 #define VGPU_OVERSUBSCRIBE 2
+#define VGPU_KILL_OVERUSE  4 /* for the agent: ends processes that hold more, by the driver, than the share has */
 
 /* vgpu_limits.policy */
 #define VGPU_POLICY_FIXED 1

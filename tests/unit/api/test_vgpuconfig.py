@@ -22,7 +22,10 @@ def test_what_is_left_out_is_left_to_the_allocation() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"core": 30}, "core: unknown field, expected one of memory, cores, policy, apiVersion, kind"),
+        (
+            {"core": 30},
+            "core: unknown field, expected one of memory, cores, policy, priority, overuse, apiVersion, kind",
+        ),
         ({"memory": "-1Gi"}, 'memory: found \'-1Gi\', expected a quantity of memory above 0 such as "8Gi" or "500Mi"'),
         ({"memory": "0"}, 'memory: found \'0\', expected a quantity of memory above 0 such as "8Gi" or "500Mi"'),
         ({"memory": "8GB"}, 'memory: found \'8GB\', expected a quantity of memory above 0 such as "8Gi" or "500Mi"'),
@@ -50,7 +53,7 @@ def test_several_mistakes_are_all_named() -> None:
         f'{_WHERE}: apiVersion: missing, expected "vgpu.dra-driver.io/v1alpha1"',
         f'{_WHERE}: kind: missing, expected "VGPUConfig"',
         f"{_WHERE}: cores: found 0, expected a whole number from 1 to 100 (percent of one device)",
-        f"{_WHERE}: memori: unknown field, expected one of memory, cores, policy, apiVersion, kind",
+        f"{_WHERE}: memori: unknown field, expected one of memory, cores, policy, priority, overuse, apiVersion, kind",
     ]
 
 

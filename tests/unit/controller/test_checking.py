@@ -20,7 +20,10 @@ def problem(obj: dict[str, Any]) -> str:
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"memroy": "1Gi"}, "memroy: unknown field, expected one of memory, cores, policy, apiVersion, kind"),
+        (
+            {"memroy": "1Gi"},
+            "memroy: unknown field, expected one of memory, cores, policy, priority, overuse, apiVersion, kind",
+        ),
         (
             {"memory": "-1Gi"},
             """memory: found '-1Gi', expected a quantity of memory above 0 such as "8Gi" or "500Mi\"""",

@@ -409,7 +409,8 @@ def test_wrong_parameters_are_reported_before_any_pod_exists(kube: FakeKube, con
     (event,) = events(kube, "typo")
     assert event["reason"] == "VGPUConfigInvalid"
     assert event["note"] == (
-        "ResourceClaim demo/typo: memroy: unknown field, expected one of memory, cores, policy, apiVersion, kind"
+        "ResourceClaim demo/typo: memroy: unknown field, expected one of memory, cores, policy, priority, overuse, "
+        "apiVersion, kind"
     )
 
 

@@ -51,8 +51,8 @@ def start_agent(root: Path, client: FakeKube, backend: FakeDiscovery) -> Iterato
     """Starts agents on the same node, one after the other or side by side."""
     agents: list[NodeAgent] = []
 
-    def start(**fields: Any) -> NodeAgent:
-        agent = NodeAgent(client, builders.settings(root, **fields), backend, CollectorRegistry())
+    def start(registry: CollectorRegistry | None = None, **fields: Any) -> NodeAgent:
+        agent = NodeAgent(client, builders.settings(root, **fields), backend, registry or CollectorRegistry())
         agent.start()
         agents.append(agent)
         return agent

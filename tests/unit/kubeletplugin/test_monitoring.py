@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from api.names import ClaimUID, DeviceName
 from kubeletplugin.ledgers import Ledger
-from kubeletplugin.metrics import ShareCollector
+from kubeletplugin.metrics import NodeCollector, NodeFigures
 from kubeletplugin.monitoring import Monitor
 from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice
 from libvgpu.layout import layout
@@ -54,7 +54,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
 def test_metrics_name_the_claim_and_the_device_of_a_share(node: Node) -> None:
     use(node.add("train", 25, Policy.FIXED), 3_000_000_000)
     registry = CollectorRegistry()
-    registry.register(ShareCollector(node.monitor.readings))
+    registry.register(NodeCollector(lambda: NodeFigures(readings=node.monitor.readings())))
     labels = {"share": "train-0", "namespace": "team-a", "claim": "train", "device": "GPU-1"}
 
     node.monitor.run_once()
@@ -62,7 +62,7 @@ def test_metrics_name_the_claim_and_the_device_of_a_share(node: Node) -> None:
     assert registry.get_sample_value("vgpu_share_memory_limit_bytes", labels) == 2 * GIB
     assert registry.get_sample_value("vgpu_share_memory_bytes", labels) == 0
     assert registry.get_sample_value("vgpu_share_gpu_seconds_total", labels) == 3.0
-    assert registry.get_sample_value("vgpu_share_cores_percent", labels) == 25
+    assert registry.get_sample_value("vgpu_share_compute_guaranteed_ratio", labels) == 0.25
 
 
 def test_a_share_that_is_gone_has_no_metrics(node: Node) -> None:

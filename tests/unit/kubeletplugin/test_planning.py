@@ -16,6 +16,7 @@ from libvgpu.shares import Limits, Policy
 from tests.unit.kubeletplugin.builders import GIB, NODE, claim_object, gpu, parameters, result
 
 A, B = gpu(0), gpu(1)
+FIELDS = "memory, cores, policy, priority, overuse, apiVersion, kind"
 MIG = gpu(2, shareable=False, reason="MIG mode is enabled")
 NODE_VIEW = NodeView("vgpu.dra-driver.io", NODE, DeviceTable([A, B, MIG]))
 
@@ -142,7 +143,7 @@ def test_parameters_of_another_driver_are_not_read() -> None:
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"memroy": "1Gi"}, "memroy: unknown field, expected one of memory, cores, policy, apiVersion, kind"),
+        ({"memroy": "1Gi"}, f"memroy: unknown field, expected one of {FIELDS}"),
         ({"memory": "-1Gi"}, 'memory: found \'-1Gi\', expected a quantity of memory above 0 such as "8Gi" or "500Mi"'),
         ({"memory": 0}, 'memory: found 0, expected a quantity of memory above 0 such as "8Gi" or "500Mi"'),
         ({"cores": 0}, "cores: found 0, expected a whole number from 1 to 100 (percent of one device)"),
@@ -248,3 +249,10 @@ def test_a_device_that_is_held_back_is_refused_with_its_reason() -> None:
         f"ResourceClaim default/train: request gpu: device {held.name} is not offered: "
         "held back by the setting hold_back: 3"
     )
+
+
+def test_priority_and_what_overuse_means_come_from_the_parameters() -> None:
+    plain = only_limits(result(A))
+    chosen = only_limits(result(A), configs=[parameters(priority=-5, overuse="Kill")])
+    assert (plain.priority, plain.kill_overuse) == (0, False)
+    assert (chosen.priority, chosen.kill_overuse) == (-5, True)

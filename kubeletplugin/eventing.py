@@ -1,0 +1,84 @@
+"""Events about claims, written by a thread of its own: whoever has something to tell does not wait for the API.
+
+Used by the agent for what a claim's owner should see without access to the node.
+"""
+
+import logging
+import queue
+import secrets
+import threading
+from datetime import UTC, datetime
+
+from api import names
+from api.errors import KubeError
+from api.kube import EVENTS, KubeClient
+from kubeletplugin.preparedclaims import PreparedClaim
+
+_log = logging.getLogger(__name__)
+
+REPORTER = "dra-driver-vgpu-node-agent"
+_QUEUE = 100
+"""What is told while the API server is away is worth little once it is back."""
+_MAX_NOTE_BYTES = 1024
+_MAX_NAME = 230
+
+
+class EventWriter:
+    """Writes events, from start() until stop()."""
+
+    def __init__(self, client: KubeClient, node_name: str) -> None:
+        """Take where to write, and who says it."""
+        self._client = client
+        self._node_name = node_name
+        self._queue: queue.Queue[dict[str, object] | None] = queue.Queue(_QUEUE)
+        self._thread = threading.Thread(target=self._write_all, name="event-writer", daemon=True)
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> None:
+        """End after what is under way."""
+        try:
+            self._queue.put_nowait(None)
+        except queue.Full:
+            return  # the API server is away; the thread ends with the process
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def tell(self, claim: PreparedClaim, reason: str, note: str) -> None:
+        """Have a warning about a claim written; never waits, and drops it where too many wait already."""
+        if not claim.name:
+            return  # rebuilt from the share alone: its name is not known
+        try:
+            self._queue.put_nowait(self._render(claim, reason, note))
+        except queue.Full:
+            _log.warning("event dropped", extra={"claim_uid": claim.uid, "reason": reason})
+
+    def _render(self, claim: PreparedClaim, reason: str, note: str) -> dict[str, object]:
+        return {
+            "apiVersion": EVENTS.api_version,
+            "kind": "Event",
+            "metadata": {"namespace": claim.namespace, "name": f"{claim.name[:_MAX_NAME]}.{secrets.token_hex(8)}"},
+            "eventTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            "reportingController": REPORTER,
+            "reportingInstance": self._node_name[:128],
+            "action": "Enforcing",
+            "reason": reason,
+            "type": "Warning",
+            "regarding": {
+                "apiVersion": f"{names.RESOURCE_GROUP}/{names.RESOURCE_VERSIONS[0]}",
+                "kind": "ResourceClaim",
+                "namespace": claim.namespace,
+                "name": claim.name,
+                "uid": claim.uid,
+            },
+            "note": note.encode()[:_MAX_NOTE_BYTES].decode(errors="ignore"),
+        }
+
+    def _write_all(self) -> None:
+        while (event := self._queue.get()) is not None:
+            try:
+                self._client.create(EVENTS, event)
+            except (KubeError, OSError) as error:
+                _log.warning("event not written", extra={"reason": event["reason"], "error": str(error)})
