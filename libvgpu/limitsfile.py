@@ -43,6 +43,9 @@ class Limits:
     """What a Burst share may use now; 0: up to the ceiling."""
     charge_permille: int = 0
     """Real GPU time of 1000 parts that the library predicted, as measured from outside: 20 to 20000; 0: not said."""
+    context_bytes: int = 0
+    """What a CUDA context takes of the device itself: charged for each where the driver does not say it to the process.
+    0: nothing said."""
 
 
 class LimitsReader:
@@ -80,6 +83,7 @@ def read_limits(directory: Path) -> Limits:
 
 
 _SEQUENCE_AT = 16
+_CONTEXT_BYTES_END = layout().ffi.offsetof("struct vgpu_limits", "context_bytes") + 8
 _TRIES, _WRITING_S = 5, 0.001
 """A writer needs microseconds, unless it dies at it."""
 
@@ -110,6 +114,7 @@ def _decode(path: Path, raw: bytes) -> Limits:
         host_memory_bytes=view.host_memory_bytes,
         granted_percent=view.granted_percent,
         charge_permille=view.charge_permille,
+        context_bytes=view.context_bytes if view.size >= _CONTEXT_BYTES_END else 0,
     )
     check(path, limits)
     return limits
@@ -122,7 +127,7 @@ def encode(directory: Path, limits: Limits) -> bytes:
     view = layout().limits()
     view.magic = constants.VGPU_LIMITS_MAGIC
     view.version = constants.VGPU_VERSION
-    view.size = constants.VGPU_LIMITS_MIN_BYTES
+    view.size = _CONTEXT_BYTES_END
     view.flags = (
         limits.suspended * constants.VGPU_SUSPENDED
         + limits.oversubscribe * constants.VGPU_OVERSUBSCRIBE
@@ -134,6 +139,7 @@ def encode(directory: Path, limits: Limits) -> bytes:
     view.ceiling_percent = limits.ceiling_percent
     view.granted_percent = limits.granted_percent
     view.charge_permille = limits.charge_permille
+    view.context_bytes = limits.context_bytes
     view.policy = _POLICIES[limits.policy]
     view.priority = limits.priority
     view.device_uuid = limits.device_uuid.encode()

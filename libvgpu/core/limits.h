@@ -27,6 +27,11 @@ static inline uint32_t vgpu_limits_flags(const struct vgpu_limits *limits) {
     return __atomic_load_n(&limits->flags, __ATOMIC_RELAXED);
 }
 
+/* 0: nothing said. What an older writer left there is zero. */
+static inline uint64_t vgpu_limits_context_bytes(const struct vgpu_limits *limits) {
+    return __atomic_load_n(&limits->context_bytes, __ATOMIC_RELAXED);
+}
+
 enum { VGPU_CHARGE_LEAST = 20, VGPU_CHARGE_MOST = 20000 };
 
 /* Events around work contain the neighbours' slices, and long work has always some; copies and fills are in no

@@ -23,7 +23,10 @@ enum vgpu_kind {
     VGPU_KIND_POOLED,
     VGPU_KIND_GRAPH,
     VGPU_KIND_CAPTURE,
-    VGPU_KIND_GREEN
+    VGPU_KIND_GREEN,
+    VGPU_KIND_CONTEXT,
+    VGPU_KIND_LIMIT,
+    VGPU_KIND_MANAGED
 };
 
 struct vgpu_charge {

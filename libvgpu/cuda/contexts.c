@@ -1,50 +1,77 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Contexts: only on devices with a share, and their end frees what was allocated in them.
+ * Contexts: only on devices with a share; charged for what they take themselves; their end frees what was allocated in
+ * them.
  */
+#include "cuda/footprint.h"
 #include "cuda/launch.h"
 #include "cuda/memory.h"
 
 #include <stddef.h>
 
-/* A context on a device without a share is refused; so no other call can reach that device. */
-#define CREATE(symbol, ordinal, ...)                                                                                   \
+/* ---- Created contexts ---- */
+
+static void remember(CUcontext context, struct vgpu_device *device) {
+    struct vgpu_charge replaced, charge = {.key = (uintptr_t)context, .kind = VGPU_KIND_CONTEXT, .device = device};
+    vgpu_ptrmap_put(&charge, &replaced); /* without memory to remember it, it stays charged */
+}
+
+/* What was allocated in it is freed, and what it took itself. */
+static void context_gone(CUcontext context) {
+    struct vgpu_charge known;
+    vgpu__memory_context_gone(context);
+    if (vgpu_ptrmap_take((uintptr_t)context, VGPU_KIND_CONTEXT, &known))
+        vgpu__footprint_context_gone(known.device);
+}
+
+/* A context on a device without a share is refused; so no other call can reach that device. `unmake` undoes the call.
+ */
+#define CREATE(context, ordinal, unmake, symbol, ...)                                                                  \
     do {                                                                                                               \
-        CUresult result;                                                                                               \
-        if (vgpu__inside == 0 && vgpu__cuda_device(ordinal, &result) == NULL)                                          \
+        CUresult result, room;                                                                                         \
+        if (vgpu__inside > 0)                                                                                          \
+            return VGPU_REAL(symbol)(__VA_ARGS__);                                                                     \
+        struct vgpu_device *device = vgpu__cuda_device(ordinal, &result);                                              \
+        if (device == NULL)                                                                                            \
             return result;                                                                                             \
+        if ((room = vgpu__footprint_coming(device)) != CUDA_SUCCESS)                                                   \
+            return room;                                                                                               \
         VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
-        return result;                                                                                                 \
+        room = vgpu__footprint_came(device, result == CUDA_SUCCESS);                                                   \
+        if (result != CUDA_SUCCESS)                                                                                    \
+            return result;                                                                                             \
+        if (room == CUDA_SUCCESS) {                                                                                    \
+            remember(context, device);                                                                                 \
+            return CUDA_SUCCESS;                                                                                       \
+        }                                                                                                              \
+        unmake;                                                                                                        \
+        vgpu__footprint_context_gone(device);                                                                          \
+        return room;                                                                                                   \
     } while (0)
 
 CUresult cuCtxCreate(CUcontext *ctx, unsigned int flags, CUdevice dev) {
-    CREATE(cuCtxCreate, dev, ctx, flags, dev);
+    CREATE(*ctx, dev, VGPU_CALL(result, cuCtxDestroy, *ctx), cuCtxCreate, ctx, flags, dev);
 }
 
 CUresult cuCtxCreate_v2(CUcontext *ctx, unsigned int flags, CUdevice dev) {
-    CREATE(cuCtxCreate_v2, dev, ctx, flags, dev);
+    CREATE(*ctx, dev, VGPU_CALL(result, cuCtxDestroy_v2, *ctx), cuCtxCreate_v2, ctx, flags, dev);
 }
 
 CUresult cuCtxCreate_v3(CUcontext *ctx, CUexecAffinityParam *affinity, int count, unsigned int flags, CUdevice dev) {
-    CREATE(cuCtxCreate_v3, dev, ctx, affinity, count, flags, dev);
+    CREATE(*ctx, dev, VGPU_CALL(result, cuCtxDestroy_v2, *ctx), cuCtxCreate_v3, ctx, affinity, count, flags, dev);
 }
 
 CUresult cuCtxCreate_v4(CUcontext *ctx, CUctxCreateParams *params, unsigned int flags, CUdevice dev) {
-    CREATE(cuCtxCreate_v4, dev, ctx, params, flags, dev);
+    CREATE(*ctx, dev, VGPU_CALL(result, cuCtxDestroy_v2, *ctx), cuCtxCreate_v4, ctx, params, flags, dev);
 }
 
-CUresult cuDevicePrimaryCtxRetain(CUcontext *ctx, CUdevice dev) {
-    CREATE(cuDevicePrimaryCtxRetain, dev, ctx, dev);
-}
-
-/* The end of a context frees what was allocated in it, and the events in it. */
 #define DESTROY(symbol, ctx)                                                                                           \
     do {                                                                                                               \
         CUresult result;                                                                                               \
         vgpu__launch_leave_context(ctx);                                                                               \
         VGPU_CALL(result, symbol, ctx);                                                                                \
         if (result == CUDA_SUCCESS)                                                                                    \
-            vgpu__memory_context_gone(ctx);                                                                            \
+            context_gone(ctx);                                                                                         \
         return result;                                                                                                 \
     } while (0)
 
@@ -66,24 +93,42 @@ CUresult cuCtxDetach(CUcontext ctx) {
         return result;
     VGPU_CALL(alive, cuCtxGetApiVersion, ctx, &version);
     if (alive != CUDA_SUCCESS)
-        vgpu__memory_context_gone(ctx);
+        context_gone(ctx);
     return result;
 }
 
-/* The primary context of a device, if it is active: retaining it for a moment is the only way to learn its handle. */
-static CUcontext primary_context(CUdevice dev) {
+/* ---- The primary context of a device ---- */
+
+static bool primary_active(CUdevice dev) {
     unsigned int flags;
     int active = 0;
     CUresult result;
-    CUcontext context = NULL;
     VGPU_CALL(result, cuDevicePrimaryCtxGetState, dev, &flags, &active);
-    if (result != CUDA_SUCCESS || !active)
+    return result == CUDA_SUCCESS && active;
+}
+
+/* Retaining it for a moment is the only way to learn its handle. NULL: it is not active. */
+static CUcontext primary_context(CUdevice dev) {
+    CUresult result;
+    CUcontext context = NULL;
+    if (!primary_active(dev))
         return NULL;
     VGPU_CALL(result, cuDevicePrimaryCtxRetain, &context, dev);
     if (result != CUDA_SUCCESS)
         return NULL;
     VGPU_CALL(result, cuDevicePrimaryCtxRelease_v2, dev);
     return context;
+}
+
+CUresult cuDevicePrimaryCtxRetain(CUcontext *ctx, CUdevice dev) {
+    CUresult result;
+    if (vgpu__inside == 0 && vgpu__cuda_device(dev, &result) == NULL)
+        return result;
+    if (primary_active(dev)) {
+        VGPU_CALL(result, cuDevicePrimaryCtxRetain, ctx, dev);
+        return result;
+    }
+    CREATE(*ctx, dev, VGPU_CALL(result, cuDevicePrimaryCtxRelease_v2, dev), cuDevicePrimaryCtxRetain, ctx, dev);
 }
 
 #define PRIMARY_ENDS(symbol, dev)                                                                                      \
@@ -93,7 +138,7 @@ static CUcontext primary_context(CUdevice dev) {
         vgpu__launch_leave_context(context);                                                                           \
         VGPU_CALL(result, symbol, dev);                                                                                \
         if (result == CUDA_SUCCESS && context != NULL && primary_context(dev) != context)                              \
-            vgpu__memory_context_gone(context);                                                                        \
+            context_gone(context);                                                                                     \
         return result;                                                                                                 \
     } while (0)
 
@@ -113,7 +158,7 @@ CUresult cuDevicePrimaryCtxRelease_v2(CUdevice dev) {
         vgpu__launch_leave_context(context);                                                                           \
         VGPU_CALL(result, symbol, dev);                                                                                \
         if (result == CUDA_SUCCESS && context != NULL)                                                                 \
-            vgpu__memory_context_gone(context);                                                                        \
+            context_gone(context);                                                                                     \
         return result;                                                                                                 \
     } while (0)
 
@@ -129,15 +174,28 @@ CUresult cuDevicePrimaryCtxReset_v2(CUdevice dev) {
  */
 
 CUresult cuGreenCtxCreate(CUgreenCtx *green, CUdevResourceDesc desc, CUdevice dev, unsigned int flags) {
-    CUresult result;
-    if (vgpu__inside == 0 && vgpu__cuda_device(dev, &result) == NULL)
+    CUresult result, room;
+    if (vgpu__inside > 0)
+        return VGPU_REAL(cuGreenCtxCreate)(green, desc, dev, flags);
+    struct vgpu_device *device = vgpu__cuda_device(dev, &result);
+    if (device == NULL)
+        return result;
+    CUcontext primary = NULL;
+    if (primary_active(dev) == false && (result = cuDevicePrimaryCtxRetain(&primary, dev)) != CUDA_SUCCESS)
         return result;
     VGPU_CALL(result, cuGreenCtxCreate, green, desc, dev, flags);
-    if (result == CUDA_SUCCESS && vgpu__inside == 0) {
+    if (result == CUDA_SUCCESS && (room = vgpu__footprint_grown(device)) != CUDA_SUCCESS) {
+        VGPU_CALL(result, cuGreenCtxDestroy, *green);
+        vgpu__footprint_settle(device);
+        result = room;
+    }
+    if (result == CUDA_SUCCESS) {
         struct vgpu_charge replaced,
-            charge = {.key = (uintptr_t)*green, .kind = VGPU_KIND_GREEN, .bytes = (uint64_t)dev};
+            charge = {.key = (uintptr_t)*green, .kind = VGPU_KIND_GREEN, .device = device, .bytes = (uint64_t)dev};
         vgpu_ptrmap_put(&charge, &replaced); /* forgotten: what ends with it stays charged */
     }
+    if (primary != NULL)
+        cuDevicePrimaryCtxRelease_v2(dev); /* the green context keeps it, if there is one */
     return result;
 }
 
@@ -161,6 +219,7 @@ CUresult cuGreenCtxDestroy(CUgreenCtx green) {
     if (own != primary)
         vgpu_ptrmap_hand_over(own, primary);
     if (primary_context((CUdevice)known.bytes) != primary)
-        vgpu__memory_context_gone(primary);
+        context_gone(primary);
+    vgpu__footprint_settle(known.device);
     return result;
 }

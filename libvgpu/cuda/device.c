@@ -5,6 +5,7 @@
 #include "cuda/device.h"
 
 #include "core/log.h"
+#include "cuda/footprint.h"
 #include "cuda/launch.h"
 #include "cuda/memory.h"
 #include "cuda/pools.h"
@@ -77,6 +78,7 @@ static void forget_parent(void) {
     vgpu__memory_forget();
     vgpu__pools_forget();
     vgpu__vmm_forget();
+    vgpu__footprint_forget();
     vgpu__launch_forget();
 }
 

@@ -5,6 +5,7 @@
 #include "cuda/memory.h"
 
 #include "core/quota.h"
+#include "cuda/footprint.h"
 #include "cuda/launch.h"
 #include "cuda/pools.h"
 
@@ -58,6 +59,7 @@ CUresult vgpu__taken(struct vgpu__taking *taking, CUresult result, enum vgpu_kin
      * remember a charge it stays charged until the process ends. */
     if (vgpu_ptrmap_put(&charge, &replaced) && replaced.bytes > 0)
         vgpu_credit(replaced.device, replaced.bytes);
+    vgpu__footprint_tick(taking->device);
     return result;
 }
 
@@ -68,6 +70,12 @@ struct vgpu_charge vgpu__give(enum vgpu_kind kind, uint64_t key) {
     return charge;
 }
 
+static void give_back(const struct vgpu_charge *charge) {
+    if (charge->kind == VGPU_KIND_MANAGED)
+        vgpu__footprint_managed(charge->device, -(int64_t)charge->bytes);
+    vgpu_credit(charge->device, charge->bytes);
+}
+
 CUresult vgpu__given(const struct vgpu_charge *charge, CUresult result) {
     struct vgpu_charge replaced;
     if (charge->device == NULL)
@@ -75,7 +83,7 @@ CUresult vgpu__given(const struct vgpu_charge *charge, CUresult result) {
     if (result == CUDA_SUCCESS && charge->kind == VGPU_KIND_POOLED)
         vgpu__pooled_freed(charge);
     else if (result == CUDA_SUCCESS)
-        vgpu_credit(charge->device, charge->bytes);
+        give_back(charge);
     else if (vgpu_ptrmap_put(charge, &replaced) && replaced.bytes > 0)
         vgpu_credit(replaced.device, replaced.bytes);
     return result;
@@ -87,7 +95,7 @@ void vgpu__memory_context_gone(CUcontext context) {
         if (charge.kind == VGPU_KIND_CAPTURE)
             vgpu__launch_capture(-1);
         else
-            vgpu_credit(charge.device, charge.bytes);
+            give_back(&charge);
     }
 }
 
@@ -164,7 +172,9 @@ CUresult cuMemAllocManaged(CUdeviceptr *dptr, size_t bytes, unsigned int flags) 
     if (result != CUDA_SUCCESS)
         return result;
     VGPU_CALL(result, cuMemAllocManaged, dptr, bytes, flags);
-    return vgpu__taken(&taking, result, VGPU_KIND_POINTER, result == CUDA_SUCCESS ? *dptr : 0);
+    if (result == CUDA_SUCCESS && taking.device != NULL)
+        vgpu__footprint_managed(taking.device, (int64_t)bytes);
+    return vgpu__taken(&taking, result, VGPU_KIND_MANAGED, result == CUDA_SUCCESS ? *dptr : 0);
 }
 
 /* Stream-ordered memory may be freed this way too. */
@@ -173,6 +183,8 @@ CUresult cuMemFree_v2(CUdeviceptr dptr) {
     struct vgpu_charge charge = vgpu__give(VGPU_KIND_POINTER, dptr);
     if (charge.device == NULL)
         charge = vgpu__give(VGPU_KIND_POOLED, dptr);
+    if (charge.device == NULL)
+        charge = vgpu__give(VGPU_KIND_MANAGED, dptr);
     VGPU_CALL(result, cuMemFree_v2, dptr);
     return vgpu__given(&charge, result);
 }

@@ -6,6 +6,8 @@
 #include <string.h>
 
 #define STACK_DEPTH 64
+#define HEAP_BYTES  (8 << 20)
+#define FIFO_BYTES  (1 << 20)
 
 /* A fork's child starts a new generation: what threads remember of an older one is void. */
 static unsigned generation = 1;
@@ -92,8 +94,8 @@ static CUresult context_make(struct device *device, unsigned flags, CUcontext *o
         context->uses = 1;
         context->id = ++last_context_id;
         context->limits[CU_LIMIT_STACK_SIZE] = 1024;
-        context->limits[CU_LIMIT_PRINTF_FIFO_SIZE] = 1 << 20;
-        context->limits[CU_LIMIT_MALLOC_HEAP_SIZE] = 8 << 20;
+        context->limits[CU_LIMIT_PRINTF_FIFO_SIZE] = FIFO_BYTES;
+        context->limits[CU_LIMIT_MALLOC_HEAP_SIZE] = HEAP_BYTES;
         context->legacy = queue_stream_make(context, CU_STREAM_DEFAULT, 0);
     }
     if (!context || !context->legacy) {
@@ -134,6 +136,8 @@ static void context_unmake(CUcontext context) {
         }
     }
     __atomic_fetch_sub(&context->device->card.slot->contexts, 1, __ATOMIC_RELAXED);
+    for (unsigned i = 0; i < sizeof context->heap_bytes / sizeof *context->heap_bytes; i++)
+        device_credit(context->device, context->heap_bytes[i]);
     device_credit(context->device, context->device->card.shared->context_bytes);
 }
 
@@ -367,6 +371,16 @@ CUresult stub_cuCtxSetLimit(CUlimit limit, size_t value) {
     CUcontext context;
     TRY(current_context(&context));
     REQUIRE(limit >= 0 && limit < 16, CUDA_ERROR_UNSUPPORTED_LIMIT);
+    if (limit == CU_LIMIT_MALLOC_HEAP_SIZE || limit == CU_LIMIT_PRINTF_FIFO_SIZE) {
+        /* What a context has by default is part of it; more is taken at once (a driver waits for the first use). */
+        uint64_t *heap = &context->heap_bytes[limit];
+        uint64_t own = limit == CU_LIMIT_MALLOC_HEAP_SIZE ? HEAP_BYTES : FIFO_BYTES,
+                 wanted = value > own ? value - own : 0;
+        REQUIRE(wanted <= *heap || device_charge(context->device, wanted - *heap), CUDA_ERROR_OUT_OF_MEMORY);
+        if (wanted < *heap)
+            device_credit(context->device, *heap - wanted);
+        *heap = wanted;
+    }
     context->limits[limit] = value;
     return CUDA_SUCCESS;
 }

@@ -101,6 +101,7 @@ struct CUctx_st {
     struct allocation *allocations;
     CUmodule modules;
     size_t limits[16];
+    uint64_t heap_bytes[4]; /* by limit: taken for it on top of the context's own */
     struct CUctx_st *next;
 };
 

@@ -76,7 +76,8 @@ struct vgpu_limits {
     uint32_t charge_permille; /* real GPU time of 1000 parts predicted, as the agent measured it; 0: nothing said */
     char device_uuid[48];     /* "GPU-...", NUL-terminated */
     char share[128];          /* NUL-terminated */
-    uint8_t reserved1[3856];
+    uint64_t context_bytes; /* what a context takes itself, charged where the driver does not say it; 0: nothing said */
+    uint8_t reserved1[3848];
 };
 
 struct vgpu_slot {
@@ -127,7 +128,8 @@ struct vgpu_books {
     uint64_t ended_gpu_time_ns;
     uint64_t ended_throttled_ns;
     uint64_t ended_out_of_memory;
-    uint8_t reserved3[3872];
+    uint64_t context_bytes; /* what a context took itself when one was last measured: reserved for the next one */
+    uint8_t reserved3[3864];
 
     struct vgpu_slot slots[VGPU_SLOTS];
 };
@@ -135,7 +137,7 @@ struct vgpu_books {
 
 _Static_assert(sizeof(struct vgpu_limits) == VGPU_LIMITS_FILE_BYTES, "the limits file is one page");
 _Static_assert(offsetof(struct vgpu_limits, memory_bytes) == 24, "layout");
-_Static_assert(offsetof(struct vgpu_limits, reserved1) == VGPU_LIMITS_MIN_BYTES, "layout");
+_Static_assert(offsetof(struct vgpu_limits, context_bytes) == VGPU_LIMITS_MIN_BYTES, "layout");
 _Static_assert(sizeof(struct vgpu_slot) == 256, "slots are whole cache lines");
 _Static_assert(offsetof(struct vgpu_slot, pid) == 72, "layout");
 _Static_assert(offsetof(struct vgpu_books, used) == 64, "memory has a cache line of its own");

@@ -52,6 +52,7 @@ def test_limits_read_back_as_they_were_written(tmp_path: Path) -> None:
         host_memory_bytes=3,
         granted_percent=42,
         charge_permille=900,
+        context_bytes=4,
     )
     create_share(tmp_path / "share", everything)
     assert read_limits(tmp_path / "share") == everything

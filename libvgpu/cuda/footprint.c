@@ -1,0 +1,198 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "cuda/footprint.h"
+
+#include "core/limits.h"
+#include "core/quota.h"
+#include "cuda/memory.h"
+#include "nvml/real.h"
+
+#include <pthread.h>
+#include <stddef.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { MOST_PROCESSES = 512, ALLOCATIONS_PER_LOOK = 64 };
+
+struct footprint {
+    struct vgpu_device *device;
+    nvmlDevice_t handle;
+    enum { UNASKED = 0, SILENT, WATCHED, TRUSTED } driver; /* what NVML is good for */
+    uint32_t contexts;
+    uint64_t charged_bytes;
+    int64_t managed_bytes; /* changed without the lock */
+};
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct footprint footprints[VGPU_MAX_SHARES];
+static int imported;
+static __thread unsigned int allocations __attribute__((tls_model("initial-exec")));
+
+void vgpu__footprint_forget(void) {
+    pthread_mutex_t fresh = PTHREAD_MUTEX_INITIALIZER;
+    lock = fresh;
+    memset(footprints, 0, sizeof footprints);
+    imported = 0;
+}
+
+void vgpu__footprint_imported(void) {
+    __atomic_store_n(&imported, 1, __ATOMIC_RELAXED);
+}
+
+/* Devices are never forgotten before a fork, so their index is theirs. */
+static struct footprint *footprint_of(struct vgpu_device *device) {
+    struct footprint *footprint = &footprints[device - vgpu__process->devices];
+    __atomic_store_n(&footprint->device, device, __ATOMIC_RELAXED);
+    return footprint;
+}
+
+void vgpu__footprint_managed(struct vgpu_device *device, int64_t bytes) {
+    __atomic_fetch_add(&footprint_of(device)->managed_bytes, bytes, __ATOMIC_RELAXED);
+}
+
+/* ---- What the driver says; the lock is held ---- */
+
+/* False: this process is not in NVML's list. */
+static bool listed_bytes(const struct footprint *footprint, uint64_t *bytes) {
+    static nvmlProcessInfo_t infos[MOST_PROCESSES];
+    unsigned int count = MOST_PROCESSES, pid = (unsigned int)getpid();
+    if (VGPU_NVML(nvmlDeviceGetComputeRunningProcesses_v3)(footprint->handle, &count, infos) != NVML_SUCCESS &&
+        (count = MOST_PROCESSES,
+         VGPU_NVML(nvmlDeviceGetComputeRunningProcesses_v2)(footprint->handle, &count, infos) != NVML_SUCCESS))
+        return false;
+    for (unsigned int i = 0; i < count && i < MOST_PROCESSES; i++) {
+        if (infos[i].pid == pid && infos[i].usedGpuMemory != NVML_VALUE_NOT_AVAILABLE_ULL) {
+            *bytes = infos[i].usedGpuMemory;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* A process id of NVML's may be one of another pid namespace. It means this process if it is listed from its first
+ * context on, and not before. */
+static void watch(struct footprint *footprint) {
+    uint64_t ignored;
+    if (footprint->driver != UNASKED)
+        return;
+    footprint->driver = SILENT;
+    if (VGPU_NVML(nvmlInit_v2)() == NVML_SUCCESS &&
+        VGPU_NVML(nvmlDeviceGetHandleByUUID)(footprint->device->uuid, &footprint->handle) == NVML_SUCCESS &&
+        !listed_bytes(footprint, &ignored))
+        footprint->driver = WATCHED;
+}
+
+static uint64_t own_bytes(const struct vgpu_device *device) {
+    uint64_t sum = 0;
+    for (uint32_t i = 0; i < device->count; i++)
+        sum += __atomic_load_n(&device->shares[i]->slot->reserved_bytes, __ATOMIC_SEQ_CST);
+    return sum;
+}
+
+/* What the footprint is by all that can be known. Other threads may allocate or free meanwhile: what is reserved before
+ * and after counts by the larger, so that nothing is charged twice. */
+static uint64_t measured(struct footprint *footprint) {
+    uint64_t before = own_bytes(footprint->device), held;
+    if (footprint->contexts == 0)
+        return 0;
+    if (footprint->driver < WATCHED || !listed_bytes(footprint, &held)) {
+        if (footprint->driver == WATCHED)
+            footprint->driver = SILENT;
+        const struct vgpu_limits *limits = footprint->device->shares[0]->limits;
+        return footprint->driver == TRUSTED ? 0 : footprint->contexts * vgpu_limits_context_bytes(limits);
+    }
+    footprint->driver = TRUSTED;
+    uint64_t after = own_bytes(footprint->device), charged = before > after ? before : after;
+    uint64_t others = charged > footprint->charged_bytes ? charged - footprint->charged_bytes : 0;
+    uint64_t least = held > others ? held - others : 0;
+    int64_t managed = __atomic_load_n(&footprint->managed_bytes, __ATOMIC_RELAXED);
+    held += managed > 0 ? (uint64_t)managed : 0; /* as if none of it were on the device */
+    uint64_t most = held > others ? held - others : 0;
+    uint64_t now = footprint->charged_bytes;
+    if (now < least)
+        return __atomic_load_n(&imported, __ATOMIC_RELAXED) ? now : least;
+    return now > most ? most : now;
+}
+
+/* False: it is more than the share has, and nothing was charged. */
+static bool settle(struct footprint *footprint, bool forced) {
+    uint64_t bytes = measured(footprint);
+    if (bytes > footprint->charged_bytes) {
+        uint64_t growth = bytes - footprint->charged_bytes;
+        if (vgpu__reserve(footprint->device, growth) != VGPU_OK) {
+            if (!forced)
+                return false;
+            vgpu_charge(footprint->device, growth);
+        }
+    } else {
+        vgpu_credit(footprint->device, footprint->charged_bytes - bytes);
+    }
+    footprint->charged_bytes = bytes;
+    return true;
+}
+
+/* ---- Contexts and modules ---- */
+
+static uint64_t expected_bytes(const struct vgpu_device *device) {
+    uint64_t said = vgpu_limits_context_bytes(device->shares[0]->limits);
+    uint64_t seen = __atomic_load_n(&device->shares[0]->books->context_bytes, __ATOMIC_RELAXED);
+    return seen > 0 ? seen : said;
+}
+
+CUresult vgpu__footprint_coming(struct vgpu_device *device) {
+    pthread_mutex_lock(&lock);
+    struct footprint *footprint = footprint_of(device);
+    watch(footprint);
+    uint64_t bytes = expected_bytes(device);
+    bool good = vgpu__reserve(device, bytes) == VGPU_OK;
+    if (good) {
+        footprint->charged_bytes += bytes;
+        footprint->contexts++;
+    }
+    pthread_mutex_unlock(&lock);
+    return good ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+CUresult vgpu__footprint_came(struct vgpu_device *device, bool made) {
+    pthread_mutex_lock(&lock);
+    struct footprint *footprint = footprint_of(device);
+    bool first = footprint->contexts == 1;
+    if (!made)
+        footprint->contexts--;
+    bool good = settle(footprint, !made);
+    if (made && good && first && footprint->driver == TRUSTED)
+        __atomic_store_n(&device->shares[0]->books->context_bytes, footprint->charged_bytes, __ATOMIC_RELAXED);
+    pthread_mutex_unlock(&lock);
+    return good ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+void vgpu__footprint_context_gone(struct vgpu_device *device) {
+    pthread_mutex_lock(&lock);
+    struct footprint *footprint = footprint_of(device);
+    if (footprint->contexts > 0)
+        footprint->contexts--;
+    settle(footprint, true);
+    pthread_mutex_unlock(&lock);
+}
+
+CUresult vgpu__footprint_grown(struct vgpu_device *device) {
+    pthread_mutex_lock(&lock);
+    bool good = settle(footprint_of(device), false);
+    pthread_mutex_unlock(&lock);
+    return good ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+void vgpu__footprint_settle(struct vgpu_device *device) {
+    pthread_mutex_lock(&lock);
+    settle(footprint_of(device), true);
+    pthread_mutex_unlock(&lock);
+}
+
+void vgpu__footprint_tick(struct vgpu_device *device) {
+    if (__builtin_expect(++allocations % ALLOCATIONS_PER_LOOK != 0, 1))
+        return;
+    pthread_mutex_lock(&lock);
+    struct footprint *footprint = footprint_of(device);
+    if (footprint->driver == TRUSTED)
+        settle(footprint, true);
+    pthread_mutex_unlock(&lock);
+}

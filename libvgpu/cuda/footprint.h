@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What the driver takes of a device that no call asked for: contexts, modules, heaps, and what it rounds allocations up
+ * to. For the files of this folder.
+ *
+ * NVML says what the driver holds for this process. What is above the bytes that calls were charged is the footprint,
+ * and is charged too: measured anew whenever a context or a module comes or goes, and after every few allocations.
+ * Where NVML does not name this process (some containers), each context is charged what the limits say of one.
+ */
+#ifndef VGPU_CUDA_FOOTPRINT_H
+#define VGPU_CUDA_FOOTPRINT_H
+
+#include "core/share.h"
+#include "cuda/real.h"
+
+/* A context is about to be made: reserve what one takes. CUDA_ERROR_OUT_OF_MEMORY: the driver need not be asked. */
+CUresult vgpu__footprint_coming(struct vgpu_device *device);
+
+/* It was made (`made`) or not. CUDA_ERROR_OUT_OF_MEMORY: it took more than there is, unmake it. */
+CUresult vgpu__footprint_came(struct vgpu_device *device, bool made);
+
+/* A context has ended. */
+void vgpu__footprint_context_gone(struct vgpu_device *device);
+
+/* A module was loaded: as for vgpu__footprint_came. */
+CUresult vgpu__footprint_grown(struct vgpu_device *device);
+
+/* Something was unloaded, or could not be made: take what the driver holds now for what it is. */
+void vgpu__footprint_settle(struct vgpu_device *device);
+
+/* Managed memory may lie on the device or not: what is charged of it changes by `bytes`. */
+void vgpu__footprint_managed(struct vgpu_device *device, int64_t bytes);
+
+/* This process has opened memory of another: whether the driver counts that here, nobody knows. From now on a footprint
+ * never grows. */
+void vgpu__footprint_imported(void);
+
+/* Called for every allocation. */
+void vgpu__footprint_tick(struct vgpu_device *device);
+
+/* In a fork's child. */
+void vgpu__footprint_forget(void);
+
+#endif

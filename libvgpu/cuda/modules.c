@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Modules and libraries, and heaps of a context: what they take of the device is charged, or they are not to be had.
+ * Where the driver loads code lazily, what that takes is seen at the next look (footprint.h).
+ */
+#include "core/quota.h"
+#include "cuda/footprint.h"
+#include "cuda/memory.h"
+
+#include <stddef.h>
+
+/* `unmake` undoes the call. A library may be loaded without a context: then it takes nothing yet. */
+#define LOAD(unmake, symbol, ...)                                                                                      \
+    do {                                                                                                               \
+        CUresult result, room;                                                                                         \
+        CUcontext context;                                                                                             \
+        VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
+        if (result != CUDA_SUCCESS || vgpu__inside > 0)                                                                \
+            return result;                                                                                             \
+        struct vgpu_device *device = vgpu__cuda_current(&context, &room);                                              \
+        if (device == NULL || (room = vgpu__footprint_grown(device)) == CUDA_SUCCESS)                                  \
+            return result;                                                                                             \
+        unmake;                                                                                                        \
+        vgpu__footprint_settle(device);                                                                                \
+        return room;                                                                                                   \
+    } while (0)
+
+CUresult cuModuleLoad(CUmodule *module, const char *path) {
+    LOAD(VGPU_CALL(result, cuModuleUnload, *module), cuModuleLoad, module, path);
+}
+
+CUresult cuModuleLoadData(CUmodule *module, const void *image) {
+    LOAD(VGPU_CALL(result, cuModuleUnload, *module), cuModuleLoadData, module, image);
+}
+
+CUresult cuModuleLoadDataEx(CUmodule *module, const void *image, unsigned int count, CUjit_option *options,
+                            void **values) {
+    LOAD(VGPU_CALL(result, cuModuleUnload, *module), cuModuleLoadDataEx, module, image, count, options, values);
+}
+
+CUresult cuModuleLoadFatBinary(CUmodule *module, const void *image) {
+    LOAD(VGPU_CALL(result, cuModuleUnload, *module), cuModuleLoadFatBinary, module, image);
+}
+
+CUresult cuLibraryLoadData(CUlibrary *library, const void *code, CUjit_option *jit_options, void **jit_values,
+                           unsigned int jit_count, CUlibraryOption *options, void **values, unsigned int count) {
+    LOAD(VGPU_CALL(result, cuLibraryUnload, *library), cuLibraryLoadData, library, code, jit_options, jit_values,
+         jit_count, options, values, count);
+}
+
+CUresult cuLibraryLoadFromFile(CUlibrary *library, const char *path, CUjit_option *jit_options, void **jit_values,
+                               unsigned int jit_count, CUlibraryOption *options, void **values, unsigned int count) {
+    LOAD(VGPU_CALL(result, cuLibraryUnload, *library), cuLibraryLoadFromFile, library, path, jit_options, jit_values,
+         jit_count, options, values, count);
+}
+
+#define UNLOAD(symbol, what)                                                                                           \
+    do {                                                                                                               \
+        CUresult result, found;                                                                                        \
+        CUcontext context;                                                                                             \
+        VGPU_CALL(result, symbol, what);                                                                               \
+        struct vgpu_device *device =                                                                                   \
+            result == CUDA_SUCCESS && vgpu__inside == 0 ? vgpu__cuda_current(&context, &found) : NULL;                 \
+        if (device != NULL)                                                                                            \
+            vgpu__footprint_settle(device);                                                                            \
+        return result;                                                                                                 \
+    } while (0)
+
+CUresult cuModuleUnload(CUmodule module) {
+    UNLOAD(cuModuleUnload, module);
+}
+
+CUresult cuLibraryUnload(CUlibrary library) {
+    UNLOAD(cuLibraryUnload, library);
+}
+
+/* ---- Heaps of a context ---- */
+
+/* The heap of device code's malloc and the buffer of its printf lie on the device, and are taken when they are first
+ * used. What a context has of them without asking is part of its footprint; more is charged when it is asked for. */
+static uint64_t limit_key(CUcontext context, CUlimit limit) {
+    return (uint64_t)(uintptr_t)context + (uint64_t)limit; /* contexts are far apart */
+}
+
+/* The charge as it is, and the size that is free of charge. */
+static CUresult look_up(CUcontext context, CUlimit limit, struct vgpu_charge *charge, uint64_t *free_bytes) {
+    CUresult result = CUDA_SUCCESS;
+    size_t now = 0;
+    VGPU_CALL(result, cuCtxGetLimit, &now, limit);
+    if (!vgpu_ptrmap_look(limit_key(context, limit), VGPU_KIND_LIMIT, charge))
+        *charge = (struct vgpu_charge){
+            .key = limit_key(context, limit), .kind = VGPU_KIND_LIMIT, .owner = context, .bytes = 0};
+    *free_bytes = now > charge->bytes ? now - charge->bytes : 0;
+    return result;
+}
+
+CUresult cuCtxSetLimit(CUlimit limit, size_t value) {
+    CUresult result;
+    CUcontext context;
+    bool heap = limit == CU_LIMIT_MALLOC_HEAP_SIZE || limit == CU_LIMIT_PRINTF_FIFO_SIZE;
+    struct vgpu_device *device = heap && vgpu__inside == 0 ? vgpu__cuda_current(&context, &result) : NULL;
+    struct vgpu_charge charge, replaced;
+    uint64_t free_bytes;
+    if (device == NULL || look_up(context, limit, &charge, &free_bytes) != CUDA_SUCCESS) {
+        VGPU_CALL(result, cuCtxSetLimit, limit, value);
+        return result;
+    }
+    uint64_t before = charge.bytes, after = value > free_bytes ? value - free_bytes : 0;
+    if (after > before && vgpu__reserve(device, after - before) != VGPU_OK)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    VGPU_CALL(result, cuCtxSetLimit, limit, value);
+    uint64_t charged = after > before ? after : before, kept = result == CUDA_SUCCESS ? after : before;
+    charge.device = device;
+    charge.bytes = kept;
+    if (vgpu_ptrmap_put(&charge, &replaced))
+        vgpu_credit(device, charged - kept);
+    return result;
+}

@@ -1,0 +1,152 @@
+"""What the driver takes that no call asks for: charged, and checked against what the simulated card itself counted."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from libvgpu.shares import read_books
+from libvgpu.stub import StubGPU, StubSettings, create_card, read_card
+
+if TYPE_CHECKING:
+    from conftest import Machine
+
+MIB = 1 << 20
+GPU = StubGPU(name="Stub", memory_bytes=1 << 30, uuid="GPU-00000000-0000-4000-8000-000000000001")
+
+
+def _settle(machine: "Machine", **settings: int) -> None:
+    create_card(machine.card, 0, replace(GPU, settings=StubSettings(**settings)))
+
+
+def _compare(machine: "Machine", share: Path, code: str) -> int:
+    """Run a program that holds something at its end; return the bytes that both books and card have of it."""
+    program = machine.start(code + "\nsay('holding'); wait_for_line()")
+    with program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "holding\n"
+        counted, booked = read_card(machine.card).used_bytes, read_books(share).used_bytes
+        program.communicate("\n", timeout=60)
+    assert program.returncode == 0
+    assert booked == counted
+    return booked
+
+
+def test_a_context_is_charged_for_what_it_takes_itself(machine: "Machine") -> None:
+    _settle(machine, context_bytes=100 * MIB)
+    share = machine.share(256 * MIB)
+    held = f"start(); assert info()[0] == {156 * MIB}, info(); alloc({10 * MIB})"
+    assert _compare(machine, share, held) == 110 * MIB
+    _settle(machine, context_bytes=100 * MIB)
+    machine.run(f"""
+        start()
+        context = c_void_p()
+        check(cuda.cuCtxCreate_v2(byref(context), 0, 0))
+        assert info()[0] == {56 * MIB}, info()
+        assert cuda.cuCtxCreate_v2(byref(c_void_p()), 0, 0) == OUT_OF_MEMORY
+        assert try_alloc({60 * MIB})[0] == OUT_OF_MEMORY
+        check(cuda.cuCtxDestroy_v2(context))
+        start()
+        assert info()[0] == {156 * MIB}, info()
+        check(cuda.cuDevicePrimaryCtxReset_v2(0))
+    """)
+    assert read_card(machine.card).peak_bytes == 200 * MIB
+    assert read_books(share).used_bytes == 0
+
+
+def test_the_first_context_that_does_not_fit_leaves_nothing_behind(machine: "Machine") -> None:
+    _settle(machine, context_bytes=100 * MIB)
+    share = machine.share(64 * MIB)
+    assert (
+        _compare(
+            machine,
+            share,
+            """
+check(cuda.cuInit(0))
+assert cuda.cuDevicePrimaryCtxRetain(byref(c_void_p()), 0) == OUT_OF_MEMORY
+assert cuda.cuCtxCreate_v2(byref(c_void_p()), 0, 0) == OUT_OF_MEMORY
+active = c_int()
+check(cuda.cuDevicePrimaryCtxGetState(0, byref(c_uint()), byref(active)))
+assert active.value == 0
+""",
+        )
+        == 0
+    )
+
+
+def test_a_context_reserves_what_the_last_one_took_before_the_driver_is_asked(machine: "Machine") -> None:
+    _settle(machine, context_bytes=100 * MIB)
+    machine.share(150 * MIB)
+    first = machine.start("start(); say('holding'); wait_for_line()")
+    with first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "holding\n"
+        machine.run(
+            "check(cuda.cuInit(0)); assert cuda.cuDevicePrimaryCtxRetain(byref(c_void_p()), 0) == OUT_OF_MEMORY"
+        )
+        first.communicate("\n", timeout=60)
+    assert read_card(machine.card).peak_bytes == 100 * MIB
+
+
+def test_a_module_is_charged_for_what_it_takes_or_is_not_loaded(machine: "Machine") -> None:
+    _settle(machine, context_bytes=100 * MIB, module_bytes=40 * MIB)
+    share = machine.share(200 * MIB)
+    load = """
+image = b".version 8.0\\n.target sm_80\\n.address_size 64\\n.visible .entry none() { ret; }\\n"
+def load():
+    module = c_void_p()
+    return cuda.cuModuleLoadData(byref(module), image), module
+"""
+    held = f"{load}start(); check(load()[0]); check(load()[0]); assert load()[0] == OUT_OF_MEMORY"
+    assert _compare(machine, share, held) == 180 * MIB
+    machine.run(f"{load}start(); _, module = load(); check(cuda.cuModuleUnload(module)); alloc({100 * MIB})")
+
+
+def test_what_the_driver_rounds_allocations_up_to_is_charged_before_long(machine: "Machine") -> None:
+    _settle(machine, context_bytes=MIB, granularity_bytes=2 * MIB)
+    share = machine.share(512 * MIB)
+    assert _compare(machine, share, f"start()\nfor _ in range(128): alloc({MIB})") == 257 * MIB
+
+
+def test_a_context_costs_what_the_limits_say_where_the_driver_does_not_name_the_process(machine: "Machine") -> None:
+    _settle(machine, context_bytes=100 * MIB)
+    share = machine.share(150 * MIB, context_bytes=100 * MIB)
+    for library in machine.root.glob("usr/lib/*/libnvidia-ml.so*"):
+        library.unlink()
+    held = (
+        f"start(); assert info()[0] == {50 * MIB}, info(); check(cuda.cuDevicePrimaryCtxRetain(byref(c_void_p()), 0))"
+    )
+    assert _compare(machine, share, held) == 100 * MIB
+    machine.run("start(); assert cuda.cuCtxCreate_v2(byref(c_void_p()), 0, 0) == OUT_OF_MEMORY")
+
+
+@pytest.mark.parametrize(("limit", "free"), [(1, 1), (2, 8)], ids=["printf", "heap"])
+def test_a_bigger_heap_is_charged_when_it_is_asked_for(limit: int, free: int, machine: "Machine") -> None:
+    share = machine.share(64 * MIB)
+    held = f"""
+start()
+def limit(size): return cuda.cuCtxSetLimit({limit}, c_size_t(size))
+assert limit({(65 + free) * MIB}) == OUT_OF_MEMORY
+check(limit({(30 + free) * MIB}))
+assert info()[0] == {34 * MIB}, info()
+check(limit({free * MIB}))
+assert info()[0] == {64 * MIB}, info()
+check(limit({(40 + free) * MIB}))
+"""
+    assert _compare(machine, share, held) == 40 * MIB
+    machine.run(held + f"check(cuda.cuDevicePrimaryCtxReset_v2(0)); start(); assert info()[0] == {64 * MIB}, info()")
+
+
+def test_managed_memory_that_lies_on_the_host_does_not_hide_what_a_context_takes(machine: "Machine") -> None:
+    _settle(machine, context_bytes=50 * MIB, module_bytes=10 * MIB)
+    machine.share(200 * MIB)
+    machine.run(f"""
+        start()
+        pointer = Pointer()
+        check(cuda.cuMemAllocManaged(byref(pointer), c_size_t({100 * MIB}), 2))  # starts on the host
+        kernel()
+        free(pointer)
+        kernel()
+        assert info()[0] == {130 * MIB}, info()
+    """)
