@@ -19,6 +19,7 @@ from api.errors import StateError, VGPUError
 from api.kube import KubeClient
 from kubeletplugin.cdi import gpu_spec
 from kubeletplugin.claimreading import ClaimReader
+from kubeletplugin.collecting import Collector
 from kubeletplugin.devices import DeviceTable, Discovery
 from kubeletplugin.discovery import DiscoveryBackend
 from kubeletplugin.driverroots import DriverRoot
@@ -75,6 +76,8 @@ class AgentSettings:
     ignored_xids: tuple[int, ...] = ()
     """Xid errors that do not make a device unhealthy, beside those of programs."""
     health_interval_s: float = 20.0
+    collect_interval_s: float = 600.0
+    """Between two looks for what belongs to nobody."""
 
     def with_absolute_paths(self) -> "AgentSettings":
         """Return these settings fit for others to read: the kubelet and the container runtime run elsewhere."""
@@ -150,6 +153,7 @@ class NodeAgent:
         services = dra_services(preparer, Unpreparer(state), state, observer.durations)
         health = HealthSettings(self._board, settings.node_name, settings.health_interval_s)
         server = PluginServer(self._sockets, settings.driver_name, services, health)
+        collector = Collector(state, self._reader, settings.driver_name)
         server.lock()  # before anything is read or changed: nobody else has these sockets
         try:
             restore(state)
@@ -165,6 +169,7 @@ class NodeAgent:
         bodies: dict[str, Callable[[], None]] = {
             "heartbeat": self._keep_beating,
             "monitor": lambda: observer.run_until(self._stopping),
+            "collector": lambda: collector.run_until(self._stopping, settings.collect_interval_s),
             "events": self._keep_watching,
         }
         for name, body in bodies.items():

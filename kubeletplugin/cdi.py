@@ -175,6 +175,19 @@ class SpecFolder:
             return []
         return [ClaimUID(match.group(1)) for match in found if match]
 
+    def libraries(self) -> set[Path]:
+        """Return the host files that the specs of all claims mount: the libraries among them may not go.
+
+        Raises:
+            StateError: a spec is not one of ours.
+        """
+        contents = (read_if_there(self._path(uid)) for uid in self.claims())
+        try:
+            specs = [json.loads(content) for content in contents if content is not None]
+            return {Path(mount["hostPath"]) for spec in specs for mount in spec["containerEdits"]["mounts"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise StateError(f"CDI folder {self._folder}: found {error!r} in the spec of a claim") from error
+
     def _path(self, uid: ClaimUID) -> Path:
         return self._folder / f"{self._vendor}-{names.CDI_CLASS_CLAIM}_{uid}.json"
 

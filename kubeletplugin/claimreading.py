@@ -35,6 +35,10 @@ class ClaimReference:
         return f"ResourceClaim {self.namespace}/{self.name}"
 
 
+class ClaimGoneError(ClaimError):
+    """There is no such claim any more: it was deleted, maybe created again under its name."""
+
+
 @dataclass(frozen=True)
 class _Silence:
     """An API server that takes requests and does not answer."""
@@ -70,16 +74,24 @@ class ClaimReader:
         """Return a claim as it is now.
 
         Raises:
-            ClaimError: there is no such claim any more, or it cannot be read as one.
+            ClaimGoneError: there is no such claim any more.
+            ClaimError: it cannot be read as one.
             ConfigError: the API server serves no version of resource.k8s.io that we know.
             KubeError: the API server did not answer, or refused.
         """
         claim = ClaimView.from_object(self._ask(reference))
         if claim.uid != reference.uid:
-            raise ClaimError(
+            raise ClaimGoneError(
                 f"{reference}: found uid {claim.uid}, expected {reference.uid}: it was deleted and created again"
             )
         return claim
+
+    def find(self, reference: ClaimReference) -> ClaimView | None:
+        """Return a claim as it is now, None if there is none (any more); raises what `read` raises otherwise."""
+        try:
+            return self.read(reference)
+        except ClaimGoneError:
+            return None
 
     def _ask(self, reference: ClaimReference) -> JSON:
         """Get a claim; as long as the API server is known to let every request time out, do not wait for it."""
@@ -107,5 +119,5 @@ class ClaimReader:
         except NotFoundError as error:
             self.refresh()  # the claim is gone, or the version is
             if self._resource == resource:
-                raise ClaimError(f"{reference}: found none, expected the one with uid {reference.uid}") from error
+                raise ClaimGoneError(f"{reference}: found none, expected the one with uid {reference.uid}") from error
             return self._get(reference)

@@ -13,6 +13,7 @@ from api.errors import StateError
 from libvgpu.files import fsync_directory, write_all
 
 __all__ = [
+    "TEMPORARY_FILES",
     "FileLock",
     "fsync_directory",
     "fsync_file",
@@ -24,6 +25,8 @@ __all__ = [
     "write_durably",
 ]
 _TEMPORARY_SUFFIX = ".tmp"
+TEMPORARY_FILES = f".{{}}*{_TEMPORARY_SUFFIX}"
+"""Pattern of the temporary files for targets whose names begin as given."""
 
 
 def write_durably(path: Path, content: bytes, mode: int = 0o644) -> None:

@@ -4,7 +4,13 @@ Called by the agent at start. Running containers have the file mapped: it is nev
 another name. The name in the container is the same, so that what a process has mapped can be told from outside.
 """
 
+import contextlib
+import fcntl
 import hashlib
+import os
+import time
+import weakref
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +20,8 @@ from kubeletplugin.files import read_if_there, write_durably
 from libvgpu.files import locked
 
 _HASH_DIGITS = 12
+_GRACE_S = 24 * 3600.0
+"""Of a build that nothing refers to."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,13 @@ class InstalledLibrary:
     path: Path
     preload_path: Path
     """A file for /etc/ld.so.preload that names the library."""
+
+    def keep(self) -> None:
+        """Let nobody remove this build as long as this process lives, or uses the object."""
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, descriptor)
+        with contextlib.suppress(BlockingIOError):  # a tenant has locked the file, which keeps it as well
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
     @property
     def container_path(self) -> Path:
@@ -47,10 +62,42 @@ def install_library(source: Path, folder: Path) -> InstalledLibrary:
         installed = InstalledLibrary(folder / name, folder / f"{name}.preload")
         with locked(folder):  # a second instance of the agent installs the same files
             _install(installed.path, content, 0o755)
+            installed.keep()
             _install(installed.preload_path, f"{installed.container_path}\n".encode(), 0o644)
     except OSError as error:
         raise StateError(f"library {source}: cannot be installed in {folder}: {error}") from error
     return installed
+
+
+def remove_old_libraries(current: InstalledLibrary, needed: Container[Path]) -> list[Path]:
+    """Remove builds that no container can get any more, and return them.
+
+    A container that runs keeps its file, which then has no name. Young builds stay: another instance of the agent may
+    be about to name them in the spec of a claim.
+
+    Args:
+        current: what this agent gives to containers.
+        needed: host files that CDI specs name.
+    """
+    removed = []
+    with locked(current.path.parent):
+        for path in sorted(current.path.parent.glob("libvgpu-*.so")):
+            age_s = time.time() - path.stat().st_mtime
+            if path != current.path and path not in needed and age_s >= _GRACE_S and not _is_in_use(path):
+                path.with_name(f"{path.name}.preload").unlink(missing_ok=True)
+                path.unlink()
+                removed.append(path)
+    return removed
+
+
+def _is_in_use(path: Path) -> bool:
+    """Return whether an agent that lives gives this build to containers; see InstalledLibrary.keep."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _install(path: Path, content: bytes, mode: int) -> None:

@@ -80,7 +80,7 @@ class NodeState:
         self.ledger = Ledger(paths.checkpoint_dir, self.shares.rebuild)
         self.locks = ClaimLocks(paths.state_dir / "claims.lock")
         self._vendor = vendor
-        self._library = library
+        self.library = library
 
     def put(self, claim: PreparedClaim, former: PreparedClaim | None = None) -> bool:
         """Bring shares and CDI spec of a claim to what its record says; what is right already is left alone.
@@ -95,9 +95,10 @@ class NodeState:
         changed = False
         for limits in claim.shares():
             changed = self.shares.put(limits) or changed
+        self.shares.put_copy(claim)
         shares = [limits.share for limits in claim.shares()]
         if shares:
-            spec = cdi.claim_spec(self._vendor, shares, self.paths.shares_dir, self._library)
+            spec = cdi.claim_spec(self._vendor, shares, self.paths.shares_dir, self.library)
             changed = self.specs.write_claim(claim.uid, spec) or changed
         else:
             changed = self.specs.remove_claim(claim.uid) or changed

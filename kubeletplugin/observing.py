@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
 
+from api.errors import VGPUError
 from kubeletplugin.devices import Device
 from kubeletplugin.discovery import DiscoveryBackend
 from kubeletplugin.metrics import CallDurations, NodeCollector, NodeFigures
@@ -83,7 +84,7 @@ class Observer:
                 if time.monotonic() >= driver_due_s:
                     driver_due_s = time.monotonic() + self._intervals.driver_s
                     self._supervisor.look(self._backend.figures(), self._monitor.readings())
-            except OSError as error:
+            except (VGPUError, OSError) as error:
                 _log.error("round of the monitor failed", extra={"error": str(error)})
 
     def silent_s(self) -> float:

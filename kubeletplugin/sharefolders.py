@@ -12,9 +12,9 @@ from pathlib import Path
 from api import names
 from api.errors import StateError
 from api.names import ClaimUID
-from kubeletplugin.files import remove_tree
-from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice
-from libvgpu.shares import Limits, change_limits, create_share, read_books, read_limits
+from kubeletplugin.files import read_if_there, remove_tree, write_atomically
+from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice, decode, encode
+from libvgpu.shares import Limits, change_limits, create_share, is_in_use, read_books, read_limits
 
 _log = logging.getLogger(__name__)
 
@@ -78,13 +78,31 @@ class ShareFolders:
         names_ = os.listdir(self.folder)  # noqa: PTH208 - as above
         return sorted(name for name in names_ if name.rpartition("-")[0] == uid and _SHARE_NAME.fullmatch(name))
 
-    def rebuild(self, uid: ClaimUID) -> PreparedClaim | None:
-        """Rebuild the record of a claim from the limits of its shares: enough to count and to undo it.
+    def in_use(self, uid: ClaimUID) -> bool:
+        """Return whether a living process has one of a claim's shares."""
+        return any(is_in_use(self.folder / share) for share in self.of_claim(uid))
 
-        A share that cannot be read counts nothing, but it belongs to a claim again, which can be undone.
+    def put_copy(self, claim: PreparedClaim) -> None:
+        """Keep a copy of a claim's record beside the limits of its first share: what `rebuild` starts from."""
+        first = next(claim.shares(), None)
+        if first is None:
+            return
+        path, content = self.folder / first.share / _COPY_FILE, encode(claim)
+        if read_if_there(path) != content:
+            write_atomically(path, content, 0o600)
+
+    def rebuild(self, uid: ClaimUID) -> PreparedClaim | None:
+        """Rebuild the record of a claim from what lies in the folders of its shares.
+
+        A copy of the record is as good as the record. Without it, limits are enough to count and to undo the claim. A
+        share that cannot be read counts nothing, but it belongs to a claim again, which can be undone.
         """
-        devices: list[PreparedDevice] = []
         shares = self.of_claim(uid)
+        for share in shares:
+            copy = self._read_copy(uid, self.folder / share / _COPY_FILE)
+            if copy is not None:
+                return copy
+        devices: list[PreparedDevice] = []
         for share in shares:
             try:
                 limits = read_limits(self.folder / share)
@@ -97,8 +115,17 @@ class ShareFolders:
         devices.sort(key=lambda device: device.index)
         return PreparedClaim(uid, "", "", tuple(devices)) if shares else None
 
+    def _read_copy(self, uid: ClaimUID, path: Path) -> PreparedClaim | None:
+        content = read_if_there(path)
+        try:
+            return None if content is None else decode(content, uid, str(path))
+        except StateError as error:
+            _log.error("copy of a lost record cannot be read", extra={"claim_uid": uid, "error": str(error)})
+            return None
+
 
 _MODE = 0o700
+_COPY_FILE = "claim.json"
 
 
 def _following(claim: Limits, present: Limits) -> Limits:

@@ -165,6 +165,16 @@ def _check_header(path: Path, raw: bytes) -> None:
     expect(path, "slot_size", books.slot_size, _SLOT_BYTES)
 
 
+def is_in_use(directory: Path) -> bool:
+    """Return whether a living process has a slot in the books of a share."""
+    constants = layout().constants
+    try:
+        with (directory / names.BOOKS_FILE).open("rb", buffering=0) as file:
+            return is_held(file.fileno(), constants.VGPU_SLOT_LOCKS, constants.VGPU_SLOTS)
+    except FileNotFoundError:
+        return False
+
+
 def is_usable(path: Path) -> bool:
     """Return whether a books file may stay: it is sound, or a living process has it (and would lose count)."""
     constants = layout().constants

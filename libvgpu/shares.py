@@ -12,7 +12,7 @@ from api import names
 from api.errors import StateError
 from api.vgpuconfig import Policy
 from libvgpu import booksfile, files, limitsfile
-from libvgpu.booksfile import Books, BooksReader, ProcessUsage, read_books
+from libvgpu.booksfile import Books, BooksReader, ProcessUsage, is_in_use, read_books
 from libvgpu.layout import layout
 from libvgpu.limitsfile import Limits, LimitsReader, read_limits
 
@@ -25,6 +25,7 @@ __all__ = [
     "ProcessUsage",
     "change_limits",
     "create_share",
+    "is_in_use",
     "read_books",
     "read_limits",
     "update_limits",

@@ -1,0 +1,153 @@
+"""Removes what belongs to nobody: claims that the kubelet never undid, and files that nothing refers to any more.
+
+Run by the agent now and then, in a thread of its own. A claim is given up only when the API server says, for a while,
+that it is gone or was not given this node's devices, and no process uses its shares: what the kubelet holds, a pod has
+reserved, and that the API server knows. Without an answer nothing is given up.
+"""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from api.claims import ClaimView
+from api.errors import VGPUError
+from api.names import ClaimUID
+from kubeletplugin.claimreading import ClaimReader, ClaimReference
+from kubeletplugin.files import TEMPORARY_FILES
+from kubeletplugin.ledgers import QUARANTINE_SUFFIX
+from kubeletplugin.libraries import remove_old_libraries
+from kubeletplugin.nodestates import NodeState
+from kubeletplugin.preparedclaims import PreparedClaim
+
+_log = logging.getLogger(__name__)
+
+_HOUR_S = 3600.0
+_CLAIM_GRACE_S = 600.0
+"""How long a claim must have been gone."""
+_CHECK_S = _HOUR_S
+"""Between two questions about one claim of which nothing is wrong: a node may have hundreds."""
+_TEMPORARY_GRACE_S = _HOUR_S
+_QUARANTINE_GRACE_S = 7 * 24 * _HOUR_S
+"""Kept for whoever wants to know what happened."""
+
+
+@dataclass
+class _Look:
+    """What the API server said about a claim."""
+
+    at_s: float
+    gone_since_s: float | None
+
+
+class Collector:
+    """Collects on one node, one round at a time."""
+
+    def __init__(
+        self, state: NodeState, reader: ClaimReader, driver_name: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Take whose state, and whom to ask about claims. The clock is one that nobody sets."""
+        self._state = state
+        self._reader = reader
+        self._driver_name = driver_name
+        self._clock = clock
+        self._looks: dict[ClaimUID, _Look] = {}
+
+    def run_until(self, stopping: threading.Event, interval_s: float) -> None:
+        """Collect each interval, and not at the same moment on all nodes that an update restarts."""
+        while not stopping.wait(interval_s * random.uniform(0.8, 1.2)):  # noqa: S311 - no secret
+            try:
+                self.run_once()
+            except (VGPUError, OSError) as error:
+                _log.warning("round of the collector failed", extra={"error": str(error)})
+
+    def run_once(self) -> None:
+        """Look at everything once."""
+        claims = self._state.ledger.prepared()
+        self._looks = {uid: look for uid, look in self._looks.items() if uid in claims}
+        for claim in claims.values():
+            try:
+                self._look_at(claim)
+                self._remove_unmentioned_shares(claim.uid)
+            except (VGPUError, OSError) as error:
+                _log.debug("claim not looked at", extra={"claim_uid": claim.uid, "error": str(error)})
+        try:
+            self._remove_files()
+        except (VGPUError, OSError) as error:
+            _log.warning("files that nobody needs not removed", extra={"error": str(error)})
+
+    def _look_at(self, claim: PreparedClaim) -> None:
+        now_s, look = self._clock(), self._looks.get(claim.uid)
+        if not claim.is_complete:
+            return  # nobody can be asked; the kubelet completes it or undoes it
+        if look is not None and look.gone_since_s is None and now_s - look.at_s < _CHECK_S:
+            return
+        if self._state.shares.in_use(claim.uid):
+            self._looks.pop(claim.uid, None)
+            return
+        if self._is_ours(claim):
+            self._looks[claim.uid] = _Look(now_s, None)
+        elif look is None or look.gone_since_s is None:
+            self._looks[claim.uid] = _Look(now_s, now_s)
+        elif now_s - look.gone_since_s >= _CLAIM_GRACE_S:
+            self._give_up(claim)
+
+    def _is_ours(self, claim: PreparedClaim) -> bool:
+        found = self._reader.find(ClaimReference(claim.namespace, claim.name, claim.uid))
+        return found is not None and _has_device_of(found, self._driver_name, {d.pool for d in claim.devices})
+
+    def _give_up(self, claim: PreparedClaim) -> None:
+        with self._state.locks.hold(claim.uid):
+            # Asked again: the kubelet may have prepared it a moment ago.
+            if self._state.ledger.get(claim.uid) != claim or self._state.shares.in_use(claim.uid):
+                return
+            if self._is_ours(claim):
+                return
+            self._state.remove(claim.uid)
+        _log.warning(
+            "claim that is gone and was never unprepared removed",
+            extra={"claim_uid": claim.uid, "claim": f"{claim.namespace}/{claim.name}"},
+        )
+
+    def _remove_unmentioned_shares(self, uid: ClaimUID) -> None:
+        """Remove shares that a claim had before it was given other devices."""
+        with self._state.locks.hold(uid):
+            claim = self._state.ledger.get(uid)
+            if claim is None or not claim.is_complete or self._state.shares.in_use(uid):
+                return
+            mentioned = {limits.share for limits in claim.shares()}
+            for share in self._state.shares.of_claim(uid):
+                if share not in mentioned:
+                    self._state.shares.remove(share)
+                    _log.warning("share that its claim no longer has removed", extra={"claim_uid": uid, "share": share})
+
+    def _remove_files(self) -> None:
+        paths = self._state.paths
+        for folder in (paths.checkpoint_dir, paths.cdi_dir, paths.library_dir):
+            for path in _older(folder, self._own_temporaries(folder), _TEMPORARY_GRACE_S):
+                path.unlink(missing_ok=True)
+                _log.info("file of a write that was never finished removed", extra={"file": str(path)})
+        for path in _older(paths.checkpoint_dir, f"*{QUARANTINE_SUFFIX}", _QUARANTINE_GRACE_S):
+            path.unlink(missing_ok=True)
+            _log.info("damaged record that was put aside removed", extra={"file": str(path)})
+        for path in remove_old_libraries(self._state.library, self._state.specs.libraries()):
+            _log.info("library that no container can need removed", extra={"file": str(path)})
+
+    def _own_temporaries(self, folder: Path) -> str:
+        """Other programs write into the CDI folder as well."""
+        return TEMPORARY_FILES.format(self._driver_name if folder == self._state.paths.cdi_dir else "")
+
+
+def _has_device_of(claim: ClaimView, driver_name: str, pools: set[str]) -> bool:
+    results = claim.allocation.results if claim.allocation is not None else ()
+    return any(result.driver == driver_name and result.pool in pools for result in results)
+
+
+def _older(folder: Path, pattern: str, age_s: float) -> Iterator[Path]:
+    """Yield files that were last changed so long ago; by the wall clock, which may jump: only for what nobody reads."""
+    for path in folder.glob(pattern):
+        if time.time() - path.lstat().st_mtime >= age_s:
+            yield path
