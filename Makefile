@@ -11,7 +11,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON_SOURCES := api controller dra_driver kubeletplugin libvgpu deploy tests hatch_build.py
 C_SOURCES = $(shell git ls-files --cached --others --exclude-standard '*.c' '*.h')
-K8S ?= 1.36.3
+# The Kubernetes of new local clusters: 1.34, oldest, newest, ...; empty: the default. And feature gates: NAME=true,...
+K8S ?=
+GATES ?=
+export VGPU_K8S_VERSION ?= $(K8S)
+export VGPU_K8S_FEATURE_GATES ?= $(GATES)
 
 # What the locked tools were installed from; installing again only when it changes.
 STAMP := $(VENV)/.installed
@@ -57,8 +61,8 @@ unit: build ## The unit tests only
 	$(BIN)/pytest tests/unit
 
 .PHONY: e2e
-e2e: cluster ## The end-to-end tests on a real node (K8S=1.36.3 chooses the version)
-	VGPU_K8S_VERSION=$(K8S) $(BIN)/pytest tests/e2e
+e2e: cluster ## The end-to-end tests on a real node (K8S=1.34 GATES=DRAConsumableCapacity=true, for example)
+	$(BIN)/pytest tests/e2e
 
 .PHONY: bench
 bench: cluster ## Measure: figures as ratios against native in the same run

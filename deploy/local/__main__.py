@@ -1,4 +1,4 @@
-"""The command line of the local cluster: `python -m deploy.local up|status|kubectl|helm|load-image|down`."""
+"""The command line of the local cluster: `python -m deploy.local up|upgrade|status|kubectl|helm|load-image|down`."""
 
 import argparse
 import os
@@ -7,17 +7,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from deploy.local.cluster import DEFAULT_KUBERNETES, Cluster
+from deploy.local import versions
+from deploy.local.cluster import Cluster
 from deploy.local.errors import LocalClusterError
-
-VERSION_VARIABLE = "VGPU_K8S_VERSION"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status."""
     options = _parser().parse_args(arguments)
     try:
-        cluster = Cluster(options.name, state_dir=options.state_dir, kubernetes=options.kubernetes)
+        gates = None if options.feature_gates is None else versions.parse_gates(options.feature_gates)
+        cluster = Cluster(options.name, state_dir=options.state_dir, kubernetes=options.kubernetes, feature_gates=gates)
         return int(options.run(cluster, options))
     except LocalClusterError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -28,13 +28,19 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m deploy.local", description="A real Kubernetes on one machine.")
     parser.add_argument("--name", default="default", help="the cluster's name (default: %(default)s)")
     parser.add_argument("--state-dir", type=Path, help="where everything of the cluster lies (default: in the cache)")
-    version = os.environ.get(VERSION_VARIABLE, DEFAULT_KUBERNETES)
-    parser.add_argument("--kubernetes", default=version, help="the version (default: %(default)s)")
+    known = ", ".join(versions.pinned())
+    parser.add_argument("--kubernetes", metavar="VERSION", help=f"one of {known}, or as 1.34, oldest, newest")
+    parser.set_defaults(feature_gates=None)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     up = commands.add_parser("up", help="build what is not built, start what does not run, wait until it is ready")
     up.add_argument("--nodes", type=int, default=1, help="how many nodes; 0 is the control plane alone")
     up.add_argument("--install-packages", action="store_true", help="let apt-get install what is missing")
     up.set_defaults(run=_up)
+    upgrade = commands.add_parser("upgrade", help="change version and feature gates in place; what runs goes on")
+    upgrade.add_argument("version", metavar="VERSION", help="as for --kubernetes")
+    upgrade.set_defaults(run=_upgrade)
+    for starting in (up, upgrade):
+        starting.add_argument("--feature-gates", metavar="NAME=true,...", help="Kubernetes' own, for all components")
     build = commands.add_parser("build", help="build what a cluster needs and start nothing")
     build.set_defaults(run=_build)
     commands.add_parser("status", help="show the processes and the nodes").set_defaults(run=_status)
@@ -56,6 +62,13 @@ def _up(cluster: Cluster, options: argparse.Namespace) -> int:
     cluster.up(options.nodes, install_packages=options.install_packages)
     print(f"cluster {options.name} is ready after {time.monotonic() - began:.1f} s")
     print(f"export KUBECONFIG={cluster.kubeconfig}")
+    return 0
+
+
+def _upgrade(cluster: Cluster, options: argparse.Namespace) -> int:
+    began = time.monotonic()
+    cluster.upgrade(options.version, versions.parse_gates(options.feature_gates or ""))
+    print(f"cluster {options.name} is ready after {time.monotonic() - began:.1f} s")
     return 0
 
 

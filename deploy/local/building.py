@@ -16,9 +16,9 @@ from selectors import EVENT_READ, DefaultSelector
 from deploy.local.caching import build_once, cache_dir, digest
 from deploy.local.errors import BuildError
 from deploy.local.gotoolchain import go_program, needed_version
+from deploy.local.versions import MODULES, build_tags, pinned, resolve
 
-SOURCES = Path(__file__).parent / "go"
-KUBERNETES = SOURCES / "kubernetes"
+SOURCES = MODULES.parent
 TOOLS = SOURCES / "tools"
 COMPONENTS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl", "pki")
 PROGRESS_S = 10.0
@@ -38,15 +38,14 @@ class GoBuild:
 
 def kubernetes(version: str) -> Path:
     """Return the folder with a link per component of this Kubernetes, built if it is not there yet."""
-    module_file = _module_file(version)
+    version = resolve(version)
     major, minor, _ = version.split(".")
     stamp = "k8s.io/component-base/version"
     build = GoBuild(
         what=f"Kubernetes {version}",
-        module_file=module_file,
+        module_file=pinned()[version],
         packages=(".",),
-        # The one API that differs between the versions that we build.
-        tags=("kubelet_without_context",) if int(minor) < 33 else (),
+        tags=build_tags(version),
         # Without these the components take themselves for v0.0.0 and refuse each other.
         link_flags=f"-s -w -X {stamp}.gitVersion=v{version} -X {stamp}.gitMajor={major} -X {stamp}.gitMinor={minor}",
     )
@@ -80,17 +79,6 @@ def tools() -> Path:
             go_build(build, target)
 
     return build_once(_target("tools", *builds), make)
-
-
-def _module_file(version: str) -> Path:
-    """Return go.mod, or the go-<version>.mod beside it, that pins this Kubernetes."""
-    known = {}
-    for path in sorted(KUBERNETES.glob("*.mod")):
-        if found := re.search(r"k8s\.io/kubernetes v(\S+)", path.read_text()):
-            known[found[1]] = path
-    if version not in known:
-        raise BuildError(f"no Go module pins Kubernetes {version}, expected one of {', '.join(sorted(known))}")
-    return known[version]
 
 
 def _block(module_text: str, keyword: str) -> str:

@@ -9,12 +9,12 @@ with Cluster("try") as cluster:
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from deploy.local import building, credentials, images, links, prerequisites, processes, teardown
+from deploy.local import building, credentials, images, links, prerequisites, processes, teardown, versions
 from deploy.local.apiclient import ApiClient, is_named, node_is_ready
 from deploy.local.caching import cache_dir, locked
 from deploy.local.controlplane import COMPONENTS, start_control_plane
@@ -22,8 +22,8 @@ from deploy.local.errors import LeftoversError, LocalClusterError, StartError
 from deploy.local.layout import Addresses, Facts, Layout, NodePaths
 from deploy.local.nodes import Node, Programs
 from deploy.local.processes import Command, ProcessId
+from deploy.local.versions import FeatureGates
 
-DEFAULT_KUBERNETES = "1.36.3"
 NODE_TIMEOUT_S = 60.0
 
 
@@ -39,11 +39,25 @@ class Cluster:
     """A Kubernetes on this machine, known by its name or its state folder; several can run side by side."""
 
     def __init__(
-        self, name: str = "default", *, state_dir: Path | None = None, kubernetes: str = DEFAULT_KUBERNETES
+        self,
+        name: str = "default",
+        *,
+        state_dir: Path | None = None,
+        kubernetes: str | None = None,
+        feature_gates: FeatureGates | None = None,
     ) -> None:
-        """Describe a cluster; nothing is started. `kubernetes` counts for a cluster that is not there yet."""
+        """Describe a cluster; nothing is started.
+
+        Args:
+            name: several clusters can run side by side.
+            state_dir: where everything of it lies; None: in the cache.
+            kubernetes: the version, as versions.resolve() takes it; None: that of the cluster if it is there, else
+                what the environment says (versions.chosen()).
+            feature_gates: Kubernetes' own, for all components; None: as for the version.
+        """
         self.layout = Layout.of(name, state_dir)
-        self._kubernetes = kubernetes
+        self._kubernetes = None if kubernetes is None else versions.resolve(kubernetes)
+        self._feature_gates = None if feature_gates is None else dict(feature_gates)
         self._dies_with_caller = False
 
     def __enter__(self) -> Self:
@@ -110,6 +124,27 @@ class Cluster:
                 _import(node, images.pause_image().archive())
                 node.start_kubelet()
             self._wait_until_usable(client, started)
+
+    def upgrade(self, kubernetes: str, feature_gates: FeatureGates | None = None) -> None:
+        """Change the version in place, or the feature gates, and return when all is ready again: containers go on.
+
+        First the control plane, then the kubelets, as the skew policy of Kubernetes asks for.
+        """
+        chosen = dict(feature_gates or {})
+        with locked(self.layout.lock):
+            facts = replace(self._facts(), kubernetes=versions.resolve(kubernetes), feature_gates=chosen)
+            before = self._programs(facts.nodes)
+            building.kubernetes(facts.kubernetes)  # the old version works until the new one is there
+            for component in reversed(COMPONENTS):
+                if running := processes.running(processes.record_path(self.layout.state, component)):
+                    processes.stop(running, timeout_s=1.0)  # the watches of others would hold the API server for long
+            self.layout.write_facts(facts)
+            programs = self._programs(facts.nodes)
+            start_control_plane(self.layout, facts, programs.kubernetes, dies_with_caller=self._dies_with_caller)
+            for index in range(facts.nodes):
+                Node(self.layout, facts, index, before).stop_kubelet()
+        self._kubernetes, self._feature_gates = facts.kubernetes, chosen
+        self.up(facts.nodes, dies_with_caller=self._dies_with_caller)
 
     def start_process(self, name: str, argv: Sequence[str], environment: Mapping[str, str]) -> None:
         """Start a process that belongs to the cluster, unless it runs: `status` shows it, `down` ends it by SIGTERM.
@@ -187,12 +222,23 @@ class Cluster:
         if facts is None:
             self.layout.state.mkdir(parents=True, exist_ok=True)
             addresses = links.create_bridge(self.layout) if nodes else Addresses.on_loopback()
-            facts = Facts(self.layout.name, self._kubernetes, nodes, addresses)
+            version, gates = versions.chosen()
+            if self._feature_gates is not None:
+                gates = self._feature_gates
+            facts = Facts(self.layout.name, self._kubernetes or version, nodes, addresses, gates)
             self.layout.write_facts(facts)
-        if (facts.nodes, facts.kubernetes) != (nodes, self._kubernetes):
+        if facts.nodes != nodes:
             raise StartError(
-                f"cluster {self.layout.name} has Kubernetes {facts.kubernetes} and {facts.nodes} nodes, asked for "
-                f"were {self._kubernetes} and {nodes}: take it down first, or choose another name"
+                f"cluster {self.layout.name} has {facts.nodes} nodes, asked for were {nodes}: take it down first, or "
+                "choose another name"
+            )
+        wanted = (self._kubernetes or facts.kubernetes, facts.feature_gates)
+        if self._feature_gates is not None:
+            wanted = (wanted[0], self._feature_gates)
+        if (facts.kubernetes, facts.feature_gates) != wanted:
+            raise StartError(
+                f"cluster {self.layout.name} has {_describe(facts.kubernetes, facts.feature_gates)}, asked for was "
+                f"{_describe(*wanted)}: upgrade it, take it down first, or choose another name"
             )
         if facts.addresses.subnet is not None:
             links.ensure_bridge(self.layout, facts.addresses)
@@ -200,7 +246,7 @@ class Cluster:
 
     def _programs(self, nodes: int) -> Programs:
         facts = self.layout.read_facts()
-        kubernetes = building.kubernetes(facts.kubernetes if facts else self._kubernetes)
+        kubernetes = building.kubernetes(facts.kubernetes if facts else self._kubernetes or versions.chosen()[0])
         if nodes == 0:
             return Programs(kubernetes, Path(), Path())
         return Programs(kubernetes, building.tools(), images.pause_program())
@@ -224,6 +270,11 @@ def remove_abandoned() -> None:
         caller = processes.recorded(layout.caller)
         if caller is not None and not caller.alive():
             Cluster(layout.name).down()
+
+
+def _describe(kubernetes: str, feature_gates: FeatureGates) -> str:
+    gates = versions.format_gates(feature_gates)
+    return f"Kubernetes {kubernetes} with {gates}" if gates else f"Kubernetes {kubernetes}"
 
 
 def _import(node: Node, archive: Path) -> None:

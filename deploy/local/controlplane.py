@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from deploy.local import credentials
+from deploy.local import credentials, versions
 from deploy.local.apiclient import ApiClient
 from deploy.local.errors import StartError
 from deploy.local.layout import Facts, Layout
@@ -40,11 +40,6 @@ def client_of(layout: Layout, facts: Facts) -> ApiClient:
     addresses = facts.addresses
     token = credentials.token(layout, credentials.ADMIN)
     return ApiClient(addresses.host, addresses.api_port, layout.pki / "ca.crt", token)
-
-
-def feature_gates(kubernetes: str) -> dict[str, bool]:
-    """Return the gates that Dynamic Resource Allocation takes on this version, where it is not on by itself."""
-    return {"DynamicResourceAllocation": True} if _minor(kubernetes) < 34 else {}
 
 
 def log_tail(log: Path, lines: int = 15) -> str:
@@ -127,8 +122,7 @@ def _api_server(layout: Layout, facts: Facts) -> list[str]:
         "--kubelet-preferred-address-types=InternalIP",
         "--allow-privileged",
         "--profiling=false",
-        # 1.32 and 1.33 serve Dynamic Resource Allocation only on request.
-        "--runtime-config=" + ("api/all=true" if _minor(facts.kubernetes) < 34 else "resource.k8s.io/v1=true"),
+        f"--runtime-config={versions.runtime_config(facts.kubernetes)}",
         *_gates(facts),
     ]
     if addresses.subnet is None:
@@ -172,9 +166,5 @@ def _kubeconfig(layout: Layout, facts: Facts, user: str) -> Path:
 
 
 def _gates(facts: Facts) -> list[str]:
-    gates = feature_gates(facts.kubernetes)
-    return [f"--feature-gates={','.join(f'{gate}={str(on).lower()}' for gate, on in gates.items())}"] if gates else []
-
-
-def _minor(kubernetes: str) -> int:
-    return int(kubernetes.split(".")[1])
+    gates = versions.feature_gates(facts.kubernetes, facts.feature_gates)
+    return [f"--feature-gates={versions.format_gates(gates)}"] if gates else []

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import socket
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from deploy.local.caching import cache_dir
@@ -72,6 +72,8 @@ class Facts:
     kubernetes: str
     nodes: int
     addresses: Addresses
+    feature_gates: dict[str, bool] = field(default_factory=dict)
+    """What was chosen, beside what the version takes by itself."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.local import cgroups, credentials, links, nodeconfig, processes
-from deploy.local.controlplane import feature_gates, log_tail
+from deploy.local import cgroups, credentials, links, nodeconfig, processes, versions
+from deploy.local.controlplane import log_tail
 from deploy.local.errors import StartError
 from deploy.local.layout import Facts, Layout, NodePaths
 from deploy.local.nodeconfig import CONTAINERD_SOCKET, NodeSettings
@@ -70,17 +70,25 @@ class Node:
         """Start the kubelet, where it does not run. The API server must be up."""
         if self._running("kubelet"):
             return
+        # Not with the node's other files: an upgrade changes it while the node goes on.
+        config = self.paths.directory / "kubelet.json"
+        config.write_text(json.dumps(nodeconfig.kubelet(self._settings()), indent=2))
         kubeconfig = credentials.write_kubeconfig(
             self.paths.directory / "kubeconfig", self._layout, self._facts, self.paths.name
         )
         self._start(
             "kubelet",
             str(self._programs.kubernetes / "kubelet"),
-            f"--config={self.paths.directory / 'kubelet.json'}",
+            f"--config={config}",
             f"--kubeconfig={kubeconfig}",
             f"--hostname-override={self.paths.name}",
             f"--node-ip={self._facts.addresses.node(self.paths.index)}",
         )
+
+    def stop_kubelet(self) -> None:
+        """End the kubelet; what runs on the node goes on."""
+        if kubelet := self._running("kubelet"):
+            processes.stop(kubelet)
 
     def run(self, *argv: str) -> str:
         """Run a program to its end inside the node and return its output; StartError with its message if it fails."""
@@ -166,7 +174,6 @@ class Node:
         directory = self.paths.directory
         (directory / "containerd.toml").write_text(nodeconfig.containerd(settings))
         (directory / "cni" / "pods.conflist").write_text(json.dumps(nodeconfig.network(settings), indent=2))
-        (directory / "kubelet.json").write_text(json.dumps(nodeconfig.kubelet(settings), indent=2))
         # The machine's own may be a link into its /run, which the node does not see.
         machine = Path("/etc/resolv.conf")
         (directory / "resolv.conf").write_bytes(machine.read_bytes() if machine.exists() else b"")
@@ -181,7 +188,7 @@ class Node:
             tools=self._programs.tools,
             cgroup=self._layout.cgroup,
             snapshotter="overlayfs" if overlay_works(self.paths.directory) else "native",
-            feature_gates=feature_gates(self._facts.kubernetes),
+            feature_gates=versions.feature_gates(self._facts.kubernetes, self._facts.feature_gates),
         )
 
 

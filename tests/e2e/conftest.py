@@ -8,7 +8,7 @@ import pytest
 from deploy.demo.containers import bring_up
 from deploy.demo.scenario import Scenario, start_tenants
 from deploy.demo.tenants import GPU, NAMESPACE
-from deploy.local.cluster import DEFAULT_KUBERNETES, Cluster
+from deploy.local.cluster import Cluster
 from libvgpu.stub import StubGPU
 from tests.e2e.workloads import Workloads
 
@@ -17,8 +17,7 @@ _SECOND_GPU = StubGPU(name=GPU.name, memory_bytes=GPU.memory_bytes, uuid="GPU-0e
 
 @pytest.fixture(scope="session")
 def scenario() -> Iterator[Scenario]:
-    version = os.environ.get("VGPU_K8S_VERSION", DEFAULT_KUBERNETES)
-    with Cluster(f"e2e-{os.getpid()}", kubernetes=version) as cluster:
+    with Cluster(f"e2e-{os.getpid()}") as cluster:
         cluster.up(nodes=1, dies_with_caller=True)
         yield bring_up(cluster, [GPU, _SECOND_GPU], print)
 

@@ -5,13 +5,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from deploy.local.cluster import DEFAULT_KUBERNETES, Cluster
+from deploy.local.cluster import Cluster
 
 
 @pytest.fixture(scope="session")
 def api_server() -> Iterator[Cluster]:
     """A started control plane on free ports, removed at the end of the session, also when tests fail."""
-    version = os.environ.get("VGPU_K8S_VERSION", DEFAULT_KUBERNETES)
-    with Cluster(f"integration-{os.getpid()}", kubernetes=version) as cluster:
+    with Cluster(f"integration-{os.getpid()}") as cluster:
         cluster.up(nodes=0, dies_with_caller=True)
         yield cluster

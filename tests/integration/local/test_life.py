@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.local import links
+from deploy.local import links, versions
 from deploy.local.cluster import Cluster, remove_abandoned
 from deploy.local.errors import LocalClusterError, StartError
 from deploy.local.layout import Layout
@@ -69,6 +69,25 @@ def test_up_after_the_loss_of_a_part_of_the_node_brings_it_back_and_pods_run(
     cluster.up(nodes=1)
     pods.start(f"after-{lost}", ["true"])
     pods.wait_for_phase(f"after-{lost}", "Succeeded")
+
+
+@needs_containers
+def test_feature_gates_change_in_place_and_pods_go_on(cluster: Cluster, pods: Pods) -> None:
+    pods.start("through", ["sleep", "600"])
+    pods.wait_for_phase("through", "Running")
+    containers = ("get", "pod", "through", "-o", "jsonpath={.status.containerStatuses}")
+    before = cluster.kubectl(*containers)
+    version, gates = versions.chosen()
+    gate = 'kubernetes_feature_enabled{name="DRAConsumableCapacity",stage="BETA"} 0'
+    assert gate not in cluster.kubectl("get", "--raw", "/metrics").splitlines()
+    cluster.upgrade(version, {**gates, "DRAConsumableCapacity": False})
+    try:
+        assert gate in cluster.kubectl("get", "--raw", "/metrics").splitlines()
+        kubelet = f"/api/v1/nodes/{cluster.node().name}/proxy/metrics"
+        assert gate in cluster.kubectl("get", "--raw", kubelet).splitlines()
+        assert cluster.kubectl(*containers) == before
+    finally:
+        cluster.upgrade(version, gates)
 
 
 @needs_containers
@@ -154,8 +173,14 @@ def test_a_cluster_is_not_changed_into_another_one(cluster: Cluster) -> None:
     with pytest.raises(StartError) as refused:
         cluster.up(nodes=2)
     assert str(refused.value) == (
-        f"cluster {name} has Kubernetes 1.36.3 and 1 nodes, asked for were 1.36.3 and 2: take it down first, or choose "
-        "another name"
+        f"cluster {name} has 1 nodes, asked for were 2: take it down first, or choose another name"
+    )
+    with pytest.raises(StartError) as refused:
+        Cluster(name, feature_gates={"Some": True}).up(nodes=1)
+    version = versions.chosen()[0]
+    assert str(refused.value) == (
+        f"cluster {name} has Kubernetes {version}, asked for was Kubernetes {version} with Some=true: upgrade it, take "
+        "it down first, or choose another name"
     )
 
 

@@ -9,12 +9,6 @@ from deploy.local.errors import BuildError, LocalClusterError
 from deploy.local.layout import Layout
 
 
-def test_a_version_that_no_module_pins_is_refused_with_those_that_are() -> None:
-    with pytest.raises(BuildError) as refused:
-        building.kubernetes("1.2.3")
-    assert str(refused.value) == "no Go module pins Kubernetes 1.2.3, expected one of 1.36.3"
-
-
 def test_a_build_that_fails_shows_the_end_of_the_compilers_output(tmp_path: Path) -> None:
     (tmp_path / "go.mod").write_text("module broken\n\ngo 1.21\n")
     (tmp_path / "main.go").write_text("package main\n\nfunc main() { missing() }\n")
