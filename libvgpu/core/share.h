@@ -51,6 +51,7 @@ struct vgpu_process {
     /* For a front-end: the device behind each of its ordinals. NULL: not asked yet. vgpu_refused: there is no share of
      * it. */
     struct vgpu_device *by_ordinal[VGPU_MAX_ORDINALS];
+    bool started;                    /* for a front-end: its driver has been started */
     struct vgpu_device *only_device; /* set when the front-end has one device and it is bound */
     struct vgpu_share shares[VGPU_MAX_SHARES];
     struct vgpu_device devices[VGPU_MAX_SHARES];

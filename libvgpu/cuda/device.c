@@ -9,8 +9,10 @@
 #include "cuda/launch.h"
 #include "cuda/memory.h"
 #include "cuda/pools.h"
+#include "cuda/visible.h"
 #include "cuda/vmm.h"
 
+#include <pthread.h>
 #include <stddef.h>
 #include <stdio.h>
 
@@ -74,7 +76,11 @@ struct vgpu_device *vgpu__cuda_current(CUcontext *context, CUresult *result) {
     return *result == CUDA_SUCCESS ? vgpu__cuda_device(ordinal, result) : NULL;
 }
 
+static pthread_mutex_t starting = PTHREAD_MUTEX_INITIALIZER; /* the driver's start, with its environment */
+
 static void forget_parent(void) {
+    pthread_mutex_t fresh = PTHREAD_MUTEX_INITIALIZER;
+    starting = fresh;
     vgpu__memory_forget();
     vgpu__pools_forget();
     vgpu__vmm_forget();
@@ -97,7 +103,13 @@ CUresult cuInit(unsigned int flags) {
     struct vgpu_process *process = vgpu_process();
     if (process == NULL)
         return CUDA_ERROR_NOT_PERMITTED;
+    pthread_mutex_lock(&starting);
+    bool first = !process->started;
+    char **environment = first ? vgpu__visible_begin(process) : NULL;
     VGPU_CALL(result, cuInit, flags);
+    vgpu__visible_end(environment);
+    process->started |= result == CUDA_SUCCESS;
+    pthread_mutex_unlock(&starting);
     if (result == CUDA_SUCCESS)
         find_only_device(process);
     return result;

@@ -2,7 +2,9 @@
 /* The start of the driver, what a fork does to it, and the names of its errors. */
 #include "driver.h"
 
+#include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 struct driver driver = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
@@ -35,6 +37,36 @@ static void unlock_after_fork(void) {
     pthread_mutex_unlock(&driver.lock);
 }
 
+/* CUDA_VISIBLE_DEVICES: numbers, or UUIDs or the start of one, up to the first that means no card; an empty list, or
+ * one that begins with such an entry, hides all. (CUDA programming guide, environment variables.) */
+static int choose_visible(struct card *found, int count) {
+    const char *entry = getenv("CUDA_VISIBLE_DEVICES");
+    struct card chosen[CARDS_MAX];
+    bool taken[CARDS_MAX] = {false};
+    int kept = 0;
+    if (!entry)
+        return count;
+    while (*entry) {
+        size_t length = strcspn(entry, ",");
+        char *end;
+        long number = strtol(entry, &end, 10);
+        int card = end == entry + length && length > 0 && number >= 0 && number < count ? (int)number : -1;
+        for (int i = 0; length > 4 && card < 0 && i < count; i++)
+            if (strncasecmp(found[i].shared->uuid, entry, length) == 0)
+                card = i;
+        if (card < 0 || taken[card])
+            break;
+        taken[card] = true;
+        chosen[kept++] = found[card];
+        entry += length + (entry[length] == ',');
+    }
+    for (int i = 0; i < count; i++)
+        if (!taken[i])
+            cards_close(&found[i], 1);
+    memcpy(found, chosen, (size_t)kept * sizeof *chosen);
+    return kept;
+}
+
 CUresult stub_cuInit(unsigned flags) {
     REQUIRE(flags == 0, CUDA_ERROR_INVALID_VALUE);
     CUresult result = CUDA_SUCCESS;
@@ -42,7 +74,7 @@ CUresult stub_cuInit(unsigned flags) {
     if (!driver.ready) {
         static bool fork_handled;
         static struct card found[CARDS_MAX];
-        int count = cards_open(found, true);
+        int count = choose_visible(found, cards_open(found, true));
         for (int i = 0; i < count; i++)
             driver.devices[i] = (struct device){.card = found[i], .ordinal = i};
         driver.device_count = count;

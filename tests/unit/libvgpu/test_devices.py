@@ -1,0 +1,128 @@
+"""A process sees the cards that it has a share of and no other, in CUDA as in NVML, whatever else the machine has."""
+
+import subprocess
+import sys
+import textwrap
+from typing import TYPE_CHECKING
+
+import pytest
+
+from libvgpu.stub import StubGPU, create_driver_root, read_card
+
+if TYPE_CHECKING:
+    from conftest import Machine
+
+MIB = 1 << 20
+CARDS = [
+    StubGPU(name=f"Stub {letter}", memory_bytes=1 << 30, uuid=f"GPU-00000000-0000-4000-8000-00000000000{letter}")
+    for letter in "abcd"
+]
+LOOK = """
+def cuda_devices():
+    result, count = cuda.cuInit(0), c_int()
+    if result != SUCCESS:
+        return result
+    check(cuda.cuDeviceGetCount(byref(count)))
+    found = []
+    for i in range(count.value):
+        device, uuid = c_int(), (ctypes.c_ubyte * 16)()
+        check(cuda.cuDeviceGet(byref(device), i))
+        check(cuda.cuDeviceGetUuid_v2(uuid, device))
+        found.append(f"{uuid[15]:x}")
+    return "".join(found)
+
+def nvml_devices():
+    nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    check(nvml.nvmlInit_v2())
+    count, found = c_uint(), []
+    check(nvml.nvmlDeviceGetCount_v2(byref(count)))
+    for i in range(count.value):
+        handle, uuid = c_void_p(), ctypes.create_string_buffer(96)
+        check(nvml.nvmlDeviceGetHandleByIndex_v2(i, byref(handle)))
+        check(nvml.nvmlDeviceGetUUID(handle, uuid, 96))
+        found.append(uuid.value.decode()[-1])
+    return "".join(found)
+"""
+
+
+def _look(machine: "Machine", code: str = "print(cuda_devices(), nvml_devices())", **environment: str) -> str:
+    """Run a program that looks for devices; return what it printed."""
+    command = [sys.executable, "-c", "from gpu import *\n" + LOOK + textwrap.dedent(code)]
+    variables = machine.environment() | environment
+    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
+
+
+@pytest.fixture
+def four_cards(machine: "Machine") -> "Machine":
+    """Return a machine with four cards, and shares of the second and the last."""
+    create_driver_root(machine.root, CARDS)
+    machine.share(10 * MIB, name="last", device_uuid=CARDS[3].uuid)
+    machine.share(30 * MIB, name="second", device_uuid=CARDS[1].uuid)
+    return machine
+
+
+def test_cuda_and_nvml_show_the_cards_with_a_share_in_one_order(four_cards: "Machine") -> None:
+    assert _look(four_cards) == "bd bd"
+
+
+def test_ordinals_mean_the_cards_with_a_share(four_cards: "Machine") -> None:
+    four_cards.run(f"""
+        start(0)
+        assert info() == ({30 * MIB}, {30 * MIB}), info()
+        alloc({30 * MIB})
+        start(1)
+        assert info() == ({10 * MIB}, {10 * MIB}), info()
+        alloc({10 * MIB})
+        assert cuda.cuDeviceGet(byref(c_int()), 2) == 101
+        bus, device = ctypes.create_string_buffer(32), c_int(-1)
+        check(cuda.cuDeviceGetPCIBusId(bus, 32, 1))
+        check(cuda.cuDeviceGetByPCIBusId(byref(device), bus))
+        assert device.value == 1
+    """)
+    peaks = [read_card(four_cards.root / "dev" / f"nvidia{i}").peak_bytes for i in range(4)]
+    assert peaks == [0, 30 * MIB, 0, 10 * MIB]
+
+
+@pytest.mark.parametrize(
+    ("setting", "seen"),
+    [
+        ("0", "b"),
+        ("1", "d"),
+        ("1,0", "db"),
+        ("1,2,0", "d"),
+        ("2", "100"),
+        ("", "100"),
+        ("-1", "100"),
+        (CARDS[3].uuid, "d"),
+        (CARDS[0].uuid, "100"),
+        (f"{CARDS[3].uuid.upper().replace('GPU', 'gpu')},{CARDS[1].uuid}", "db"),
+    ],
+)
+def test_the_setting_of_the_application_chooses_among_its_own_cards(
+    setting: str, seen: str, four_cards: "Machine"
+) -> None:
+    look = "import os; print(cuda_devices(), os.environ['CUDA_VISIBLE_DEVICES'] == SETTING)"
+    output = _look(four_cards, look.replace("SETTING", repr(setting)), CUDA_VISIBLE_DEVICES=setting)
+    assert output == f"{seen} True"
+
+
+def test_the_environment_stays_as_it_is(four_cards: "Machine") -> None:
+    output = _look(
+        four_cards,
+        """
+        import subprocess
+        libc = ctypes.CDLL(None)
+        libc.getenv.restype = ctypes.c_char_p
+        check(cuda.cuInit(0))
+        print(libc.getenv(b"CUDA_VISIBLE_DEVICES"), libc.getenv(b"VGPU_SHARES_DIR") is not None)
+        print("CUDA_VISIBLE_DEVICES" in subprocess.run(["env"], capture_output=True, text=True).stdout)
+        """,
+    )
+    assert output == "None True\nFalse"
+
+
+def test_where_all_cards_have_a_share_the_drivers_own_reading_counts(machine: "Machine") -> None:
+    create_driver_root(machine.root, CARDS[:2])
+    machine.share(10 * MIB, name="a", device_uuid=CARDS[0].uuid)
+    machine.share(10 * MIB, name="b", device_uuid=CARDS[1].uuid)
+    assert _look(machine, "print(cuda_devices())", CUDA_VISIBLE_DEVICES="1,0") == "ba"
