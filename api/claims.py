@@ -99,6 +99,8 @@ class ClaimView:
     pod_uid: str | None
     """UID of the pod that the claim was made for from a template, if any."""
     deleting: bool
+    limits_annotation: str | None = None
+    """What is to be changed of its shares while they live; see api.adjustments."""
 
     def __str__(self) -> str:
         return f"ResourceClaim {self.namespace}/{self.name}"
@@ -136,7 +138,7 @@ def vgpu_config(configs: tuple[OpaqueConfig, ...], request: str, driver: str, wh
     for config in configs:
         if config.driver == driver and config.applies_to(request):
             given = parse_config(config.parameters, where)
-            found = found.model_copy(update=given.model_dump(exclude_none=True))
+            found = found.model_copy(update=given.model_dump(exclude_unset=True, exclude_none=True))
     return found
 
 
@@ -171,6 +173,7 @@ def _read_claim(claim: Object, where: str) -> ClaimView:
         ),
         pod_uid=next((o["uid"] for o in owners if o.get("kind") == "Pod" and o.get("controller")), None),
         deleting="deletionTimestamp" in metadata,
+        limits_annotation=(metadata.get("annotations") or {}).get(names.ANNOTATION_LIMITS),
     )
 
 

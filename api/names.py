@@ -73,6 +73,11 @@ def device_name(uuid: str) -> DeviceName:
     return DeviceName(uuid.lower())
 
 
+# --- Annotations ---------------------------------------------------------------------------------------------------
+
+ANNOTATION_LIMITS: Final = f"{API_GROUP}/limits"
+"""On a ResourceClaim: changes its shares while they live, such as {"memory": "4Gi", "suspended": true}."""
+
 # --- CDI -----------------------------------------------------------------------------------------------------------
 
 CDI_CLASS_GPU: Final = "gpu"
@@ -118,6 +123,8 @@ EVENT_CONFIG_INVALID: Final = "VGPUConfigInvalid"
 """Reason of the event on a claim or template whose VGPUConfig is wrong."""
 EVENT_OVERUSE: Final = "VGPUOveruse"
 """Reason of the event on a claim whose processes hold more device memory than its share, by the driver's count."""
+EVENT_LIMITS_INVALID: Final = "VGPULimitsInvalid"
+"""Reason of the event on a claim whose annotation ANNOTATION_LIMITS is wrong."""
 
 REASON_INSUFFICIENT_MEMORY: Final = "CardInsufficientMemory"
 REASON_INSUFFICIENT_CORES: Final = "CardInsufficientCore"

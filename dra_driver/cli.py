@@ -104,6 +104,7 @@ def _add_node_agent(commands: _Commands) -> None:
         ("ignored-xids", "Xid errors that leave a device healthy, separated by commas"),
         ("monitor-interval-s", "seconds between two looks at the books of all shares; default: 1"),
         ("driver-interval-s", "seconds between two looks at the driver's figures; default: 5"),
+        ("annotation-interval-s", "seconds in which each claim is asked once for changes; default: 60"),
     ):
         parser.add_argument(f"--{name}", metavar="D", help=text)
 
@@ -120,16 +121,28 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_share(commands: _Commands) -> None:
-    parser = commands.add_parser("share", help="show the shares of this node")
+    parser = commands.add_parser("share", help="show and change the shares of this node")
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
-    for name, text in (("list", "list all shares"), ("show", "show one share")):
-        action = _add(actions, name, _share_list if name == "list" else _share_show, text)
+    for name, function, text in (
+        ("list", _share_list, "list all shares"),
+        ("show", _share_show, "show one share"),
+        ("set", _share_set, "change a share while it lives, within what its claim holds"),
+        ("suspend", _share_suspend, "let a share's launches wait"),
+        ("resume", _share_resume, "end a suspension"),
+    ):
+        action = _add(actions, name, function, text)
         action.add_argument(
             "--state-dir", type=Path, default=Path(names.STATE_DIR), metavar="D", help="default: %(default)s"
         )
-        action.add_argument("-o", "--output", choices=("text", "json"), default="text")
-        if name == "show":
+        if name in {"list", "show"}:
+            action.add_argument("-o", "--output", choices=("text", "json"), default="text")
+        if name != "list":
             action.add_argument("name", help="name of the share, or the start of it")
+        if name == "set":
+            action.add_argument("--memory", metavar="Q", help='device memory, such as "2Gi"')
+            action.add_argument("--cores", type=int, metavar="N", help="percent of the device's compute time")
+            action.add_argument("--priority", type=int, metavar="N", help="among the shares of its device")
+            action.add_argument("--reset", action="store_true", help="undo earlier changes first")
 
 
 def _add_explain(commands: _Commands) -> None:
@@ -209,6 +222,31 @@ def _share_show(options: argparse.Namespace) -> int:
     share = sharing.find_share(options.state_dir, options.name)
     print(sharing.format_json([share]) if options.output == "json" else sharing.format_share(share))
     return 0 if not share.problem else 1
+
+
+def _share_set(options: argparse.Namespace) -> int:
+    from dra_driver import changing
+
+    wishes = {name: getattr(options, name) for name in ("memory", "cores", "priority")}
+    given = {name: value for name, value in wishes.items() if value is not None}
+    if not given and not options.reset:
+        raise ConfigError("share set: found nothing to change, expected --memory, --cores, --priority or --reset")
+    print(changing.change_share(options.state_dir, options.name, given, reset=options.reset))
+    return 0
+
+
+def _share_suspend(options: argparse.Namespace) -> int:
+    from dra_driver import changing
+
+    print(changing.change_share(options.state_dir, options.name, {"suspended": True}))
+    return 0
+
+
+def _share_resume(options: argparse.Namespace) -> int:
+    from dra_driver import changing
+
+    print(changing.change_share(options.state_dir, options.name, {"suspended": None}))
+    return 0
 
 
 def _explain(options: argparse.Namespace) -> int:

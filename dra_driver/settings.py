@@ -71,6 +71,9 @@ class NodeAgentOptions(CommonOptions):
     driver_interval_s: Annotated[
         float, Field(ge=1, le=600, description="between two looks at the driver's figures")
     ] = 5.0
+    annotation_interval_s: Annotated[
+        float, Field(ge=1, le=3600, description="in which each claim is asked once for changes")
+    ] = 60.0
     pod_uid: Annotated[
         str | None, Field(description="UID of the agent's pod: lets two run side by side in an update")
     ] = None

@@ -70,6 +70,7 @@ def run_node_agent(config: Path | None, flags: Mapping[str, object]) -> int:
         ignored_xids=options.ignored_xids,
         monitor_interval_s=options.monitor_interval_s,
         driver_interval_s=options.driver_interval_s,
+        annotation_interval_s=options.annotation_interval_s,
     )
     _begin(options)
     return _serve(NodeAgent(HTTPKubeClient(options.kubeconfig), settings), options.listen)

@@ -17,6 +17,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from api import names
 from api.errors import StateError, VGPUError
 from api.kube import KubeClient
+from kubeletplugin.annotations import AnnotationFollower
 from kubeletplugin.cdi import gpu_spec
 from kubeletplugin.claimreading import ClaimReader
 from kubeletplugin.collecting import Collector
@@ -71,6 +72,8 @@ class AgentSettings:
     """Between two looks at the books of all shares."""
     driver_interval_s: float = 5.0
     """Between two looks at what the driver measures."""
+    annotation_interval_s: float = 60.0
+    """In which each claim is asked once for changes of its shares."""
     hold_back: tuple[str, ...] = ()
     """GPUs that are not offered: UUIDs, indices, model:NAME."""
     ignored_xids: tuple[int, ...] = ()
@@ -150,6 +153,7 @@ class NodeAgent:
             lambda: self._view.devices,
             Intervals(settings.monitor_interval_s, settings.driver_interval_s),
         )
+        follower = AnnotationFollower(self._reader, state.ledger, paths.shares_dir, self._events.tell)
         services = dra_services(preparer, Unpreparer(state), state, observer.durations)
         health = HealthSettings(self._board, settings.node_name, settings.health_interval_s)
         server = PluginServer(self._sockets, settings.driver_name, services, health)
@@ -171,6 +175,7 @@ class NodeAgent:
             "monitor": lambda: observer.run_until(self._stopping),
             "collector": lambda: collector.run_until(self._stopping, settings.collect_interval_s),
             "events": self._keep_watching,
+            "annotations": lambda: follower.run_until(self._stopping, settings.annotation_interval_s),
         }
         for name, body in bodies.items():
             thread = threading.Thread(target=body, name=name, daemon=True)

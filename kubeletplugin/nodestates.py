@@ -93,8 +93,9 @@ class NodeState:
             Whether anything had to be written.
         """
         changed = False
-        for limits in claim.shares():
-            changed = self.shares.put(limits) or changed
+        for device in claim.devices:
+            if device.limits is not None:
+                changed = self.shares.put(device.limits, device.holds()) or changed
         self.shares.put_copy(claim)
         shares = [limits.share for limits in claim.shares()]
         if shares:

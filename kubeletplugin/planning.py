@@ -15,7 +15,7 @@ from api.quantities import format_bytes
 from api.vgpuconfig import Overuse, Policy, VGPUConfig
 from kubeletplugin.devices import Device, DeviceTable
 from kubeletplugin.ledgers import Prepared
-from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice
+from kubeletplugin.preparedclaims import Held, PreparedClaim, PreparedDevice
 from libvgpu.shares import Limits
 
 
@@ -70,14 +70,15 @@ def _plan_device(claim: ClaimView, result: AllocationResult, node: NodeView) -> 
     device = node.devices.find(result.device, str(claim))
     if not device.offered:
         raise ClaimError(f"{claim}: request {result.request}: device {device.name} is not offered: {device.reason}")
-    whole = device.type == names.DEVICE_TYPE_MIG  # its limits are the hardware's
+    bare = result.admin_access or device.type == names.DEVICE_TYPE_MIG  # the latter's limits are the hardware's
     return PreparedDevice(
         index=result.index,
         request=result.request,
         pool=result.pool,
         device=device.name,
         share_id=result.share_id,
-        limits=None if result.admin_access or whole else _plan_limits(claim, result, device, node.driver_name),
+        limits=None if bare else _plan_limits(claim, result, device, node.driver_name),
+        held=None if bare else Held(*_allocated(result, device, f"{claim}: request {result.request}")),
     )
 
 

@@ -18,6 +18,14 @@ _VERSION = 1
 
 
 @dataclass(frozen=True)
+class Held:
+    """What a claim was allocated of a device: the most that its share can be given while it lives."""
+
+    memory_bytes: int
+    cores_percent: int
+
+
+@dataclass(frozen=True)
 class PreparedDevice:
     """One result of a claim's allocation."""
 
@@ -30,8 +38,16 @@ class PreparedDevice:
     share_id: str | None = None
     limits: Limits | None = None
     """None: no share; an adminAccess request gets the device as it is, and a MIG device is given out whole."""
+    held: Held | None = None
+    """None: not known (no share, or recorded by an older release)."""
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """Fields of another release."""
+
+    def holds(self) -> Held:
+        """Return what its share can have at most."""
+        if self.held is not None or self.limits is None:
+            return self.held or Held(0, 0)
+        return Held(self.limits.memory_bytes, self.limits.cores_percent)
 
 
 @dataclass(frozen=True)
@@ -121,12 +137,15 @@ def _encode_device(device: PreparedDevice) -> dict[str, Any]:
         fields["shareID"] = device.share_id
     if device.limits is not None:
         fields["limits"] = _encode_limits(device.limits)
+    if device.held is not None:
+        fields["held"] = {"memoryBytes": device.held.memory_bytes, "coresPercent": device.held.cores_percent}
     return fields
 
 
 def _decode_device(fields: dict[str, Any]) -> PreparedDevice:
     limits = fields.pop("limits", None)
     share_id = fields.pop("shareID", None)
+    held = fields.pop("held", None)
     return PreparedDevice(
         index=_number(fields.pop("index")),
         request=_text(fields.pop("request")),
@@ -134,6 +153,7 @@ def _decode_device(fields: dict[str, Any]) -> PreparedDevice:
         device=DeviceName(_text(fields.pop("device"))),
         share_id=None if share_id is None else _text(share_id),
         limits=None if limits is None else _decode_limits(limits),
+        held=None if held is None else Held(_number(held["memoryBytes"]), _number(held["coresPercent"])),
         extra=fields,
     )
 

@@ -6,14 +6,14 @@ Called by nodestates. What is in the folders of a claim changes under the claim'
 import logging
 import os
 import re
-from dataclasses import replace
 from pathlib import Path
 
 from api import names
 from api.errors import StateError
 from api.names import ClaimUID
+from kubeletplugin.adjusting import Adjustments, adjusted, following, read_adjustments
 from kubeletplugin.files import read_if_there, remove_tree, write_atomically
-from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice, decode, encode
+from kubeletplugin.preparedclaims import Held, PreparedClaim, PreparedDevice, decode, encode
 from libvgpu.shares import Limits, change_limits, create_share, is_in_use, read_books, read_limits
 
 _log = logging.getLogger(__name__)
@@ -45,15 +45,18 @@ class ShareFolders:
         if self.folder.stat().st_mode & 0o777 != _MODE:
             self.folder.chmod(_MODE)
 
-    def put(self, limits: Limits) -> bool:
-        """Bring a share to these limits; return whether anything had to be mended."""
-        folder = self.folder / limits.share
-        # What is steered while the share lives is not part of the claim, and not undone by preparing again.
+    def put(self, claim: Limits, held: Held) -> bool:
+        """Bring a share to what its claim says; return whether anything had to be mended.
+
+        What was changed while the share lives is not part of the claim, and not undone by preparing again.
+        """
+        folder = self.folder / claim.share
+        limits = adjusted(claim, held, _adjustments(folder))
         before: list[Limits] = []
 
         def follow(present: Limits) -> Limits:
             before.append(present)
-            return _following(limits, present)
+            return following(limits, present)
 
         try:
             limits = change_limits(folder, follow)
@@ -128,14 +131,9 @@ _MODE = 0o700
 _COPY_FILE = "claim.json"
 
 
-def _following(claim: Limits, present: Limits) -> Limits:
-    """Return the limits of a share with what its claim says."""
-    return replace(
-        present,
-        share=claim.share,
-        device_uuid=claim.device_uuid,
-        memory_bytes=claim.memory_bytes,
-        cores_percent=claim.cores_percent,
-        ceiling_percent=claim.ceiling_percent,
-        policy=claim.policy,
-    )
+def _adjustments(folder: Path) -> Adjustments:
+    try:
+        return read_adjustments(folder)
+    except StateError as error:
+        _log.error("changes of a share are lost: it has what its claim says", extra={"error": str(error)})
+        return {}

@@ -1,0 +1,139 @@
+"""Changes shares while they live, and keeps what was changed: within what the claim holds, and as long as it does.
+
+Called by `dra-driver share`, by the follower of annotations, and by the share folders when a claim is prepared again.
+A file beside the limits remembers who wants what; the narrowest wish counts.
+"""
+
+import enum
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from api import names
+from api.adjustments import Adjustment
+from api.errors import ConfigError, StateError
+from api.quantities import format_bytes
+from api.vgpuconfig import Policy
+from kubeletplugin.files import read_if_there, write_atomically
+from kubeletplugin.preparedclaims import Held
+from libvgpu.shares import Limits, change_limits
+
+_FILE = "adjustments"
+
+
+class Source(enum.Enum):
+    """Who wants a change."""
+
+    NODE = "node"
+    """An operator on the node."""
+    CLAIM = "claim"
+    """Whoever may annotate the claim."""
+
+
+Adjustments = Mapping[Source, Adjustment]
+
+
+def adjusted(claim: Limits, held: Held, adjustments: Adjustments) -> Limits:
+    """Return the limits of a share with all changes: what the claim says, if nobody says anything else.
+
+    Args:
+        claim: as the claim and its parameters say.
+        held: what the claim was allocated; nothing goes above it.
+        adjustments: who wants what.
+    """
+    wishes = list(adjustments.values())
+    memory = [wish.memory for wish in wishes if wish.memory is not None] or [claim.memory_bytes]
+    cores = [wish.cores for wish in wishes if wish.cores is not None]
+    asked = [adjustments[source].priority for source in Source if source in adjustments]
+    priorities = [priority for priority in asked if priority is not None]
+    limits = replace(
+        claim,
+        memory_bytes=min([*memory, held.memory_bytes]),
+        priority=priorities[0] if priorities else claim.priority,
+        suspended=any(wish.suspended for wish in wishes),
+    )
+    if not cores:
+        return limits
+    if not held.cores_percent:
+        return replace(limits, ceiling_percent=min(cores))
+    percent = min([*cores, held.cores_percent])
+    return replace(
+        limits,
+        cores_percent=percent,
+        ceiling_percent=percent if claim.policy is Policy.FIXED else claim.ceiling_percent,
+    )
+
+
+def read_adjustments(folder: Path) -> Adjustments:
+    """Return who wants what of a share.
+
+    Raises:
+        StateError: the file is damaged; names it.
+    """
+    path = folder / _FILE
+    content = read_if_there(path)
+    if content is None:
+        return {}
+    try:
+        return {Source(source): Adjustment.model_validate(wish) for source, wish in json.loads(content).items()}
+    except (ValueError, AttributeError, ValidationError) as error:
+        raise StateError(f"{path}: found {error!r}, expected the changes of a share") from error
+
+
+def adjust(
+    folder: Path, planned: tuple[Limits, Held], source: Source, adjustment: Adjustment | None, where: str
+) -> Limits:
+    """Change a share; return its limits as they are now.
+
+    Args:
+        folder: of the share.
+        planned: what the claim says, and what it holds.
+        source: who wants the change.
+        adjustment: all that this source wants from now on; None: nothing more.
+        where: names who asks, for the message.
+
+    Raises:
+        ConfigError: more than the claim holds; one line for each field.
+        StateError: there is no such share (any more), or its files are damaged.
+    """
+    claim, held = planned
+    if adjustment is not None:
+        _check(adjustment, held, where)
+
+    def change(present: Limits) -> Limits:
+        wishes = {**read_adjustments(folder), **({source: adjustment} if adjustment is not None else {})}
+        if adjustment is None:
+            wishes.pop(source, None)
+        content = {one.value: wish.model_dump(exclude_none=True) for one, wish in wishes.items()}
+        write_atomically(folder / _FILE, json.dumps(content).encode(), 0o600)
+        return following(adjusted(claim, held, wishes), present)
+
+    return change_limits(folder, change)
+
+
+def following(claim: Limits, present: Limits) -> Limits:
+    """Return the limits of a share with what its claim says; what the agent steers by itself stays."""
+    return replace(
+        claim,
+        oversubscribe=present.oversubscribe,
+        host_memory_bytes=present.host_memory_bytes,
+        granted_percent=present.granted_percent,
+        charge_permille=present.charge_permille,
+    )
+
+
+def _check(adjustment: Adjustment, held: Held, where: str) -> None:
+    problems: list[str] = []
+    if adjustment.memory is not None and adjustment.memory > held.memory_bytes:
+        problems.append(
+            f"{where}: memory: found {format_bytes(adjustment.memory)}, expected at most the "
+            f"{format_bytes(held.memory_bytes)} that the claim holds"
+        )
+    cores = held.cores_percent or names.CORES_PER_DEVICE
+    if adjustment.cores is not None and adjustment.cores > cores:
+        problems.append(f"{where}: cores: found {adjustment.cores}, expected at most the {cores} that the claim holds")
+    if problems:
+        raise ConfigError("\n".join(problems))
