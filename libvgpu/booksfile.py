@@ -75,7 +75,7 @@ class BooksReader:
         """
         constants = layout().constants
         try:
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             try:
                 raw = self._read_used(descriptor)
                 books = _view(raw)

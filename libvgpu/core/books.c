@@ -4,6 +4,7 @@
 #include "core/clock.h"
 #include "core/identity.h"
 #include "core/log.h"
+#include "core/origin.h"
 #include "core/quota.h"
 
 #include <errno.h>
@@ -58,8 +59,20 @@ static void retire(struct vgpu_books *books, struct vgpu_slot *slot) {
     __atomic_store_n(&slot->pid, 0, __ATOMIC_RELEASE);
 }
 
+/* A tenant can write its books. Where `used` is not what the slots say, though nothing changed meanwhile and nothing is
+ * on its way, somebody did: count anew. */
+static bool adds_up(const struct vgpu_books *books) {
+    uint64_t used = __atomic_load_n(&books->used, __ATOMIC_SEQ_CST), sum = 0;
+    for (uint32_t i = 0; i < slots_high(books); i++) {
+        if (__atomic_load_n(&books->slots[i].inflight_bytes, __ATOMIC_SEQ_CST) != 0)
+            return true; /* not to be told; a dead owner's are found below */
+        sum += __atomic_load_n(&books->slots[i].reserved_bytes, __ATOMIC_SEQ_CST);
+    }
+    return sum == used || __atomic_load_n(&books->used, __ATOMIC_SEQ_CST) != used;
+}
+
 bool vgpu_books_reap_locked(int descriptor, struct vgpu_books *books) {
-    bool progress = false, uncertain = false;
+    bool progress = false, uncertain = !adds_up(books);
     for (uint32_t i = 0; i < slots_high(books); i++) {
         struct vgpu_slot *slot = &books->slots[i];
         if (is_clean(slot) || lock_byte(descriptor, F_WRLCK, VGPU_SLOT_LOCKS + i) != 0)
@@ -174,7 +187,7 @@ static struct vgpu_books *map(int descriptor, const char *path) {
         return NULL;
     }
     struct vgpu_books *books = mmap(NULL, sizeof *books, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
-    if (books == MAP_FAILED || madvise(books, sizeof *books, MADV_DONTFORK) != 0) {
+    if (books == MAP_FAILED) {
         vgpu_complain("%s: found %s, expected to map it; the GPU is refused", path, strerror(errno));
         return NULL;
     }
@@ -206,6 +219,16 @@ static struct vgpu_slot *claim(int descriptor, struct vgpu_books *books) {
     return NULL;
 }
 
+/* That a lock was granted proves little: a system call filter can say so, and so can a filesystem without locks. Then
+ * the living would look dead to others, who would take back their bytes. */
+static bool is_locked_for_others(const char *path, uint32_t index) {
+    int descriptor = open(path, O_RDWR | O_CLOEXEC);
+    bool locked = descriptor >= 0 && lock_byte(descriptor, F_WRLCK, VGPU_SLOT_LOCKS + index) != 0;
+    if (descriptor >= 0)
+        close(descriptor);
+    return locked;
+}
+
 int vgpu_books_attach(const char *path, struct vgpu_books **books, struct vgpu_slot **slot) {
     int descriptor = open(path, O_RDWR | O_CLOEXEC);
     if (descriptor < 0) {
@@ -213,14 +236,16 @@ int vgpu_books_attach(const char *path, struct vgpu_books **books, struct vgpu_s
         return -1;
     }
     int result = -1;
-    *books = map(descriptor, path);
+    *books = vgpu_origin_check(descriptor, path, false) == 0 ? map(descriptor, path) : NULL;
     if (*books != NULL) {
         vgpu_books_reap(path, *books); /* on a description of its own: closing it drops the locks that reaping takes */
         *slot = claim(descriptor, *books);
-        if (*slot != NULL)
-            result = 0;
-        else
+        if (*slot == NULL)
             vgpu_complain("%s: found %d processes, expected a free slot; the GPU is refused", path, VGPU_SLOTS);
+        else if (!is_locked_for_others(path, (uint32_t)(*slot - (*books)->slots)))
+            vgpu_complain("%s: found locks that hold off nobody, expected those of Linux; the GPU is refused", path);
+        else
+            result = 0;
     }
     if (result != 0 && *books != NULL)
         munmap(*books, sizeof **books);

@@ -3,6 +3,7 @@
 
 #include "core/clock.h"
 #include "core/log.h"
+#include "core/origin.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -14,6 +15,10 @@ const struct vgpu_limits *vgpu_limits_map(const char *path) {
     int descriptor = open(path, O_RDONLY | O_CLOEXEC);
     if (descriptor < 0) {
         vgpu_complain("%s: found %s, expected a readable limits file; the GPU is refused", path, strerror(errno));
+        return NULL;
+    }
+    if (vgpu_origin_check(descriptor, path, true) != 0) {
+        close(descriptor);
         return NULL;
     }
     const struct vgpu_limits *limits = MAP_FAILED;

@@ -5,6 +5,7 @@
 #include "core/books.h"
 #include "core/clock.h"
 #include "core/limits.h"
+#include "core/log.h"
 #include "core/quota.h"
 #include "core/share.h"
 
@@ -24,6 +25,33 @@ static void wait_for_recount(struct vgpu_share *share, int round) {
         vgpu_books_relieve(share->books_path, share->books);
 }
 
+/* Take min(bytes, what this process holds) off what it holds, and off the books. Returns it. */
+static uint64_t credit_in(struct vgpu_share *share, uint64_t bytes) {
+    uint64_t credited, part, held = __atomic_load_n(&share->held_bytes, __ATOMIC_SEQ_CST);
+    do {
+        part = bytes < held ? bytes : held;
+    } while (part > 0 && !__atomic_compare_exchange_n(&share->held_bytes, &held, held - part, true, __ATOMIC_SEQ_CST,
+                                                      __ATOMIC_SEQ_CST));
+    for (int round = 0; vgpu_quota_credit(share->books, share->slot, part, &credited) == VGPU_BUSY; round++)
+        wait_for_recount(share, round);
+    return part;
+}
+
+/* Count what the books have granted. In sound books a process never holds more than all do (here it is counted after
+ * them, and given back before them), so the limit bounds it too. In books that a tenant damaged it still does.
+ * What is taken by force is only counted. */
+static int hold(struct vgpu_share *share, uint64_t bytes, bool forced) {
+    uint64_t held = __atomic_add_fetch(&share->held_bytes, bytes, __ATOMIC_SEQ_CST);
+    if (forced || held <= vgpu_limits_memory_bytes(share->limits))
+        return VGPU_OK;
+    uint64_t used = vgpu_quota_used(share->books);
+    if (used < held)
+        vgpu_complain("%s: used: found %llu bytes, expected the %llu of this process at least; memory is refused",
+                      share->books_path, (unsigned long long)used, (unsigned long long)(held - bytes));
+    credit_in(share, bytes);
+    return VGPU_OVER;
+}
+
 static int reserve_in(struct vgpu_share *share, uint64_t bytes, bool forced) {
     int result = VGPU_BUSY;
     for (int round = 0; result == VGPU_BUSY && (forced || round < BUSY_REFUSE_AFTER); round++) {
@@ -32,14 +60,7 @@ static int reserve_in(struct vgpu_share *share, uint64_t bytes, bool forced) {
         if (result == VGPU_BUSY)
             wait_for_recount(share, round);
     }
-    return result;
-}
-
-static uint64_t credit_in(struct vgpu_share *share, uint64_t bytes) {
-    uint64_t credited = 0;
-    for (int round = 0; vgpu_quota_credit(share->books, share->slot, bytes, &credited) == VGPU_BUSY; round++)
-        wait_for_recount(share, round);
-    return credited;
+    return result == VGPU_OK ? hold(share, bytes, forced) : result;
 }
 
 static uint64_t room_in(const struct vgpu_share *share) {

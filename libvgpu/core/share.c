@@ -5,6 +5,7 @@
 #include "core/clock.h"
 #include "core/limits.h"
 #include "core/log.h"
+#include "core/origin.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -70,10 +71,11 @@ static bool attach_share(struct vgpu_process *process, const char *folder, const
     return bind_device(process, share);
 }
 
-/* The container's folder if it exists: then the environment, which a tenant can edit, does not count. */
+/* The container's folder in a container, and wherever it exists: the environment, which a tenant can edit, does not
+ * count then. */
 static const char *shares_folder(DIR **folder) {
     *folder = opendir(VGPU_CONTAINER_SHARES_DIR);
-    if (*folder != NULL || errno != ENOENT)
+    if (*folder != NULL || errno != ENOENT || vgpu_in_container())
         return VGPU_CONTAINER_SHARES_DIR;
     const char *path = getenv(VGPU_ENV_SHARES_DIR);
     if (path == NULL || path[0] == '\0')

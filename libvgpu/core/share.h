@@ -30,6 +30,7 @@ struct vgpu_share {
     const struct vgpu_limits *limits; /* mapped read-only */
     struct vgpu_books *books;         /* mapped, shared with all processes of the share */
     struct vgpu_slot *slot;           /* this process's own */
+    uint64_t held_bytes;              /* reserved by this process, in memory that no other can write */
     uint64_t reaped_at_ns;            /* when this process last looked for dead ones */
     uint32_t refusals;                /* of memory, since the last time that it got some */
     char books_path[VGPU_MAX_PATH];

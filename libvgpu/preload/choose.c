@@ -51,6 +51,8 @@ static void *choose(void *handle, const char *name, const char *version) {
         return (void *)dlsym;
     if (name[0] == 'd' && name[1] == 'l' && strcmp(name, "dlvsym") == 0)
         return (void *)dlvsym;
+    if (name[0] == 'd' && name[1] == 'l' && strcmp(name, "dlmopen") == 0)
+        return (void *)dlmopen;
     const char *library;
     void *hook = hook_of(name, &library);
     return hook != NULL && exists(handle, name, version, library) ? hook : NULL;

@@ -8,8 +8,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Everything up to search_once runs inside somebody's very first dlsym, e.g. while a sanitizer looks for the functions
- * that it will intercept: it calls no function of the C library. */
+/* Everything up to vgpu__libc_function runs inside somebody's very first dlsym, e.g. while a sanitizer looks for the
+ * functions that it will intercept: it calls no function of the C library. */
 
 static bool same(const char *a, const char *b) {
     while (*a != '\0' && *a == *b) {
@@ -95,7 +95,7 @@ static void *search_libc(const char *name) {
 }
 
 /* The same answer each time, so threads may race. */
-static void *search_once(const char *name, void **found) {
+void *vgpu__libc_function(const char *name, void **found) {
     void *function = __atomic_load_n(found, __ATOMIC_RELAXED);
     if (function == NULL) {
         function = search_libc(name);
@@ -106,17 +106,26 @@ static void *search_once(const char *name, void **found) {
 
 vgpu_dlsym_function vgpu__libc_dlsym(void) {
     static void *found;
-    return (vgpu_dlsym_function)search_once("dlsym", &found);
+    return (vgpu_dlsym_function)vgpu__libc_function("dlsym", &found);
 }
 
 vgpu_dlvsym_function vgpu__libc_dlvsym(void) {
     static void *found;
-    return (vgpu_dlvsym_function)search_once("dlvsym", &found);
+    return (vgpu_dlvsym_function)vgpu__libc_function("dlvsym", &found);
+}
+
+extern ElfW(Dyn) _DYNAMIC[] __attribute__((visibility("hidden")));
+
+const char *vgpu__libc_own_path(void) {
+    for (const struct link_map *object = _r_debug.r_map; object != NULL; object = object->l_next)
+        if (object->l_ld == _DYNAMIC)
+            return object->l_name;
+    return NULL;
 }
 
 static void *open_library(const char *library, int flags) {
     static void *found;
-    void *(*open_function)(const char *, int) = (void *(*)(const char *, int))search_once("dlopen", &found);
+    void *(*open_function)(const char *, int) = (void *(*)(const char *, int))vgpu__libc_function("dlopen", &found);
     return open_function != NULL ? open_function(library, flags) : NULL;
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The C library's own dlsym and dlvsym, which this library interposes, its dlopen, and symbols of a driver's library
- * through them.
+ * The C library's own dlsym, dlvsym and dlmopen, which this library interposes, its dlopen, and symbols of a driver's
+ * library through them.
  *
  * They are found by walking the loaded objects' symbol tables: a reference to dlsym or dlvsym from here would bind to
  * our own, and a plain reference to dlopen would tie the library to the C library that it was built with (they moved
@@ -15,6 +15,13 @@ typedef void *(*vgpu_dlvsym_function)(void *handle, const char *name, const char
 
 vgpu_dlsym_function vgpu__libc_dlsym(void);
 vgpu_dlvsym_function vgpu__libc_dlvsym(void);
+
+/* Other functions of the C library that have moved between its parts; NULL if it lacks them. `found` keeps the answer.
+ */
+void *vgpu__libc_function(const char *name, void **found);
+
+/* The path that the loader opened this library by; NULL in a namespace of its own. */
+const char *vgpu__libc_own_path(void);
 
 /* The library if it is loaded already (by its soname, whatever path it came from), NULL if not. */
 void *vgpu__libc_loaded(const char *library);

@@ -40,6 +40,16 @@ def alloc(size: int) -> Pointer:
     return pointer
 
 
+def grab(most: int = 256) -> int:
+    """Allocate MiB after MiB until the driver refuses, or there are `most`; return how many there are."""
+    for count in range(most):
+        result, _ = try_alloc(1 << 20)
+        if result != SUCCESS:
+            assert result in (OUT_OF_MEMORY, NOT_PERMITTED), result
+            return count
+    return most
+
+
 def free(pointer: Pointer) -> None:
     """Free."""
     check(cuda.cuMemFree_v2(pointer))

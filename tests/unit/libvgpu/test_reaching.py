@@ -113,9 +113,17 @@ def test_every_entry_point_of_the_driver_is_in_one_table(machine: "Machine") -> 
 
 
 def test_exactly_the_hooks_are_exported(built: Path) -> None:
+<<<<<<< HEAD
     nvml = re.findall(r"^HOOK\((\w+)\)$", (LIBVGPU / "nvml/hooks.def").read_text(encoding="utf-8"), flags=re.MULTILINE)
     hooks = {"dlsym", "dlvsym", *nvml}
     hooks |= {entry.symbol for entry in entry_points() if entry.effect != "passed"}
+=======
+    hooks = {"dlsym", "dlvsym", "dlmopen"}
+    for table in ("cuda/hooks.def", "nvml/hooks.def"):
+        lines = (LIBVGPU / table).read_text(encoding="utf-8")
+        for kind, symbol in re.findall(r"^(HOOK2?)\((\w+)\)$", lines, flags=re.MULTILINE):
+            hooks |= {symbol, f"{symbol}_ptsz"} if kind == "HOOK2" else {symbol}
+>>>>>>> c38bbd4 (Refuse shares that the node agent did not mount; bound each process by what it holds itself)
     command = ["nm", "-D", "--defined-only", str(built / "libvgpu.so")]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert {line.split()[-1] for line in lines} == hooks
