@@ -113,17 +113,9 @@ def test_every_entry_point_of_the_driver_is_in_one_table(machine: "Machine") -> 
 
 
 def test_exactly_the_hooks_are_exported(built: Path) -> None:
-<<<<<<< HEAD
     nvml = re.findall(r"^HOOK\((\w+)\)$", (LIBVGPU / "nvml/hooks.def").read_text(encoding="utf-8"), flags=re.MULTILINE)
-    hooks = {"dlsym", "dlvsym", *nvml}
+    hooks = {"dlsym", "dlvsym", "dlmopen", *nvml}
     hooks |= {entry.symbol for entry in entry_points() if entry.effect != "passed"}
-=======
-    hooks = {"dlsym", "dlvsym", "dlmopen"}
-    for table in ("cuda/hooks.def", "nvml/hooks.def"):
-        lines = (LIBVGPU / table).read_text(encoding="utf-8")
-        for kind, symbol in re.findall(r"^(HOOK2?)\((\w+)\)$", lines, flags=re.MULTILINE):
-            hooks |= {symbol, f"{symbol}_ptsz"} if kind == "HOOK2" else {symbol}
->>>>>>> c38bbd4 (Refuse shares that the node agent did not mount; bound each process by what it holds itself)
     command = ["nm", "-D", "--defined-only", str(built / "libvgpu.so")]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert {line.split()[-1] for line in lines} == hooks
@@ -136,11 +128,14 @@ def test_the_library_runs_on_every_c_library_since_2_17(built: Path) -> None:
     assert max(versions) <= (2, 17)
 
 
-def test_header_and_python_name_the_same_paths() -> None:
-    header = (LIBVGPU / "core" / "share.h").read_text(encoding="utf-8")
-    defined = dict(re.findall(r'^#define (VGPU_\w+)\s+"([^"]+)"$', header, flags=re.MULTILINE))
+def test_headers_and_python_name_the_same_paths() -> None:
+    headers = [(LIBVGPU / "core" / name).read_text(encoding="utf-8") for name in ("share.h", "origin.h")]
+    defined = dict(re.findall(r'^#define (VGPU_\w+)\s+"([^"]+)"$', "".join(headers), flags=re.MULTILINE))
     assert defined == {
         "VGPU_CONTAINER_SHARES_DIR": names.CONTAINER_SHARES_DIR,
+        "VGPU_CONTAINER_LIBRARY_DIR": names.CONTAINER_LIBRARY_DIR,
+        "VGPU_SHARES_SUBDIR": names.SHARES_SUBDIR,
+        "VGPU_LIBRARY_SUBDIR": names.LIBRARY_SUBDIR,
         "VGPU_ENV_SHARES_DIR": names.ENV_SHARES_DIR,
         "VGPU_LIMITS_FILE": names.LIMITS_FILE,
         "VGPU_BOOKS_FILE": names.BOOKS_FILE,

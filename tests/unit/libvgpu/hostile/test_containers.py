@@ -3,6 +3,7 @@
 The card's own count says whether they got round.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -151,6 +152,10 @@ EXECS = {
         "*arguments[1:]], {})"
     ),
     "without new privileges": "assert libc.prctl(38, 1, 0, 0, 0) == 0; os.execve(sys.executable, arguments, {})",
+    "as a program that is another user's (setuid)": (
+        "import shutil; shutil.copy(PROGRAM, '/mnt/grab'); os.chmod('/mnt/grab', 0o4755); os.setgid(65534); "
+        "os.setuid(65534); os.execve('/mnt/grab', ['grab', 'path'], {'LD_PRELOAD': '', 'LD_LIBRARY_PATH': '/mnt'})"
+    ),
     "after closing everything": "os.closerange(3, 1 << 16); os.execve(sys.executable, arguments, {})",
     "in a user namespace of its own": (
         "assert libc.unshare(0x10000000) == 0; os.execve(sys.executable, arguments, {})"
@@ -159,9 +164,9 @@ EXECS = {
 
 
 @pytest.fixture(scope="module")
-def programs(container: "Container") -> "dict[str, Attempt]":
+def programs(container: "Container", hostile_program: Callable[..., Path]) -> "dict[str, Attempt]":
     """Try all of EXECS."""
-    arguments = f"arguments = [sys.executable, '-c', {_AGAIN!r}]\n"
+    arguments = f"PROGRAM = {str(hostile_program('grab'))!r}\narguments = [sys.executable, '-c', {_AGAIN!r}]\n"
     return container.attempts({way: arguments + code for way, code in EXECS.items()})
 
 
