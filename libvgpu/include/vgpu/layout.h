@@ -12,13 +12,13 @@
  * may be read alone with an atomic load; what must agree with each other is read between two equal, even sequences.
  *
  * Who is alive: a process owns slot i of `books` while it holds an exclusive open-file-description lock on byte
- * VGPU_SLOT_LOCKS + i of the file. It takes the lock on the description that it then maps, and closes the descriptor. So
- * the lock lives exactly as long as the mapping: kill -9 and exec end it, no close() can lose it, and it means the same
- * in every pid namespace. A fork's child inherits the mapping and holds the lock too, but takes a slot of its own: the
- * driver gives a process's memory back when its device files are closed, and the child has those as well (known from
- * data loaders that outlive their trainer, e.g. github.com/NVIDIA/Megatron-LM/pull/3684). Process ids could not do this:
- * two containers with one share have different pid namespaces, and ids are used again. pid, pid_namespace and start_time
- * in a slot are there for people to read, never to decide.
+ * VGPU_SLOT_LOCKS + i of the file. It takes the lock on the description that it then maps, and closes the descriptor.
+ * So the lock lives exactly as long as the mapping: kill -9 and exec end it, no close() can lose it, and it means the
+ * same in every pid namespace. A fork's child inherits the mapping and holds the lock too, but takes a slot of its own:
+ * the driver gives a process's memory back when its device files are closed, and the child has those as well (known
+ * from data loaders that outlive their trainer, e.g. github.com/NVIDIA/Megatron-LM/pull/3684). Process ids could not do
+ * this: two containers with one share have different pid namespaces, and ids are used again. pid, pid_namespace and
+ * start_time in a slot are there for people to read, never to decide.
  *
  * Crash safety of `used`: a change of s bytes is
  *     slot.inflight_bytes += s;  used.bytes -+ s (compare-and-swap);  slot.reserved_bytes -+ s;  slot.inflight_bytes -=
