@@ -13,7 +13,8 @@
 #include <stdbool.h>
 
 /* Map the books at `path`, take back what the dead left, and own a slot until this process's memory goes (exit, kill,
- * exec), and that of children which it forked meanwhile: layout.h says why). 0, or -1 with one line on stderr. No descriptor stays open. */
+ * exec), and that of children which it forked meanwhile: layout.h says why). 0, or -1 with one line on stderr. No
+ * descriptor stays open. */
 int vgpu_books_attach(const char *path, struct vgpu_books **books, struct vgpu_slot **slot);
 
 /* Take back the bytes of dead processes. True if any came back: worth another try. Opens `path` for the time of it. */
