@@ -126,6 +126,11 @@ def following(claim: Limits, present: Limits) -> Limits:
 
 
 def _check(adjustment: Adjustment, held: Held, where: str) -> None:
+    if held.whole:
+        raise ConfigError(
+            f"{where}: found a GPU that was given out whole and without the library, expected a share: nothing would "
+            "enforce a change"
+        )
     problems: list[str] = []
     if adjustment.memory is not None and adjustment.memory > held.memory_bytes:
         problems.append(

@@ -46,14 +46,15 @@ def gpu_spec(vendor: str, devices: Iterable[Device], driver: Driver) -> Spec | N
     return _spec(f"{vendor}/{names.CDI_CLASS_GPU}", entries, common) if entries else None
 
 
-def claim_spec(vendor: str, shares: Iterable[str], shares_dir: Path, library: InstalledLibrary) -> Spec:
+def claim_spec(vendor: str, shares: Iterable[str], shares_dir: Path, library: InstalledLibrary | None) -> Spec:
     """Return the spec of a claim.
 
     Args:
         vendor: of the CDI ids.
         shares: names of the claim's shares, at least one.
         shares_dir: folder of all shares on the host.
-        library: what enforces them.
+        library: what enforces them; None: there is nothing to enforce. Limits and books are there all the same, for a
+            library that comes with another claim of the same container.
     """
     entries = [
         {
@@ -67,12 +68,15 @@ def claim_spec(vendor: str, shares: Iterable[str], shares_dir: Path, library: In
         }
         for share in shares
     ]
-    common = {
-        "mounts": [
+    libraries = (
+        [
             _mount(library.path, library.container_path, _READ_ONLY),
             _mount(library.preload_path, names.CONTAINER_PRELOAD_FILE, _READ_ONLY),
         ]
-    }
+        if library is not None
+        else []
+    )
+    common = {"mounts": libraries} if libraries else {}
     return _spec(f"{vendor}/{names.CDI_CLASS_CLAIM}", entries, common)
 
 
@@ -184,7 +188,7 @@ class SpecFolder:
         contents = (read_if_there(self._path(uid)) for uid in self.claims())
         try:
             specs = [json.loads(content) for content in contents if content is not None]
-            return {Path(mount["hostPath"]) for spec in specs for mount in spec["containerEdits"]["mounts"]}
+            return {Path(mount["hostPath"]) for spec in specs for mount in spec["containerEdits"].get("mounts", ())}
         except (ValueError, KeyError, TypeError) as error:
             raise StateError(f"CDI folder {self._folder}: found {error!r} in the spec of a claim") from error
 

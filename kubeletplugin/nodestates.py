@@ -99,7 +99,8 @@ class NodeState:
         self.shares.put_copy(claim)
         shares = [limits.share for limits in claim.shares()]
         if shares:
-            spec = cdi.claim_spec(self._vendor, shares, self.paths.shares_dir, self.library)
+            library = None if claim.needs_no_library else self.library
+            spec = cdi.claim_spec(self._vendor, shares, self.paths.shares_dir, library)
             changed = self.specs.write_claim(claim.uid, spec) or changed
         else:
             changed = self.specs.remove_claim(claim.uid) or changed

@@ -78,8 +78,26 @@ def _plan_device(claim: ClaimView, result: AllocationResult, node: NodeView) -> 
         device=device.name,
         share_id=result.share_id,
         limits=None if bare else _plan_limits(claim, result, device, node.driver_name),
-        held=None if bare else Held(*_allocated(result, device, f"{claim}: request {result.request}")),
+        held=None if bare else _hold(claim, result, device, node.driver_name),
     )
+
+
+def _hold(claim: ClaimView, result: AllocationResult, device: Device, driver_name: str) -> Held:
+    memory_bytes, cores = _allocated(result, device, f"{claim}: request {result.request}")
+    return Held(memory_bytes, cores, whole=_takes_all(claim, result, device, driver_name))
+
+
+def _takes_all(claim: ClaimView, result: AllocationResult, device: Device, driver_name: str) -> bool:
+    """Return whether a claim was given all of a GPU, and says nothing that has to be enforced on it."""
+    all_memory_bytes = device.memory_bytes - device.memory_bytes % names.MEMORY_STEP_BYTES
+    if result.consumed.get(names.CAPACITY_MEMORY, 0) < all_memory_bytes:
+        return False
+    if result.consumed.get(names.CAPACITY_CORES, 0) < names.CORES_PER_DEVICE:
+        return False
+    assert claim.allocation is not None
+    config = vgpu_config(claim.allocation.configs, result.request, driver_name, str(claim))
+    nothing_said = (config.memory, config.cores, config.policy) == (None, None, None)
+    return nothing_said and config.overuse is Overuse.REPORT
 
 
 def _plan_limits(claim: ClaimView, result: AllocationResult, device: Device, driver_name: str) -> Limits:

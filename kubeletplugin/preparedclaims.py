@@ -23,6 +23,8 @@ class Held:
 
     memory_bytes: int
     cores_percent: int
+    whole: bool = False
+    """All of the device is the claim's, and there is nothing to enforce: the share counts, but needs no library."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,11 @@ class PreparedClaim:
     def is_complete(self) -> bool:
         """False for a record that was rebuilt from what lay on the node: good to count and undo, not to answer with."""
         return bool(self.name) and all(device.request for device in self.devices)
+
+    @property
+    def needs_no_library(self) -> bool:
+        """Whether nothing has to be enforced on any share."""
+        return all(device.holds().whole for device in self.devices if device.limits is not None)
 
     def shares(self) -> Iterator[Limits]:
         """Yield the limits of each share."""
@@ -126,8 +133,10 @@ def decode(content: bytes, uid: ClaimUID, where: str) -> PreparedClaim:
 
 
 def _encode_device(device: PreparedDevice) -> dict[str, Any]:
+    extra = dict(device.extra)
+    extra_of_limits = extra.pop("limits", {})
     fields: dict[str, Any] = {
-        **device.extra,
+        **extra,
         "index": device.index,
         "request": device.request,
         "pool": device.pool,
@@ -136,9 +145,9 @@ def _encode_device(device: PreparedDevice) -> dict[str, Any]:
     if device.share_id is not None:
         fields["shareID"] = device.share_id
     if device.limits is not None:
-        fields["limits"] = _encode_limits(device.limits)
+        fields["limits"] = extra_of_limits | _encode_limits(device.limits)
     if device.held is not None:
-        fields["held"] = {"memoryBytes": device.held.memory_bytes, "coresPercent": device.held.cores_percent}
+        fields["held"] = _encode_held(device.held)
     return fields
 
 
@@ -153,9 +162,18 @@ def _decode_device(fields: dict[str, Any]) -> PreparedDevice:
         device=DeviceName(_text(fields.pop("device"))),
         share_id=None if share_id is None else _text(share_id),
         limits=None if limits is None else _decode_limits(limits),
-        held=None if held is None else Held(_number(held["memoryBytes"]), _number(held["coresPercent"])),
-        extra=fields,
+        held=None if held is None else _decode_held(held),
+        extra={**fields, "limits": limits} if limits is not None else fields,
     )
+
+
+def _encode_held(held: Held) -> dict[str, Any]:
+    whole = {"whole": True} if held.whole else {}
+    return {"memoryBytes": held.memory_bytes, "coresPercent": held.cores_percent, **whole}
+
+
+def _decode_held(fields: Mapping[str, Any]) -> Held:
+    return Held(_number(fields["memoryBytes"]), _number(fields["coresPercent"]), fields.get("whole", False) is True)
 
 
 def _encode_limits(limits: Limits) -> dict[str, Any]:

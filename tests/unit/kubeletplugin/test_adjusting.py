@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from api.adjustments import Adjustment, parse_adjustment
 from api.errors import ConfigError
 from api.kubefake import FakeKube
 from dra_driver.cli import main
-from kubeletplugin.adjusting import Source, adjusted
+from kubeletplugin.adjusting import Source, adjust, adjusted
 from kubeletplugin.agent import NodeAgent
 from kubeletplugin.annotations import AnnotationFollower
 from kubeletplugin.claimreading import ClaimReader
@@ -76,6 +77,17 @@ def test_each_mistake_in_an_annotation_has_its_own_message(text: str, problem: s
     with pytest.raises(ConfigError) as caught:
         parse_adjustment(text, "here")
     assert str(caught.value).startswith(f"here: {problem}")
+
+
+def test_a_gpu_that_was_given_out_whole_is_not_changed(tmp_path: Path) -> None:
+    # There is no library in its container: a change would be told as done, and do nothing.
+    with pytest.raises(ConfigError) as caught:
+        adjust(tmp_path, (FIXED, replace(HELD, whole=True)), Source.NODE, Adjustment(suspended=True), "share train-0")
+
+    assert str(caught.value) == (
+        "share train-0: found a GPU that was given out whole and without the library, expected a share: nothing would "
+        "enforce a change"
+    )
 
 
 class Share:

@@ -92,6 +92,13 @@ def test_the_library_and_its_preload_file_are_read_only() -> None:
     assert "env" not in spec["containerEdits"]  # a tenant could unset it
 
 
+def test_a_whole_device_has_limits_and_books_and_no_library() -> None:
+    spec = valid(cdi.claim_spec(VENDOR, ["1f-0"], Path("/state/shares"), None))
+
+    assert spec["containerEdits"] == {}
+    assert len(mounts(spec["devices"][0]["containerEdits"])) == 2
+
+
 def test_a_spec_is_found_by_its_claim_and_removed_with_what_a_crash_left(tmp_path: Path) -> None:
     folder = cdi.SpecFolder(tmp_path / "cdi", VENDOR)
     uid = ClaimUID("1f")

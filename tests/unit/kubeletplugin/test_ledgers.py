@@ -94,6 +94,7 @@ def test_fields_of_another_release_are_kept(tmp_path: Path) -> None:
     fields["version"] = 2
     fields["bootID"] = "b1"
     fields["devices"][0]["tainted"] = True
+    fields["devices"][0]["limits"]["bandwidth"] = 5
     path.write_text(json.dumps(fields))
     opened = ledger(tmp_path)
     changed = PreparedClaim(CLAIM.uid, "default", "renamed", CLAIM.devices)
@@ -104,6 +105,7 @@ def test_fields_of_another_release_are_kept(tmp_path: Path) -> None:
     assert former == CLAIM
     written = json.loads(path.read_text())
     assert (written["name"], written["bootID"], written["devices"][0]["tainted"]) == ("renamed", "b1", True)
+    assert written["devices"][0]["limits"]["bandwidth"] == 5
 
 
 def test_the_record_of_another_claim_under_this_name_is_not_believed() -> None:

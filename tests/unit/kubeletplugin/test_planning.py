@@ -256,3 +256,42 @@ def test_priority_and_what_overuse_means_come_from_the_parameters() -> None:
     chosen = only_limits(result(A), configs=[parameters(priority=-5, overuse="Kill")])
     assert (plain.priority, plain.kill_overuse) == (0, False)
     assert (chosen.priority, chosen.kill_overuse) == (-5, True)
+
+
+@pytest.mark.parametrize(
+    ("allocated", "configs", "whole"),
+    [
+        (("10Gi", "100"), (), True),
+        (("10Gi", "100"), (parameters(priority=3),), True),
+        (("10239Mi", "100"), (), False),
+        (("10Gi", "99"), (), False),
+        (("10Gi", "0"), (), False),
+        (("10Gi", "100"), (parameters(memory="1Gi"),), False),
+        (("10Gi", "100"), (parameters(cores=50),), False),
+        (("10Gi", "100"), (parameters(policy="Fixed"),), False),
+        (("10Gi", "100"), (parameters(overuse="Kill"),), False),
+        ((None, None), (), False),  # nobody asked for all of it: an API server may have dropped what was asked
+    ],
+)
+def test_a_claim_that_asked_for_all_of_a_gpu_and_says_nothing_needs_no_library(
+    allocated: tuple[str | None, str | None], configs: Sequence[Any], whole: bool
+) -> None:
+    found = planned(result(A, *allocated), configs=configs)
+
+    assert found.needs_no_library is whole
+
+
+def test_a_claim_with_all_of_one_gpu_and_a_part_of_another_needs_the_library() -> None:
+    found = planned(result(A, "10Gi", "100", request="a"), result(B, "1Gi", request="b"))
+
+    assert [device.holds().whole for device in found.devices] == [True, False]
+    assert not found.needs_no_library
+
+
+def test_a_gpu_that_was_given_out_whole_is_full() -> None:
+    holder = planned(result(A, "10Gi", "100"), name="holder")
+
+    assert message(CapacityError, result(A, "1Gi", "0"), prepared={holder.uid: holder}) == (
+        f"{A.name}: memory: found 1Gi for ResourceClaim default/train and 10Gi for ResourceClaim default/holder, "
+        "expected at most 10Gi"
+    )
