@@ -56,13 +56,24 @@ ATTRIBUTE_COMPUTE_CAPABILITY: Final = "computeCapability"
 ATTRIBUTE_DRIVER_VERSION: Final = "driverVersion"
 ATTRIBUTE_RUNTIME_VERSION: Final = "runtimeVersion"
 ATTRIBUTE_TYPE: Final = "type"
+ATTRIBUTE_OVERSUBSCRIBED: Final = "oversubscribed"
+"""True where more memory or cores of a device are offered than it has; absent elsewhere."""
 ATTRIBUTE_PCIE_ROOT: Final = "resource.kubernetes.io/pcieRoot"
 ATTRIBUTE_PCI_BUS_ID: Final = "resource.kubernetes.io/pciBusID"
 ATTRIBUTE_NUMA_NODE: Final = "resource.kubernetes.io/numaNode"
 
+ATTRIBUTE_LINK_ISLAND: Final = "linkIsland"
+"""Equal for devices that reach each other over NVLink; unique in the cluster, so that islands of nodes do not mix."""
+ATTRIBUTE_MIG_CAPABLE: Final = "migCapable"
+
 DEVICE_TYPE_GPU: Final = "gpu"
 DEVICE_TYPE_MIG: Final = "mig"
 """A part of a GPU that its hardware made: given out whole."""
+
+TAINT_UNHEALTHY: Final = f"{API_GROUP}/unhealthy"
+"""Key of the taint of a device whose driver reports a fault."""
+TAINT_CORDONED: Final = f"{API_GROUP}/cordoned"
+"""Key of the taint of a device that an operator has cordoned."""
 
 
 def device_name(uuid: str) -> DeviceName:
@@ -130,5 +141,6 @@ REASON_INSUFFICIENT_MEMORY: Final = "CardInsufficientMemory"
 REASON_INSUFFICIENT_CORES: Final = "CardInsufficientCore"
 REASON_INSUFFICIENT_SHARES: Final = "CardSharesExhausted"
 REASON_UNHEALTHY: Final = "CardUnhealthy"
+REASON_CORDONED: Final = "CardCordoned"
 REASON_NOT_SELECTED: Final = "CardNotSelected"
 REASON_EXCLUSIVE: Final = "CardInUse"

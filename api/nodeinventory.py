@@ -13,6 +13,7 @@ from pydantic.alias_generators import to_camel
 
 from api import names
 from api.errors import StateError
+from api.offerrules import Order
 
 
 class _Model(BaseModel):
@@ -45,12 +46,31 @@ class DeviceFacts(_Model):
     pci_bus_id: Annotated[str, Field(description="PCI address, such as 0000:65:00.0.")] = ""
     pcie_root: Annotated[str, Field(description="PCIe root complex, such as pci0000:64.")] = ""
     numa_node: Annotated[int | None, Field(description="NUMA node; absent where the platform has none.")] = None
+    link_island: Annotated[
+        str, Field(description="Equal for devices of a node that reach each other over NVLink; empty: not known.")
+    ] = ""
+    mig_capable: Annotated[bool | None, Field(description="The hardware can divide it; absent: not known.")] = None
     healthy: Annotated[bool, Field(description="False: keep new claims away; health says why.")] = True
     shareable: Annotated[bool, Field(description="False: not offered in fractions; health says why.")] = True
     offered: Annotated[
         bool, Field(description="False: not offered in any form, such as a device that is held back; health says why.")
     ] = True
     health: Annotated[str, Field(description="Why the device is not healthy, not shareable or not offered.")] = ""
+
+
+class InventorySpec(_Model):
+    """What an operator wishes for a node; it goes before the controller's rules."""
+
+    cordoned_devices: Annotated[
+        list[str], Field(description="Names or UUIDs of devices that new claims must stay away from.")
+    ] = Field(default_factory=list)
+    order: Annotated[Order | None, Field(description="Order in which the scheduler tries the GPUs of the node.")] = None
+    memory_scaling: Annotated[
+        float | None, Field(ge=0.01, le=10, description="Memory offered, as a part of what is there, such as 1.5.")
+    ] = None
+    cores_scaling: Annotated[
+        float | None, Field(ge=0.01, le=10, description="Cores offered, as a part of what is there.")
+    ] = None
 
 
 class InventoryStatus(_Model):
@@ -74,6 +94,7 @@ class NodeInventory(_Model):
     node_name: str
     resource_version: str
     status: InventoryStatus | None
+    spec: InventorySpec = Field(default_factory=InventorySpec)
 
     @classmethod
     def from_object(cls, inventory: Mapping[str, Any]) -> "NodeInventory":
@@ -90,10 +111,12 @@ class NodeInventory(_Model):
                 node_name=name,
                 resource_version=metadata.get("resourceVersion", ""),
                 status=InventoryStatus.model_validate(status) if status else None,
+                spec=InventorySpec.model_validate(inventory.get("spec") or {}),
             )
         except ValidationError as error:
+            part = "status" if error.title == InventoryStatus.__name__ else "spec"
             lines = (
-                f"NodeInventory {name}: status.{'.'.join(str(part) for part in problem['loc'])}: "
+                f"NodeInventory {name}: {part}.{'.'.join(str(step) for step in problem['loc'])}: "
                 f"found {problem['input']!r}, expected: {problem['msg']}"
                 for problem in error.errors()
             )
@@ -129,7 +152,7 @@ def crd() -> dict[str, Any]:
             "apiVersion": {"type": "string"},
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
-            "spec": {"type": "object", "description": "Wishes of an operator; none are defined yet."},
+            "spec": _structural(InventorySpec.model_json_schema(by_alias=True)),
             "status": _structural(InventoryStatus.model_json_schema(by_alias=True)),
         },
     }

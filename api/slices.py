@@ -13,6 +13,12 @@ from api.errors import StateError
 
 MAX_DEVICES = 128
 """Devices in one slice (ResourceSliceMaxDevices)."""
+MAX_ADVANCED_DEVICES = 64
+"""The same, if any of them has taints or counters (ResourceSliceMaxDevicesWithAdvancedFeatures)."""
+MAX_COUNTER_SETS = 8
+"""Counter sets in one slice, from 1.35 (ResourceSliceMaxCounterSets)."""
+MAX_COUNTERS = 32
+"""Counters of all sets in one slice, up to 1.34 (ResourceSliceMaxSharedCounters)."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,24 @@ class Capacity:
 
 
 @dataclass(frozen=True)
+class Taint:
+    """Keeps claims away that do not tolerate it (KEP-5055)."""
+
+    key: str
+    value: str = ""
+    effect: str = "NoSchedule"
+
+
+@dataclass(frozen=True)
+class CounterSet:
+    """What several devices draw on (KEP-4815)."""
+
+    name: str
+    counters: Mapping[str, str]
+    """Quantities by counter."""
+
+
+@dataclass(frozen=True)
 class Device:
     """A device as it is offered."""
 
@@ -54,6 +78,9 @@ class Device:
     attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
     capacity: Mapping[str, Capacity] = field(default_factory=dict)
     allow_multiple: bool = False
+    consumes: tuple[CounterSet, ...] = ()
+    """What it draws on sets of these names while it is allocated."""
+    taints: tuple[Taint, ...] = ()
 
 
 def render_device(device: Device, version: str) -> dict[str, Any]:
@@ -64,9 +91,28 @@ def render_device(device: Device, version: str) -> dict[str, Any]:
     }
     if device.allow_multiple:
         fields["allowMultipleAllocations"] = True
+    if device.consumes:
+        fields["consumesCounters"] = [
+            {"counterSet": drawn.name, "counters": _render_counters(drawn.counters)} for drawn in device.consumes
+        ]
+    if device.taints:
+        fields["taints"] = [_render_taint(taint) for taint in device.taints]
     if version == "v1beta1":
         return {"name": device.name, "basic": fields}
     return {"name": device.name, **fields}
+
+
+def render_counter_set(counter_set: CounterSet) -> dict[str, Any]:
+    """Return a counter set as JSON; it is the same in all versions."""
+    return {"name": counter_set.name, "counters": _render_counters(counter_set.counters)}
+
+
+def _render_counters(counters: Mapping[str, str]) -> dict[str, Any]:
+    return {name: {"value": value} for name, value in counters.items()}
+
+
+def _render_taint(taint: Taint) -> dict[str, str]:
+    return {"key": taint.key, "effect": taint.effect} | ({"value": taint.value} if taint.value else {})
 
 
 def read_device(device: Object) -> Device:
@@ -82,6 +128,13 @@ def read_device(device: Object) -> Device:
             attributes={name: _read_attribute(value) for name, value in (fields.get("attributes") or {}).items()},
             capacity={name: _read_capacity(value) for name, value in (fields.get("capacity") or {}).items()},
             allow_multiple=bool(fields.get("allowMultipleAllocations")),
+            consumes=tuple(
+                CounterSet(drawn["counterSet"], {key: str(value["value"]) for key, value in drawn["counters"].items()})
+                for drawn in fields.get("consumesCounters") or ()
+            ),
+            taints=tuple(
+                Taint(taint["key"], taint.get("value") or "", taint["effect"]) for taint in fields.get("taints") or ()
+            ),
         )
     except (KeyError, TypeError, AttributeError, StopIteration) as error:
         raise StateError(
@@ -122,3 +175,17 @@ def _read_capacity(capacity: Object) -> Capacity:
         valid_range=Range(limits["min"], limits.get("max", ""), limits.get("step", "")) if limits else None,
         valid_values=tuple(policy.get("validValues") or ()),
     )
+
+
+def read_counter_set(counter_set: Object) -> CounterSet:
+    """Return a counter set read from a slice.
+
+    Raises:
+        StateError: not the fields of a counter set.
+    """
+    try:
+        return CounterSet(
+            counter_set["name"], {key: str(value["value"]) for key, value in counter_set["counters"].items()}
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise StateError(f"counter set {counter_set!r}: expected name and counters, found {error!r}") from error

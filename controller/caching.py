@@ -5,7 +5,7 @@ Used by `terms`. Each change updates the indexes, and says which pool or claim i
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,21 +13,25 @@ from api import kube as kube_api
 from api import names
 from api.claims import ClaimView, Object
 from api.kube import KubeClient, Resource, Selection
-from api.nodeinventory import InventoryStatus
+from api.nodeinventory import InventorySpec, InventoryStatus
 from controller.counting import DeviceKey, Ledger, Usage
-from controller.keeping import HEARTBEAT_LIMIT_S, Pulse
+from controller.deciding import HEARTBEAT_LIMIT_S, Pulse
+from controller.migrating import holdings
 from controller.offering import Withheld
+from controller.policies import NodeDevices
+from controller.probing import PROBE_NODE
 from controller.reasoning import OfferedDevice
 from controller.records import (
     ClaimRecord,
     InventoryRecord,
+    NodeRecord,
     PodRecord,
     TemplateRecord,
     claim_trimmer,
     class_trimmer,
+    node_trimmer,
     template_trimmer,
     trim_inventory,
-    trim_node,
     trim_pod,
     trim_slice,
 )
@@ -54,9 +58,15 @@ class Listeners:
 class ClusterCache:
     """The caches of one term of leadership. Its questions may be asked from several threads."""
 
-    def __init__(self, kube: KubeClient, driver: str, version: str, listeners: Listeners) -> None:
-        """Watch the version `version` of resource.k8s.io, and the objects of `driver` in it."""
+    def __init__(
+        self, kube: KubeClient, driver: str, version: str, listeners: Listeners, *, node_labels: Iterable[str] = ()
+    ) -> None:
+        """Watch the version `version` of resource.k8s.io, and the objects of `driver` in it.
+
+        Of Nodes, only the labels of the names `node_labels` are kept.
+        """
         self.driver = driver
+        self.node_labels = tuple(node_labels)
         self._listeners = listeners
         self._lock = threading.Lock()
         self._ledger = Ledger(driver)
@@ -93,7 +103,20 @@ class ClusterCache:
 
     def node_uid(self, node: str) -> str | None:
         """Return a Node's uid, or None if there is no such Node."""
-        return self._kinds.nodes.get(("", node))
+        record = self._kinds.nodes.get(("", node))
+        return record.uid if record else None
+
+    def node_devices(self, node: str, inventory: InventoryStatus) -> NodeDevices:
+        """Return what an inventory states, with all else that decides about the node's offer."""
+        record, stated = self._kinds.nodes.get(("", node)), self._kinds.inventories.get(("", node))
+        with self._lock:
+            usage = self._ledger.usage_of(node)
+        return NodeDevices(
+            inventory=inventory,
+            spec=stated.spec if stated else InventorySpec(),
+            labels=record.labels if record else {},
+            holdings=holdings(usage),
+        )
 
     def inventory(self, node: str) -> tuple[bool, InventoryStatus | None]:
         """Say whether a node has an inventory, and return what it states."""
@@ -163,7 +186,7 @@ class ClusterCache:
 
     # --- changes ---------------------------------------------------------------------------------------------------
 
-    def on_node(self, key: Key, old: str | None, new: str | None) -> None:
+    def on_node(self, key: Key, old: NodeRecord | None, new: NodeRecord | None) -> None:
         """A Node came, went, or was replaced under the same name."""
         if old != new:
             self._listeners.pool(key[1])
@@ -183,6 +206,8 @@ class ClusterCache:
     def index_slice(self, key: Key, old: Object | None, new: Object | None) -> None:
         """A slice of our driver came, changed or went: by us or by somebody else."""
         pool = _pool(old, new)
+        if pool == PROBE_NODE:
+            return  # left by a controller that was killed while it tried something out: it offers nothing
         with self._lock:
             stored = self._pools.setdefault(pool, {})
             if new is None:
@@ -199,10 +224,15 @@ class ClusterCache:
 
     def on_claim(self, key: Key, old: ClaimRecord | None, new: ClaimRecord | None) -> None:
         """A claim came, got its devices, gave them back, or went."""
+        pools: set[str] = set()
+        before, after = (record.view if record is not None else None for record in (old, new))
         with self._lock:
-            for record in (old, new):
-                if record is not None and record.view is not None:
-                    self._ledger.note(record.view.uid, record.view.allocation if record is new else None)
+            if before is not None and (after is None or after.uid != before.uid):
+                pools |= self._ledger.note(before.uid, None)
+            if after is not None:
+                pools |= self._ledger.note(after.uid, after.allocation)
+        for pool in pools:
+            self._listeners.pool(pool)
         self._listeners.claim(key)
 
     def on_pod(self, key: Key, old: PodRecord | None, new: PodRecord | None) -> None:
@@ -243,7 +273,7 @@ class _Kinds:
         driver = cache.driver
         templates = Resource(names.RESOURCE_GROUP, version, "resourceclaimtemplates", namespaced=True)
         ours = Selection(fields=f"spec.driver={driver}")
-        self.nodes = Watcher(kube, Kind(kube_api.NODES, trim_node, cache.on_node))
+        self.nodes = Watcher(kube, Kind(kube_api.NODES, node_trimmer(cache.node_labels), cache.on_node))
         self.inventories = Watcher(kube, Kind(kube_api.NODE_INVENTORIES, trim_inventory, cache.on_inventory))
         self.slices = Watcher(
             kube,
@@ -270,4 +300,4 @@ def _facts(record: InventoryRecord | None) -> object:
     """Return what an inventory states, without the heartbeat; a new spelling of an unreadable one counts too."""
     if record is None or record.status is None:
         return record
-    return record.status.model_copy(update={"heartbeat_time": None})
+    return record.spec, record.status.model_copy(update={"heartbeat_time": None})

@@ -16,11 +16,15 @@ _DEFAULTED = frozenset({"timeAdded"})
 """Fields that the API server sets by itself and that are not fought over."""
 
 
+_QUANTITIES = frozenset({"capacity", "counters"})
+"""Fields with quantities inside."""
+
+
 def normal(value: Any, *, quantities: bool = False) -> Any:
     """Return the content in one spelling: quantities as numbers, nothing empty, no fields that the server fills in."""
     if isinstance(value, Mapping):
         inside = {
-            key: normal(child, quantities=quantities or key == "capacity")
+            key: normal(child, quantities=quantities or key in _QUANTITIES)
             for key, child in value.items()
             if key not in _DEFAULTED
         }

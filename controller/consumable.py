@@ -5,13 +5,14 @@ range: min <= default <= max <= value, default - min and max - min are multiples
 violation and the API server refuses the whole slice.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from api import names
-from api.nodeinventory import DeviceFacts, InventoryStatus
 from api.quantities import format_bytes
-from api.slices import MAX_DEVICES, Capacity, Device, Range
-from controller.offering import Offer, SliceContent, Withheld, attributes, pack, sort_out
+from api.slices import Capacity, Device, Range
+from controller.forms import GPU, Amount, Division, Form, Kind, amount_of, total
+from controller.offering import SliceContent, fixed_device, gpu_attributes, pack
 
 _MIN_MEMORY_BYTES = 2 * names.MEMORY_STEP_BYTES
 """Below this min + step would be above the value."""
@@ -24,41 +25,58 @@ class ConsumableMode:
     name: str = "consumable"
     feature_gate: str = "DRAConsumableCapacity"
 
-    def offer(self, inventory: InventoryStatus) -> Offer:
-        """Return one shareable device per GPU, in the order of the inventory."""
-        kept, withheld = sort_out(inventory.devices)
-        too_small = [facts for facts in kept if facts.memory_bytes < _MIN_MEMORY_BYTES]
-        withheld += [
-            Withheld(facts.name, f"found {facts.memory_bytes} bytes of memory, expected at least {_MIN_MEMORY_BYTES}")
-            for facts in too_small
-        ]
-        devices = [_device(facts) for facts in kept if facts not in too_small]
-        return Offer(pack(devices, MAX_DEVICES), tuple(withheld))
+    def wanted(self, gpu: GPU) -> tuple[Form, ...]:
+        """Return the GPU as a device that claims share."""
+        return (Form(gpu.name, Kind.SHARED, gpu.room),)
 
-    def sample(self) -> SliceContent:
+    def divide(self, gpu: GPU) -> Division:
+        """Return the GPU with what no device of another mode can hold, beside the devices of other modes in use."""
+        slots = [Form(slot.name, Kind.SLOT, amount_of(slot)) for slot in gpu.held_slots()]
+        devices = [(fixed_device(gpu, form), form) for form in slots]
+        left = (gpu.room - gpu.taken - total(form.amount for form in slots)).clamped()
+        if gpu.held_whole():
+            # As it was: a claim holds it alone, and nobody may join.
+            whole = Form(gpu.name, Kind.WHOLE, gpu.room)
+            devices.insert(0, (fixed_device(gpu, whole), whole))
+        elif left.memory_bytes >= _MIN_MEMORY_BYTES:
+            devices.insert(0, (_device(gpu, left), Form(gpu.name, Kind.SHARED, left)))
+        return Division(tuple(devices))
+
+    def pack(self, divisions: Sequence[tuple[GPU, Division]]) -> tuple[SliceContent, ...]:
+        """Return the devices in the order of the GPUs."""
+        return pack([device for _, division in divisions for device, _ in division.devices])
+
+    def sample(self) -> tuple[SliceContent, ...]:
         """Return a slice with one device that has every field of the mode."""
-        capacity = _capacity(_MIN_MEMORY_BYTES)
-        return SliceContent((Device(name="probe", capacity=capacity, allow_multiple=True),))
+        capacity = _capacity(Amount(_MIN_MEMORY_BYTES, names.CORES_PER_DEVICE), _MIN_MEMORY_BYTES)
+        return (SliceContent((Device(name="probe", capacity=capacity, allow_multiple=True),)),)
 
 
-def _device(facts: DeviceFacts) -> Device:
-    return Device(
-        name=facts.name,
-        attributes=attributes(facts),
-        capacity=_capacity(facts.memory_bytes),
-        allow_multiple=True,
-    )
+def _device(gpu: GPU, left: Amount) -> Device:
+    capacity = _capacity(left, gpu.facts.memory_bytes)
+    held = [holding for holding in gpu.held if holding.name == gpu.name]
+    given = sum(holding.amount.cores_percent for holding in held)
+    if gpu.exclusive and given >= left.cores_percent:
+        in_use = max(sum(holding.shares for holding in held), 1)
+        capacity[names.CAPACITY_SHARES] = Capacity(str(in_use), default="1", valid_values=("1",))
+    return Device(gpu.name, gpu_attributes(gpu), capacity, allow_multiple=True, taints=gpu.taints)
 
 
-def _capacity(memory_bytes: int) -> dict[str, Capacity]:
+def _capacity(left: Amount, physical_bytes: int) -> dict[str, Capacity]:
     step = format_bytes(names.MEMORY_STEP_BYTES)
-    memory = format_bytes(memory_bytes - memory_bytes % names.MEMORY_STEP_BYTES)
-    cores = str(names.CORES_PER_DEVICE)
+    memory = format_bytes(left.memory_bytes)
+    # Who does not say how much gets all of it: a claim for "a GPU" must not end up with the smallest step. All of it is
+    # what is there, and not what is offered above that.
+    whole = format_bytes(min(left.memory_bytes, physical_bytes - physical_bytes % names.MEMORY_STEP_BYTES))
+    most = str(min(left.cores_percent, names.CORES_PER_DEVICE))
+    if left.cores_percent:
+        cores = Capacity(str(left.cores_percent), default="0", valid_range=Range("0", most, "1"))
+    else:
+        cores = Capacity("0", default="0", valid_values=("0",))
     return {
-        # Who does not say how much gets all of it: a claim for "a GPU" must not end up with the smallest step.
-        names.CAPACITY_MEMORY: Capacity(memory, default=memory, valid_range=Range(step, memory, step)),
+        names.CAPACITY_MEMORY: Capacity(memory, default=whole, valid_range=Range(step, memory, step)),
         # Who does not say how much gets no guaranteed time, only idle time: what a CPU request of 0 means.
-        names.CAPACITY_CORES: Capacity(cores, default="0", valid_range=Range("0", cores, "1")),
+        names.CAPACITY_CORES: cores,
         # Every share takes one; the limit keeps a device from being cut into more shares than it can schedule.
         names.CAPACITY_SHARES: Capacity(str(names.SHARES_PER_DEVICE), default="1", valid_values=("1",)),
     }

@@ -8,6 +8,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from api import names
 from api.kube import KubeClient
+from api.offerrules import OfferModeName, OfferRule
 from controller.leading import LeaderElector, LeaseSettings
 from controller.metrics import Metrics
 from controller.terms import Term, TermSettings
@@ -24,6 +25,9 @@ class ControllerSettings:
     identity: str
     """Unique among all controllers of the cluster, restarts included."""
     driver_name: str = names.DRIVER_NAME
+    offer_mode: OfferModeName = "auto"
+    rules: tuple[OfferRule, ...] = ()
+    """What is offered of which GPUs."""
     lease_duration_s: float = 15.0
     renew_deadline_s: float = 10.0
     retry_s: float = 2.0
@@ -88,7 +92,8 @@ class Controller:
             return self._term is not None and self._term.idle()
 
     def _begin(self) -> None:
-        settings = TermSettings(self._settings.driver_name, self._settings.identity)
+        mine = self._settings
+        settings = TermSettings(mine.driver_name, mine.identity, mine.offer_mode, mine.rules)
         term = Term(self._kube, settings, self._elector.is_leading, self._metrics)
         with self._lock:
             self._term = term

@@ -47,30 +47,41 @@ class Ledger:
 
     driver: str
     _results: dict[ClaimUID, tuple[AllocationResult, ...]] = field(default_factory=dict)
-    _usage: dict[DeviceKey, Usage] = field(default_factory=dict)
+    _pools: dict[str, dict[str, Usage]] = field(default_factory=dict)
+    """By pool and device."""
 
-    def note(self, uid: ClaimUID, allocation: Allocation | None) -> None:
-        """Take over what a claim holds now; None: nothing, or the claim is gone."""
-        for result in self._results.pop(uid, ()):
-            self._book(result, -1)
+    def note(self, uid: ClaimUID, allocation: Allocation | None) -> set[str]:
+        """Take over what a claim holds now (None: nothing, or the claim is gone); return pools with another usage."""
+        before = self._results.pop(uid, ())
         mine = tuple(self._mine(allocation.results)) if allocation else ()
-        for result in mine:
-            self._book(result, 1)
         if mine:
             self._results[uid] = mine
+        if before == mine:
+            return set()
+        for result in before:
+            self._book(result, -1)
+        for result in mine:
+            self._book(result, 1)
+        return {result.pool for result in (*before, *mine)}
 
     def usage(self) -> dict[DeviceKey, Usage]:
         """Return a copy of the usage of all devices that anybody holds."""
-        return dict(self._usage)
+        return {(pool, device): usage for pool, devices in self._pools.items() for device, usage in devices.items()}
+
+    def usage_of(self, pool: str) -> dict[str, Usage]:
+        """Return a copy of the usage of the devices of a pool, by their names."""
+        return dict(self._pools.get(pool, {}))
 
     def _mine(self, results: Iterable[AllocationResult]) -> Iterable[AllocationResult]:
         # Administrators look at devices without taking anything of them (KEP-5018).
         return (result for result in results if result.driver == self.driver and not result.admin_access)
 
     def _book(self, result: AllocationResult, sign: int) -> None:
-        key = (result.pool, result.device)
-        usage = self._usage.get(key, UNUSED).plus(result, sign)
+        devices = self._pools.setdefault(result.pool, {})
+        usage = devices.get(result.device, UNUSED).plus(result, sign)
         if usage.claims:
-            self._usage[key] = usage
+            devices[result.device] = usage
         else:
-            self._usage.pop(key, None)
+            devices.pop(result.device, None)
+        if not devices:
+            del self._pools[result.pool]

@@ -11,12 +11,20 @@ from api import names
 from api.claims import ClaimView
 from api.errors import NotFoundError
 from api.kube import KubeClient, Selection
-from api.nodeinventory import InventoryStatus
 from api.quantities import format_bytes
-from controller.consumable import ConsumableMode
 from controller.counting import Ledger
+from controller.policies import NodeDevices, Policy
+from controller.probing import PROBE_NODE
 from controller.reasoning import RequestExplanation, describe, explain
-from controller.records import ClaimRecord, claim_trimmer, class_trimmer, trim_inventory, trim_pod, trim_slice
+from controller.records import (
+    ClaimRecord,
+    InventoryRecord,
+    claim_trimmer,
+    class_trimmer,
+    trim_inventory,
+    trim_pod,
+    trim_slice,
+)
 from controller.snapshots import DeviceIndex
 
 _NO_LIMIT = 1 << 20
@@ -66,9 +74,10 @@ class _Cluster:
         self._trim = claim_trimmer(driver)
         index = DeviceIndex()
         for obj in kube.list(kube_api.slices(version), Selection(fields=f"spec.driver={driver}"))["items"]:
-            index.note_slice(obj["metadata"]["name"], trim_slice(obj))
+            if obj["spec"]["pool"]["name"] != PROBE_NODE:
+                index.note_slice(obj["metadata"]["name"], trim_slice(obj))
         for obj in kube.list(kube_api.NODE_INVENTORIES)["items"]:
-            _note_withheld(index, obj["metadata"]["name"], trim_inventory(obj).status)
+            _note_withheld(index, obj["metadata"]["name"], trim_inventory(obj))
         self.devices = index.devices()
         trim_class = class_trimmer(driver)
         self.classes = {
@@ -96,9 +105,10 @@ class _Cluster:
         return record
 
 
-def _note_withheld(index: DeviceIndex, node: str, inventory: InventoryStatus | None) -> None:
-    if inventory is not None:
-        index.note_withheld(node, ConsumableMode().offer(inventory).withheld)
+def _note_withheld(index: DeviceIndex, node: str, inventory: InventoryRecord) -> None:
+    if inventory.status is not None:
+        _, withheld = Policy().gpus(NodeDevices(inventory.status, inventory.spec))
+        index.note_withheld(node, tuple(withheld))
 
 
 def _report(found: Iterable[ClaimRecord | str], cluster: _Cluster) -> str:

@@ -1,15 +1,15 @@
 """Keeps each node's pool of ResourceSlices as it should be: decides, plans, writes, reads back.
 
-Used by `controller`. What to do with a pool is `decide`, which writes that takes is `publishing.plan`; both are pure.
+Used by `terms`. What to do with a pool is `deciding.decide`, what to offer is `composing`, which writes that takes is
+`publishing.plan`.
 """
 
-import enum
+import contextlib
 import logging
-import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import datetime
 
 from api import kube as kube_api
 from api.claims import Object
@@ -17,89 +17,20 @@ from api.errors import ConflictError, NotFoundError
 from api.kube import KubeClient
 from api.nodeinventory import InventoryStatus
 from controller.comparing import lost_fields
+from controller.composing import Composer
+from controller.deciding import HEARTBEAT_LIMIT_S, Action, NodeState, decide
 from controller.metrics import Metrics
-from controller.offering import NoMode, Offer, OfferMode
+from controller.offering import NoMode, OfferMode, Withheld
+from controller.policies import NodeDevices, Policy
 from controller.probing import dropped_fields
 from controller.publishing import Plan, Pool, Settled, plan, settle
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT_LIMIT_S = 60.0
-"""An agent whose heartbeat is older is taken for dead."""
-
 _CACHE_LAG_S = 5.0
 """So long the cache may take to show an own write; then it is planned on what it shows (conflicts keep that safe)."""
 _CACHE_POLL_S = 0.5
 """If no event brings the pool up before."""
-
-
-class Action(enum.Enum):
-    """What to do with a node's pool."""
-
-    PUBLISH = "publish"
-    KEEP = "keep"
-    """Leave it as it is: the agent is not there to say anything, or not to us."""
-    WITHDRAW = "withdraw"
-
-
-@dataclass(frozen=True)
-class NodeState:
-    """What is known of a node when its pool is decided on."""
-
-    node_uid: str | None
-    """None: there is no such Node."""
-    has_inventory: bool
-    inventory: InventoryStatus | None
-    """None: no inventory, or its agent has not looked yet."""
-    heartbeat_age_s: float = 0.0
-    created_under: datetime | None = None
-    """Heartbeat that was the agent's last when slices were last created."""
-
-
-def decide(state: NodeState, driver: str) -> Action:
-    """Say what to do with a node's pool.
-
-    The kubelet removes the slices of a driver that it lost, 30 s after the connection broke; by its heartbeat the
-    agent looks alive for some seconds more. What is created in that time is withdrawn again if no further heartbeat
-    comes.
-    """
-    if state.node_uid is None or not state.has_inventory:
-        return Action.WITHDRAW
-    if state.inventory is None or state.inventory.driver_name != driver:
-        return Action.KEEP
-    if state.heartbeat_age_s <= HEARTBEAT_LIMIT_S:
-        return Action.PUBLISH
-    return Action.WITHDRAW if state.created_under == state.inventory.heartbeat_time else Action.KEEP
-
-
-@dataclass
-class Pulse:
-    """When heartbeats were seen to change, so that a node whose clock is wrong is not taken for dead, or for alive."""
-
-    clock: Callable[[], float] = time.monotonic
-    now: Callable[[], datetime] = lambda: datetime.now(UTC)
-    _seen: dict[str, tuple[datetime, float, bool]] = field(default_factory=dict)
-    """By node: its last heartbeat, when that was noted, and whether it was seen to come (the first one was not)."""
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def note(self, node: str, heartbeat: datetime | None) -> None:
-        """Take over a node's heartbeat; None: the node is gone."""
-        with self._lock:
-            before = self._seen.get(node)
-            if heartbeat is None:
-                self._seen.pop(node, None)
-            elif before is None or before[0] != heartbeat:
-                self._seen[node] = (heartbeat, self.clock(), before is not None)
-
-    def age_s(self, node: str) -> float:
-        """Return the age of a node's last heartbeat: by the own clock if it was seen to come, else by what it says."""
-        with self._lock:
-            seen = self._seen.get(node)
-        if seen is None:
-            return float("inf")
-        heartbeat, noted_at, came = seen
-        age_s = self.clock() - noted_at
-        return age_s if came else max((self.now() - heartbeat).total_seconds(), age_s)
 
 
 @dataclass(frozen=True)
@@ -108,6 +39,8 @@ class Sources:
 
     node_uid: Callable[[str], str | None]
     inventory: Callable[[str], tuple[bool, InventoryStatus | None]]
+    devices: Callable[[str, InventoryStatus], NodeDevices]
+    """What an inventory states, with all else that decides about a node's offer."""
     slices: Callable[[str], list[Object]]
     """Stored slices of a pool."""
     has_seen: Callable[[str], bool]
@@ -137,6 +70,9 @@ class PoolKeeper:
         self._may_write = may_write
         self._metrics = metrics
         self._mode: OfferMode = NoMode("the offer mode is not known yet")
+        self._policy = Policy()
+        self._composer = Composer()
+        self._withheld: dict[str, tuple[Withheld, ...]] = {}
         self._settled: dict[str, dict[str, Settled]] = {}
         self._created_under: dict[str, datetime] = {}
         self._written: dict[str, tuple[str, float]] = {}
@@ -147,17 +83,23 @@ class PoolKeeper:
         """The offer mode in use."""
         return self._mode
 
-    def set_mode(self, mode: OfferMode) -> bool:
-        """Use a mode from now on; return whether it is another one, and so every pool is due."""
-        changed = mode != self._mode
-        self._mode = mode
-        if changed and isinstance(mode, NoMode):
+    @property
+    def policy(self) -> Policy:
+        """The policy in use."""
+        return self._policy
+
+    def set_mode(self, mode: OfferMode, policy: Policy | None = None) -> bool:
+        """Use a mode (and a policy) from now on; return whether it is another one, and so every pool is due."""
+        policy = policy or self._policy
+        changed = (mode, policy) != (self._mode, self._policy)
+        if isinstance(mode, NoMode) and mode != self._mode:
             log.error(mode.reason)
+        self._mode, self._policy = mode, policy
         return changed
 
-    def offer(self, inventory: InventoryStatus) -> Offer:
-        """Return what a node's devices are offered as now."""
-        return self._mode.offer(inventory)
+    def withheld(self, node: str) -> tuple[Withheld, ...]:
+        """Return what a node has and does not offer, as of its last sync."""
+        return self._withheld.get(node, ())
 
     def sync(self, node: str) -> float | None:
         """Bring a node's pool in order; return after how many seconds to look again, None: when something changes.
@@ -179,14 +121,33 @@ class PoolKeeper:
         stored = self._sources.slices(node)
         if action is Action.WITHDRAW:
             self._apply(node, plan(None, stored))
-            self._settled.pop(node, None)
-            self._created_under.pop(node, None)
+            self._forget(node)
+            if state.node_uid is None and has_inventory:
+                return self._clean_up(node, state.heartbeat_age_s)
         elif action is Action.PUBLISH:
             assert state.inventory is not None
             assert state.node_uid is not None
             self._publish(node, state.node_uid, state.inventory, stored)
+            dues = [self._composer.due_in_s(node)]
             if self._created_under.get(node) == state.inventory.heartbeat_time:
-                return max(HEARTBEAT_LIMIT_S - state.heartbeat_age_s, 0.0) + 1.0
+                dues.append(max(HEARTBEAT_LIMIT_S - state.heartbeat_age_s, 0.0) + 1.0)
+            return min((due for due in dues if due is not None), default=None)
+        return None
+
+    def _forget(self, node: str) -> None:
+        self._settled.pop(node, None)
+        self._created_under.pop(node, None)
+        self._withheld.pop(node, None)
+        self._composer.forget(node)
+
+    def _clean_up(self, node: str, heartbeat_age_s: float) -> float | None:
+        """Remove the inventory of a Node that is gone, once its agent is gone too: it may be about to come back."""
+        if heartbeat_age_s <= HEARTBEAT_LIMIT_S:
+            return HEARTBEAT_LIMIT_S - heartbeat_age_s + 1.0
+        if self._may_write():
+            with contextlib.suppress(NotFoundError):
+                self._kube.delete(kube_api.NODE_INVENTORIES, {"metadata": {"name": node}})
+                log.info("deleted the inventory of a node that is gone", extra={"node": node})
         return None
 
     def _is_behind(self, node: str) -> bool:
@@ -198,7 +159,10 @@ class PoolKeeper:
         return True
 
     def _publish(self, node: str, node_uid: str, inventory: InventoryStatus, stored: list[Object]) -> None:
-        pool = Pool(self._driver, node, node_uid, self._mode.offer(inventory).slices, self.version)
+        devices = self._sources.devices(node, inventory)
+        offer = self._composer.compose(node, devices, self._mode, self._policy, stored)
+        self._withheld[node] = offer.withheld
+        pool = Pool(self._driver, node, node_uid, offer.slices, self.version)
         writes = plan(pool, stored, self._settled.get(node))
         if writes.creates:
             self._created_under[node] = inventory.heartbeat_time
@@ -240,7 +204,10 @@ class PoolKeeper:
         self._metrics.writes.labels(operation).inc()
         self._written[node] = (str(stored["metadata"]["resourceVersion"]), time.monotonic())
         name = obj["metadata"]["name"]
-        log.info("wrote slice", extra={"slice": name, "operation": operation, "devices": len(obj["spec"]["devices"])})
+        log.info(
+            "wrote slice",
+            extra={"slice": name, "operation": operation, "devices": len(obj["spec"].get("devices") or [])},
+        )
         self._read_back(node, name, obj, stored)
 
     def _read_back(self, node: str, name: str, wanted: Object, stored: Object) -> None:
@@ -261,4 +228,4 @@ class PoolKeeper:
 
 
 def _limits(path: str) -> bool:
-    return "allowMultipleAllocations" in path or "capacity" in path
+    return any(field in path for field in ("allowMultipleAllocations", "capacity", "ounters"))

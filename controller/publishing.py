@@ -16,7 +16,7 @@ from typing import Any
 
 from api import names
 from api.claims import Object
-from api.slices import render_device
+from api.slices import render_counter_set, render_device
 from controller.comparing import same
 from controller.offering import SliceContent
 
@@ -111,9 +111,19 @@ def render(pool: Pool, generation: int) -> Iterator[dict[str, Any]]:
                 "driver": pool.driver,
                 "nodeName": pool.node,
                 "pool": {"name": pool.node, "generation": generation, "resourceSliceCount": len(pool.slices)},
-                "devices": [render_device(device, pool.version) for device in content.devices],
+                **render_content(content, pool.version),
             },
         }
+
+
+def render_content(content: SliceContent, version: str) -> dict[str, Any]:
+    """Return what a slice holds as fields of its spec; an empty list of devices beside counters would be refused."""
+    fields: dict[str, Any] = {}
+    if content.devices or not content.counter_sets:
+        fields["devices"] = [render_device(device, version) for device in content.devices]
+    if content.counter_sets:
+        fields["sharedCounters"] = [render_counter_set(counters) for counters in content.counter_sets]
+    return fields
 
 
 def _owner(pool: Pool) -> dict[str, Any]:

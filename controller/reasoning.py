@@ -12,6 +12,7 @@ from api import names
 from api.claims import ClaimView, DeviceRequest
 from api.quantities import format_bytes
 from controller.counting import UNUSED, DeviceKey, Usage
+from controller.offering import CORDONED
 
 MAX_NOTE = 1024
 """Characters in the note of an event (events.k8s.io/v1)."""
@@ -202,7 +203,7 @@ def check(request: DeviceRequest, device: OfferedDevice, usage: Usage) -> Findin
 def _first_reason(request: DeviceRequest, device: OfferedDevice, usage: Usage) -> tuple[str, str]:
     missing = sorted(set(request.capacity) - set(device.capacity))
     if device.withheld:
-        return names.REASON_UNHEALTHY, device.withheld
+        return names.REASON_CORDONED if device.withheld == CORDONED else names.REASON_UNHEALTHY, device.withheld
     if not _of_class(request.device_class, device.vendor):
         return names.REASON_NOT_SELECTED, f"vendor {device.vendor}, asked DeviceClass {request.device_class}"
     if missing:

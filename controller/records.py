@@ -4,14 +4,14 @@ A cluster has many more claims and pods than this driver has shares, so what is 
 else.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from api import names
 from api.claims import ClaimView, Object
 from api.errors import PermanentError, StateError
-from api.nodeinventory import InventoryStatus, NodeInventory
+from api.nodeinventory import InventorySpec, InventoryStatus, NodeInventory
 from controller.checking import check_configs, check_template
 from controller.eventing import Subject
 from controller.watching import Key
@@ -49,6 +49,16 @@ class InventoryRecord:
 
     status: InventoryStatus | None
     problem: str = ""
+    spec: InventorySpec = field(default_factory=InventorySpec)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """A Node."""
+
+    uid: str
+    labels: Mapping[str, str]
+    """Those that rules ask for, and no others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +143,8 @@ def _claim_names(pod: Object) -> list[str]:
 def trim_inventory(obj: Object) -> InventoryRecord:
     """Keep an inventory's status."""
     try:
-        return InventoryRecord(NodeInventory.from_object(obj).status)
+        inventory = NodeInventory.from_object(obj)
+        return InventoryRecord(inventory.status, spec=inventory.spec)
     except StateError as error:
         return InventoryRecord(None, str(error))
 
@@ -145,9 +156,15 @@ def trim_slice(obj: Object) -> dict[str, Any]:
     return {"metadata": {key: metadata[key] for key in kept if key in metadata}, "spec": obj["spec"]}
 
 
-def trim_node(obj: Object) -> str:
-    """Keep a node's uid."""
-    return str(obj["metadata"]["uid"])
+def node_trimmer(labels: Iterable[str]) -> Callable[[Object], NodeRecord]:
+    """Return the trim of Nodes: their uid, and the labels of these names."""
+    kept = frozenset(labels)
+
+    def trim(obj: Object) -> NodeRecord:
+        found = obj["metadata"].get("labels") or {}
+        return NodeRecord(str(obj["metadata"]["uid"]), {key: found[key] for key in sorted(kept & set(found))})
+
+    return trim
 
 
 def _subject(obj: Object, kind: str) -> Subject:

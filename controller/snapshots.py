@@ -5,12 +5,14 @@ withheld is in the inventories alone.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from api import names
 from api.claims import Object
 from api.errors import ConfigError, StateError
 from api.quantities import parse_count
 from api.slices import Capacity, Device, read_device
+from api.slots import gpu_of
 from controller.offering import Withheld
 from controller.reasoning import OfferedDevice
 
@@ -36,15 +38,14 @@ class DeviceIndex:
 
     def devices(self) -> list[OfferedDevice]:
         """Return all devices, offered and withheld."""
+        reasons = {(node, each.device): each.reason for node, devices in self._withheld.items() for each in devices}
         found = [device for devices in self._offered.values() for device in devices]
-        offered = {device.key for device in found}
-        found += [
-            OfferedDevice(node, device.device, withheld=device.reason)
-            for node, devices in self._withheld.items()
-            for device in devices
-            if (node, device.device) not in offered
-        ]
-        return found
+        if not reasons:
+            return found
+        gpus = [(device.node, gpu_of(device.name)) for device in found]
+        found = [replace(device, withheld=reasons.get(gpu, "")) for device, gpu in zip(found, gpus, strict=True)]
+        absent = [OfferedDevice(*key, withheld=reason) for key, reason in reasons.items() if key not in set(gpus)]
+        return found + absent
 
     def counts(self) -> tuple[int, int]:
         """Return the number of devices offered and withheld."""

@@ -8,26 +8,34 @@ from typing import TypeVar
 
 from api.errors import KubeError, VGPUError
 from api.kube import KubeClient
+from api.offerrules import OfferModeName, OfferRule
 from controller.caching import ClusterCache, Listeners
 from controller.consumable import ConsumableMode
+from controller.counters import CountersMode
 from controller.keeping import PoolKeeper, Sources
 from controller.metrics import Metrics
 from controller.offering import NoMode, OfferMode
 from controller.pending import PendingKeeper, Topic
-from controller.probing import PROBE_NODE, choose_mode
+from controller.policies import Policy
+from controller.probing import PROBE_NODE, choose_mode, keeps_taints
 from controller.queueing import WorkQueue, backoff_s
+from controller.slots import SlotsMode
 
 log = logging.getLogger(__name__)
 
 K = TypeVar("K", bound=Hashable)
 
-OFFER_MODES: tuple[OfferMode, ...] = (ConsumableMode(),)
+OFFER_MODES: tuple[OfferMode, ...] = (ConsumableMode(), CountersMode(), CountersMode(together=True), SlotsMode())
 """Modes that are tried, best first."""
 
 _CHOOSE_MODE = ""
 """A key of the pools' queue that is no node: find out anew which mode the API server carries."""
 _PROBE_AGAIN_S = 60.0
 """While no mode can be used: API servers that restart one by one turn a feature gate on without an outage to see."""
+_CHOOSE_SOON_S = 2.0
+"""After fields were dropped of a slice that is in use: of two API servers behind one address, one may keep them."""
+_PROBE_BETTER_S = 900.0
+"""While a mode can be used and a better one could be: each try makes the scheduler look at its queue again."""
 _RENEW_CACHE_S = 1.0
 
 
@@ -37,6 +45,18 @@ class TermSettings:
 
     driver: str
     identity: str
+    offer_mode: OfferModeName = "auto"
+    rules: tuple[OfferRule, ...] = ()
+
+    @property
+    def modes(self) -> tuple[OfferMode, ...]:
+        """The modes to try, best first."""
+        return tuple(mode for mode in OFFER_MODES if self.offer_mode in ("auto", mode.name))
+
+    @property
+    def node_labels(self) -> set[str]:
+        """The labels of Nodes that rules ask for."""
+        return {label for rule in self.rules for label in rule.node_labels}
 
 
 class Term:
@@ -103,7 +123,7 @@ class Term:
         found = self._discover()
         if found is None:
             return None
-        version, mode = found
+        version, mode, policy = found
         listeners = Listeners(
             pool=self._note_pool,
             claim=lambda key: self._topics.add(Topic("claim", key)),
@@ -111,14 +131,22 @@ class Term:
             outage_end=lambda: self._pools.add(_CHOOSE_MODE),
         )
         driver = self._settings.driver
-        cache = self._cache = ClusterCache(self._kube, driver, version, listeners)
-        sources = Sources(cache.node_uid, cache.inventory, cache.slices, cache.has_seen_slice, cache.pulse.age_s)
+        cache = self._cache = ClusterCache(
+            self._kube, driver, version, listeners, node_labels=self._settings.node_labels
+        )
+        sources = Sources(
+            node_uid=cache.node_uid,
+            inventory=cache.inventory,
+            devices=cache.node_devices,
+            slices=cache.slices,
+            has_seen=cache.has_seen_slice,
+            heartbeat_age_s=cache.pulse.age_s,
+        )
         keeper = PoolKeeper(
             self._kube, driver, version, sources=sources, may_write=self._may_write, metrics=self._metrics
         )
-        self._set_mode(cache, keeper, mode)
-        if isinstance(mode, NoMode):
-            self._pools.add_after(_CHOOSE_MODE, _PROBE_AGAIN_S)
+        self._set_mode(cache, keeper, mode, policy)
+        self._choose_later(keeper)
         cache.start()
         while not cache.wait_synced(_RENEW_CACHE_S):
             self._trouble = f"the API server has not listed {', '.join(cache.unsynced())} yet"
@@ -128,13 +156,13 @@ class Term:
         pending = PendingKeeper(self._kube, cache, self._settings.identity, metrics=self._metrics)
         return cache, keeper, pending
 
-    def _discover(self) -> tuple[str, OfferMode] | None:
+    def _discover(self) -> tuple[str, OfferMode, Policy] | None:
         """Return the version of resource.k8s.io and the offer mode of this cluster, when the API server can tell."""
         failures = 0
         while not self._stopping.is_set():
             try:
                 version = self._kube.resource_api_version()
-                return version, choose_mode(self._kube, OFFER_MODES, self._settings.driver, version)
+                return version, *self._choose(version)
             except VGPUError as error:
                 failures += 1
                 self._trouble = str(error)
@@ -142,8 +170,33 @@ class Term:
                 self._stopping.wait(backoff_s(failures))
         return None
 
+    def _choose(self, version: str) -> tuple[OfferMode, Policy]:
+        """Return the mode and policy that the API server can carry.
+
+        Raises:
+            KubeError: it did not answer.
+        """
+        settings = self._settings
+        mode = choose_mode(self._kube, settings.modes, settings.driver, version)
+        if isinstance(mode, NoMode) and settings.offer_mode != "auto":
+            mode = NoMode(
+                f"the offer mode is set to {settings.offer_mode}, which this cluster cannot carry: {mode.reason}"
+            )
+        taints = keeps_taints(self._kube, settings.driver, version)
+        return mode, Policy(settings.rules, taints=taints, menu=mode.name == "counters")
+
     def _may_write(self) -> bool:
         return not self._stopping.is_set() and self._is_leading()
+
+    def _choose_again_s(self, keeper: PoolKeeper) -> float | None:
+        if isinstance(keeper.mode, NoMode):
+            return _PROBE_AGAIN_S
+        return None if keeper.mode == self._settings.modes[0] and keeper.policy.taints else _PROBE_BETTER_S
+
+    def _choose_later(self, keeper: PoolKeeper) -> None:
+        delay_s = self._choose_again_s(keeper)
+        if delay_s is not None:
+            self._pools.add_after(_CHOOSE_MODE, delay_s)
 
     def _note_pool(self, pool: str) -> None:
         if pool != PROBE_NODE:
@@ -174,23 +227,29 @@ class Term:
     def _sync(self, cache: ClusterCache, keeper: PoolKeeper, node: str) -> float | None:
         if node == _CHOOSE_MODE:
             if self._may_write():
-                mode = choose_mode(self._kube, OFFER_MODES, self._settings.driver, keeper.version)
-                self._set_mode(cache, keeper, mode)
-            return _PROBE_AGAIN_S if isinstance(keeper.mode, NoMode) else None
+                self._set_mode(cache, keeper, *self._choose(keeper.version))
+            return self._choose_again_s(keeper)
         mode = keeper.mode
         try:
             return keeper.sync(node)
         finally:
             if keeper.mode is not mode:
                 self._set_mode(cache, keeper, keeper.mode, force=True)
-                self._pools.add_after(_CHOOSE_MODE, _PROBE_AGAIN_S)
-            _, inventory = cache.inventory(node)
-            cache.note_withheld(node, keeper.offer(inventory).withheld if inventory else ())
+                self._pools.add_after(_CHOOSE_MODE, _CHOOSE_SOON_S)
+            cache.note_withheld(node, keeper.withheld(node))
             self._measure(cache)
 
-    def _set_mode(self, cache: ClusterCache, keeper: PoolKeeper, mode: OfferMode, *, force: bool = False) -> None:
-        """Use a mode; if it is another one, every pool is due."""
-        if keeper.set_mode(mode) or force:
+    def _set_mode(
+        self,
+        cache: ClusterCache,
+        keeper: PoolKeeper,
+        mode: OfferMode,
+        policy: Policy | None = None,
+        *,
+        force: bool = False,
+    ) -> None:
+        """Use a mode and a policy; if one is another, every pool is due."""
+        if keeper.set_mode(mode, policy) or force:
             self._metrics.mode.clear()
             self._metrics.mode.labels(mode.name).set(1)
             for pool in cache.pools():

@@ -9,12 +9,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
 import yaml
 
 from api import names, nodeinventory
 from api.errors import ConfigError, VGPUError
+from api.offerrules import OfferModeName
 from api.quantities import parse_bytes
 from api.vgpuconfig import Policy
 from dra_driver import __version__
@@ -84,6 +85,11 @@ def _add_controller(commands: _Commands) -> None:
     parser = _add(commands, "controller", _controller, "publish ResourceSlices and look after ResourceClaims")
     _add_common(parser)
     parser.add_argument("--namespace", metavar="N", help="namespace of the leader's Lease")
+    parser.add_argument(
+        "--offer-mode",
+        choices=get_args(OfferModeName),
+        help="how GPUs are offered; default: auto, the best that the API server can carry",
+    )
     parser.add_argument(
         "--identity", metavar="NAME", help="name among the replicas; default: the host name and a random part"
     )

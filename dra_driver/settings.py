@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from api import names
 from api.errors import ConfigError
+from api.offerrules import OfferModeName, OfferRule
 
 _ENV_PREFIX = "DRA_DRIVER_"
 
@@ -42,6 +43,12 @@ class ControllerOptions(CommonOptions):
 
     listen: _Port = ":9400"
     namespace: Annotated[str, Field(description="namespace of the leader's Lease")] = "default"
+    offer_mode: Annotated[
+        OfferModeName, Field(description="how GPUs are offered; auto: the best that the API server can carry")
+    ] = "auto"
+    offers: Annotated[
+        tuple[OfferRule, ...], Field(description="what is offered of which GPUs; in the file of --config only")
+    ] = ()
     identity: Annotated[
         str | None, Field(description="name among the replicas; default: host name and a random part")
     ] = None
@@ -131,6 +138,11 @@ def _read_environment(kind: type[CommonOptions], environment: Mapping[str, str])
 
 def _describe(problem: dict[str, Any], origins: Mapping[str, str], kind: type[CommonOptions]) -> str:
     field = str(problem["loc"][0])
+    inside = ".".join(str(part) for part in problem["loc"])
+    if inside != field:
+        where = f"setting {inside} ({origins.get(field, 'default')})"
+        unknown = problem["type"] == "extra_forbidden"
+        return f"{where}: unknown" if unknown else f"{where}: found {problem['input']!r}: {problem['msg']}"
     if problem["type"] == "missing":
         return f"setting {field}: missing, give --{field.replace('_', '-')} or {_ENV_PREFIX}{field.upper()}"
     where = f"setting {field} ({origins.get(field, 'default')})"

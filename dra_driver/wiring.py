@@ -46,6 +46,8 @@ def run_controller(config: Path | None, flags: Mapping[str, object]) -> int:
     settings = ControllerSettings(
         driver_name=options.driver_name,
         namespace=options.namespace,
+        offer_mode=options.offer_mode,
+        rules=options.offers,
         identity=options.identity or f"{socket.gethostname()}-{secrets.token_hex(4)}",
     )
     _begin(options)

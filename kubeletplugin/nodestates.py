@@ -10,6 +10,7 @@ from pathlib import Path
 from api import names
 from api.errors import StateError
 from api.names import ClaimUID
+from api.slots import gpu_of
 from kubeletplugin import cdi
 from kubeletplugin.claimlocks import ClaimLocks
 from kubeletplugin.files import read_if_there, write_durably
@@ -118,7 +119,7 @@ class NodeState:
 
     def cdi_ids(self, device: PreparedDevice) -> list[str]:
         """Return what the kubelet passes on for a prepared device, the device's own id first."""
-        ids = [cdi.gpu_id(self._vendor, device.device)]
+        ids = [cdi.gpu_id(self._vendor, gpu_of(device.device))]
         if device.limits is not None:
             ids.append(cdi.claim_id(self._vendor, device.limits.share))
         return ids

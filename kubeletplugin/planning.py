@@ -12,6 +12,7 @@ from api import names
 from api.claims import AllocationResult, ClaimView, vgpu_config
 from api.errors import CapacityError, ClaimError
 from api.quantities import format_bytes
+from api.slots import gpu_of, parse_slot
 from api.vgpuconfig import Overuse, Policy, VGPUConfig
 from kubeletplugin.devices import Device, DeviceTable
 from kubeletplugin.ledgers import Prepared
@@ -67,15 +68,16 @@ def _our_results(claim: ClaimView, node: NodeView) -> list[AllocationResult]:
 
 
 def _plan_device(claim: ClaimView, result: AllocationResult, node: NodeView) -> PreparedDevice:
-    device = node.devices.find(result.device, str(claim))
+    device = node.devices.find(gpu_of(result.device), str(claim))
     if not device.offered:
         raise ClaimError(f"{claim}: request {result.request}: device {device.name} is not offered: {device.reason}")
-    bare = result.admin_access or device.type == names.DEVICE_TYPE_MIG  # the latter's limits are the hardware's
+    by_hardware = device.type == names.DEVICE_TYPE_MIG and result.device == device.name
+    bare = result.admin_access or by_hardware
     return PreparedDevice(
         index=result.index,
         request=result.request,
         pool=result.pool,
-        device=device.name,
+        device=names.DeviceName(result.device),
         share_id=result.share_id,
         limits=None if bare else _plan_limits(claim, result, device, node.driver_name),
         held=None if bare else _hold(claim, result, device, node.driver_name),
@@ -130,6 +132,15 @@ def _plan_limits(claim: ClaimView, result: AllocationResult, device: Device, dri
 
 def _allocated(result: AllocationResult, device: Device, where: str) -> tuple[int, int]:
     """Return the bytes and percent that were allocated."""
+    slot = parse_slot(result.device)
+    if slot is not None:
+        # Of a fixed size, which stands in its name; whatever else the result says must not make it larger.
+        if slot.memory_bytes > device.memory_bytes:
+            raise ClaimError(
+                f"{where}: memory of {result.device}: found {format_bytes(slot.memory_bytes)}, expected at most the "
+                f"{format_bytes(device.memory_bytes)} of {device.name}"
+            )
+        return slot.memory_bytes, slot.cores_percent
     if not result.consumed and result.share_id is None:
         # The device takes one allocation only (older API server, or consumable capacity off): all of it is the claim's.
         return device.memory_bytes, names.CORES_PER_DEVICE

@@ -13,7 +13,10 @@ from api import names, nodeinventory
 from api.errors import ConflictError
 from api.kube import KubeClient
 from api.nodeinventory import DeviceFacts, InventoryStatus
+from controller.composing import Composer
 from controller.controller import Controller, ControllerSettings
+from controller.offering import Offer, OfferMode
+from controller.policies import NodeDevices, Policy
 
 DRIVER = names.DRIVER_NAME
 GI = 1 << 30
@@ -44,6 +47,11 @@ def status(*devices: DeviceFacts, node_uid: str = "node-uid", heartbeat: datetim
         heartbeat_time=heartbeat or datetime.now(UTC),
         devices=list(devices),
     )
+
+
+def offered(mode: OfferMode, *devices: DeviceFacts, policy: Policy | None = None) -> Offer:
+    """What a new node with these devices offers."""
+    return Composer().compose("n1", NodeDevices(status(*devices)), mode, policy or Policy(), [])
 
 
 def device_class(name: str = "vgpu", driver: str = DRIVER) -> dict[str, Any]:
@@ -124,10 +132,12 @@ def state_inventory(kube: KubeClient, node: str, stated: InventoryStatus) -> Non
     kube.patch(kube_api.NODE_INVENTORIES, obj, {"status": obj["status"]}, "status")
 
 
-def make_controller(kube: KubeClient, identity: str = "a", registry: CollectorRegistry | None = None) -> Controller:
+def make_controller(
+    kube: KubeClient, identity: str = "a", registry: CollectorRegistry | None = None, **options: Any
+) -> Controller:
     """A controller with a Lease that is fast enough for tests."""
     settings = ControllerSettings(
-        namespace="system", identity=identity, lease_duration_s=1.5, renew_deadline_s=1.0, retry_s=0.1
+        namespace="system", identity=identity, lease_duration_s=1.5, renew_deadline_s=1.0, retry_s=0.1, **options
     )
     return Controller(kube, settings, registry or CollectorRegistry())
 

@@ -5,11 +5,11 @@ import pytest
 from api.slices import Version, render_device
 from controller.consumable import ConsumableMode
 from controller.offering import NoMode, SliceContent, Withheld, as_version, pack
-from tests.unit.controller.builders import GI, facts, status
+from tests.unit.controller.builders import GI, facts, offered
 
 
 def test_a_gpu_is_one_shareable_device_with_memory_cores_and_shares() -> None:
-    (content,) = ConsumableMode().offer(status(facts())).slices
+    (content,) = offered(ConsumableMode(), facts()).slices
     (device,) = content.devices
     assert render_device(device, "v1") == {
         "name": "gpu-00000000-aaaa-bbbb-cccc-000000000000",
@@ -44,7 +44,7 @@ def test_everything_that_the_agent_knows_can_be_selected_by() -> None:
         pcie_root="pci0000:64",
         numa_node=0,
     )
-    (device,) = ConsumableMode().offer(status(known)).slices[0].devices
+    (device,) = offered(ConsumableMode(), known).slices[0].devices
     assert device.attributes == {
         "vendor": "nvidia",
         "uuid": known.uuid,
@@ -76,21 +76,22 @@ def test_versions_become_strict_semantic_versions_or_stay_text(text: str, versio
 
 
 def test_text_is_cut_to_64_bytes_and_not_within_a_character() -> None:
-    (device,) = ConsumableMode().offer(status(facts(product_name="é" * 40))).slices[0].devices
+    (device,) = offered(ConsumableMode(), facts(product_name="é" * 40)).slices[0].devices
     assert device.attributes["productName"] == "é" * 32
-    (device,) = ConsumableMode().offer(status(facts(product_name="x" + "é" * 40))).slices[0].devices
+    (device,) = offered(ConsumableMode(), facts(product_name="x" + "é" * 40)).slices[0].devices
     assert device.attributes["productName"] == "x" + "é" * 31
 
 
 def test_memory_is_rounded_down_to_whole_mebibytes() -> None:
-    (device,) = ConsumableMode().offer(status(facts(memory_bytes=10 * GI + 12345))).slices[0].devices
+    (device,) = offered(ConsumableMode(), facts(memory_bytes=10 * GI + 12345)).slices[0].devices
     assert device.capacity["memory"].value == "10Gi"
-    (device,) = ConsumableMode().offer(status(facts(memory_bytes=10 * GI - 1))).slices[0].devices
+    (device,) = offered(ConsumableMode(), facts(memory_bytes=10 * GI - 1)).slices[0].devices
     assert device.capacity["memory"].value == "10239Mi"
 
 
 def test_devices_that_must_not_be_offered_are_withheld_with_their_reason() -> None:
-    inventory = status(
+    offer = offered(
+        ConsumableMode(),
         facts(0),
         facts(1, healthy=False, health="Xid 79: fallen off the bus"),
         facts(2, shareable=False, health="MIG is on"),
@@ -99,35 +100,34 @@ def test_devices_that_must_not_be_offered_are_withheld_with_their_reason() -> No
         facts(5, name=facts(0).name),
         facts(6, healthy=False),
     )
-    offer = ConsumableMode().offer(inventory)
     assert [device.name for device in offer.slices[0].devices] == [facts(0).name]
     assert offer.withheld == (
-        Withheld(facts(1).name, "Xid 79: fallen off the bus"),
         Withheld(facts(2).name, "MIG is on"),
         Withheld("GPU_4", "found the name 'GPU_4', expected a DNS label of at most 63 characters"),
         Withheld(facts(0).name, "another device of the node has the same name"),
+        Withheld(facts(1).name, "Xid 79: fallen off the bus"),
         Withheld(facts(6).name, "not healthy"),
-        Withheld(facts(3).name, "found 1048576 bytes of memory, expected at least 2097152"),
+        Withheld(facts(3).name, "found 1048576 bytes of memory, too little to offer"),
     )
 
 
-def test_devices_stay_in_the_order_of_the_inventory() -> None:
-    devices = ConsumableMode().offer(status(facts(2), facts(0), facts(1))).slices[0].devices
-    assert [device.name for device in devices] == [facts(2).name, facts(0).name, facts(1).name]
+def test_unused_gpus_stand_in_the_order_of_their_indexes() -> None:
+    devices = offered(ConsumableMode(), facts(2), facts(0), facts(1)).slices[0].devices
+    assert [device.name for device in devices] == [facts(0).name, facts(1).name, facts(2).name]
 
 
 def test_a_node_without_devices_offers_an_empty_slice() -> None:
-    assert ConsumableMode().offer(status()).slices == (SliceContent(),)
+    assert offered(ConsumableMode()).slices == (SliceContent(),)
 
 
 def test_slices_are_filled_to_the_limit_of_the_api() -> None:
-    devices = ConsumableMode().offer(status(*(facts(name=f"gpu-{n}") for n in range(300)))).slices
+    devices = offered(ConsumableMode(), *(facts(name=f"gpu-{n}") for n in range(300))).slices
     assert [len(content.devices) for content in devices] == [128, 128, 44]
     assert devices[2].devices[-1].name == "gpu-299"
-    assert len(pack((), 128)) == 1
+    assert len(pack(())) == 1
 
 
 def test_without_a_mode_nothing_is_offered_and_the_reason_is_kept() -> None:
-    offer = NoMode("the gate is off").offer(status(facts()))
+    offer = offered(NoMode("the gate is off"), facts())
     assert offer.slices == (SliceContent(),)
     assert offer.withheld == (Withheld(facts().name, "the gate is off"),)

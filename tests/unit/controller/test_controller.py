@@ -36,7 +36,7 @@ SLICE_N1 = "00000-n1-vgpu.dra-driver.io"
 
 
 class GateOffKube(FakeKube):
-    """An API server whose feature gate DRAConsumableCapacity is off: it drops fields without a word."""
+    """An API server whose feature gates are off: it drops fields without a word."""
 
     gate_on = False
 
@@ -55,9 +55,10 @@ class GateOffKube(FakeKube):
                 "attributes": device["attributes"],
                 "capacity": {name: {"value": amount["value"]} for name, amount in device["capacity"].items()},
             }
-            for device in obj["spec"]["devices"]
+            for device in obj["spec"].get("devices") or []
         ]
-        return {**obj, "spec": {**obj["spec"], "devices": devices}}
+        kept = {key: value for key, value in obj["spec"].items() if key != "sharedCounters"}
+        return {**obj, "spec": {**kept, "devices": devices}}
 
 
 @pytest.fixture
@@ -175,15 +176,47 @@ def test_a_mere_heartbeat_writes_nothing(kube: FakeKube, controller: Controller)
     assert slices(kube)[SLICE_N1]["metadata"]["resourceVersion"] == version
 
 
-def test_an_unhealthy_device_leaves_the_offer_and_comes_back(kube: FakeKube, controller: Controller) -> None:
+def taints(kube: FakeKube) -> list[list[str]]:
+    """The keys of the taints of each device on offer."""
+    devices = slices(kube)[SLICE_N1]["spec"]["devices"]
+    return [[taint["key"] for taint in device.get("taints") or []] for device in devices]
+
+
+def test_an_unhealthy_device_is_tainted_until_it_recovers(kube: FakeKube, controller: Controller) -> None:
     add_node(kube)
     state_inventory(kube, "n1", status(facts(0), facts(1)))
     wait_until(lambda: SLICE_N1 in slices(kube))
     state_inventory(kube, "n1", status(facts(0), facts(1, healthy=False, health="Xid 79")))
-    wait_until(lambda: len(slices(kube)[SLICE_N1]["spec"]["devices"]) == 1)
+    wait_until(lambda: taints(kube) == [[], ["vgpu.dra-driver.io/unhealthy"]])
     state_inventory(kube, "n1", status(facts(0), facts(1)))
-    wait_until(lambda: len(slices(kube)[SLICE_N1]["spec"]["devices"]) == 2)
+    wait_until(lambda: taints(kube) == [[], []])
     assert slices(kube)[SLICE_N1]["spec"]["pool"]["generation"] == 1
+
+
+def test_a_device_is_cordoned_by_its_inventory_and_uncordoned(kube: FakeKube, controller: Controller) -> None:
+    add_node(kube)
+    state_inventory(kube, "n1", status(facts(0), facts(1)))
+    wait_until(lambda: SLICE_N1 in slices(kube))
+    node = {"metadata": {"name": "n1"}}
+    for cordoned, expected in ([facts(1).uuid], [[], ["vgpu.dra-driver.io/cordoned"]]), ([], [[], []]):
+        kube.patch(kube_api.NODE_INVENTORIES, node, {"spec": {"cordonedDevices": cordoned}})
+        wait_until(lambda expected=expected: taints(kube) == expected)
+
+
+def test_without_taints_an_unhealthy_device_leaves_the_offer_and_comes_back() -> None:
+    kube = GateOffKube()
+    controller = make_controller(kube)
+    add_node(kube)
+    state_inventory(kube, "n1", status(facts(0), facts(1)))
+    controller.start()
+    wait_until(lambda: SLICE_N1 in slices(kube))
+    assert len(taints(kube)) == 4
+    state_inventory(kube, "n1", status(facts(0), facts(1, healthy=False, health="Xid 79")))
+    wait_until(lambda: len(taints(kube)) == 2)
+    state_inventory(kube, "n1", status(facts(0), facts(1)))
+    wait_until(lambda: len(taints(kube)) == 4)
+    controller.stop()
+    kube.set_down(True)
 
 
 @pytest.mark.parametrize("gone", ["node", "inventory"])
@@ -194,6 +227,16 @@ def test_slices_go_with_the_node_or_its_inventory(kube: FakeKube, controller: Co
     resource = kube_api.NODES if gone == "node" else kube_api.NODE_INVENTORIES
     kube.delete(resource, {"metadata": {"name": "n1"}})
     wait_until(lambda: not slices(kube))
+
+
+def test_the_inventory_of_a_node_that_is_gone_goes_once_its_agent_is_silent(
+    kube: FakeKube, controller: Controller
+) -> None:
+    state_inventory(kube, "gone", status(facts(), heartbeat=datetime.now(UTC) - timedelta(minutes=5)))
+    state_inventory(kube, "young", status(facts()))
+    wait_until(lambda: [obj["metadata"]["name"] for obj in kube.objects(kube_api.NODE_INVENTORIES)] == ["young"])
+    wait_until(controller.idle)
+    assert [obj["metadata"]["name"] for obj in kube.objects(kube_api.NODE_INVENTORIES)] == ["young"]
 
 
 def test_a_node_that_is_made_anew_under_its_name_owns_the_slices(kube: FakeKube, controller: Controller) -> None:
@@ -218,9 +261,24 @@ def test_more_than_128_devices_take_several_slices_of_one_generation(kube: FakeK
     assert {obj["spec"]["pool"]["resourceSliceCount"] for obj in stored.values()} == {2}
 
 
-def test_nothing_is_offered_where_the_api_server_drops_limits(caplog: pytest.LogCaptureFixture) -> None:
+def test_fixed_slots_are_offered_where_the_api_server_drops_the_fields_of_all_other_modes() -> None:
     kube = GateOffKube()
     controller = make_controller(kube)
+    add_node(kube)
+    state_inventory(kube, "n1", status(facts()))
+    controller.start()
+    wait_until(lambda: SLICE_N1 in slices(kube))
+    devices = settled(kube, controller)[SLICE_N1]["spec"]["devices"]
+    assert [device["name"] for device in devices] == [f"{facts().name}-slot-5120m-50c-{index}" for index in (0, 1)]
+    controller.stop()
+    kube.set_down(True)
+
+
+def test_nothing_is_offered_where_the_api_server_drops_limits_of_the_mode_that_was_asked_for(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    kube = GateOffKube()
+    controller = make_controller(kube, offer_mode="consumable")
     add_node(kube)
     state_inventory(kube, "n1", status(facts()))
     controller.start()
@@ -231,6 +289,7 @@ def test_nothing_is_offered_where_the_api_server_drops_limits(caplog: pytest.Log
     kube.set_down(True)
     (report,) = reports
     assert report == (
+        "the offer mode is set to consumable, which this cluster cannot carry: "
         "the API server dropped devices[].capacity.memory.requestPolicy, devices[].capacity.cores.requestPolicy, "
         "devices[].capacity.shares.requestPolicy, devices[].allowMultipleAllocations of a ResourceSlice: its feature "
         "gate DRAConsumableCapacity is off. Devices are not offered, since their limits could not be kept; turn the "
@@ -241,7 +300,7 @@ def test_nothing_is_offered_where_the_api_server_drops_limits(caplog: pytest.Log
 def test_devices_are_offered_once_the_gate_is_turned_on_without_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(terms, "_PROBE_AGAIN_S", 0.05)
     kube = GateOffKube()
-    controller = make_controller(kube)
+    controller = make_controller(kube, offer_mode="consumable")
     add_node(kube)
     state_inventory(kube, "n1", status(facts()))
     controller.start()
@@ -256,7 +315,7 @@ def test_devices_are_offered_once_the_gate_is_turned_on_without_an_outage(monkey
 def test_devices_are_withdrawn_when_the_gate_is_turned_off_under_a_running_controller() -> None:
     kube = GateOffKube()
     kube.gate_on = True
-    controller = make_controller(kube)
+    controller = make_controller(kube, offer_mode="consumable")
     add_node(kube)
     add_node(kube, "n2")
     state_inventory(kube, "n1", status(facts(1)))

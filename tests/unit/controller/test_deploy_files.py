@@ -11,6 +11,7 @@ import yaml
 from api import names
 from api.claims import ClaimView
 from api.nodeinventory import crd
+from api.offerrules import OfferRule, SlotSize
 from controller.checking import check_configs, check_template
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
@@ -35,6 +36,8 @@ def test_the_default_values_fit_their_schema() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"offerMode": "slices"}, "'slices' is not one of ['auto', 'consumable', 'counters', 'slots']"),
+        ({"offers": [{"ordr": "spread"}]}, "Additional properties are not allowed ('ordr' was unexpected)"),
         ({"drivername": "x"}, "Additional properties are not allowed ('drivername' was unexpected)"),
         ({"nodeAgent": {"driverRoot": "opt/driver"}}, "'opt/driver' does not match '^/'"),
         ({"controller": {"replicas": -1}}, "-1 is less than the minimum of 0"),
@@ -45,6 +48,16 @@ def test_wrong_values_are_refused_with_what_is_wrong(values: dict[str, Any], mes
     schema = json.loads((CHART / "values.schema.json").read_text())
     (error,) = jsonschema.Draft202012Validator(schema).iter_errors(values)
     assert error.message == message
+
+
+def test_rules_of_the_chart_are_those_of_the_program() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert set(schema["properties"]["offers"]["items"]["properties"]) == {
+        field.alias for field in OfferRule.model_fields.values()
+    }
+    assert set(schema["$defs"]["sizes"]["items"]["properties"]) == {
+        field.alias for field in SlotSize.model_fields.values()
+    }
 
 
 def test_the_default_values_are_the_defaults_of_the_program() -> None:

@@ -16,6 +16,7 @@ from tests.unit.controller.builders import (
     claim,
     device_class,
     facts,
+    offered,
     pod,
     result,
     state_inventory,
@@ -33,7 +34,7 @@ def kube() -> FakeKube:
     fake.create(CLASSES, device_class())
     stated = status(facts(), facts(1, healthy=False, health="Xid 79"))
     state_inventory(fake, "n1", stated)
-    for obj in render(Pool(DRIVER, "n1", "uid", ConsumableMode().offer(stated).slices, "v1"), 1):
+    for obj in render(Pool(DRIVER, "n1", "uid", offered(ConsumableMode(), *stated.devices).slices, "v1"), 1):
         fake.create(SLICES, obj)
     fake.create(CLAIMS, claim("held", results=[result(GPU, memory="6Gi", cores="60", shares="1")]))
     return fake

@@ -9,8 +9,10 @@ from api.errors import ConflictError
 from api.kubefake import FakeKube
 from api.nodeinventory import InventoryStatus
 from controller.consumable import ConsumableMode
-from controller.keeping import Action, NodeState, PoolKeeper, Pulse, Sources, decide
+from controller.deciding import Action, NodeState, Pulse, decide
+from controller.keeping import PoolKeeper, Sources
 from controller.metrics import Metrics
+from controller.policies import NodeDevices
 from tests.unit.controller.builders import DRIVER, SLICES, facts, status
 
 HEARTBEAT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -123,6 +125,7 @@ class Node:
         sources = Sources(
             node_uid=lambda _: "uid",
             inventory=lambda _: (True, self.inventory),
+            devices=lambda _, inventory: NodeDevices(inventory),
             slices=lambda _: self.kube.objects(SLICES),
             has_seen=lambda _: True,
             heartbeat_age_s=lambda _: self.age_s,

@@ -30,8 +30,29 @@ def test_an_unknown_key_is_refused_with_its_file_and_the_known_ones(tmp_path: Pa
         load_settings(ControllerOptions, file, {}, {})
     assert str(error.value) == (
         f"setting log_levl (file {file}): unknown, expected one of "
-        "driver_name, identity, kubeconfig, listen, log_format, log_level, namespace"
+        "driver_name, identity, kubeconfig, listen, log_format, log_level, namespace, offer_mode, offers"
     )
+
+
+def test_rules_of_the_offer_stand_in_the_file(tmp_path: Path) -> None:
+    rule = "- nodeLabels: {pool: a}\n  models: ['*H100*']\n  order: spread\n  slots: [{memory: 10Gi, count: 4}]\n"
+    options = load_settings(ControllerOptions, _file(tmp_path, f"offers:\n{rule}"), {"offer_mode": "slots"}, {})
+    (found,) = options.offers
+    assert found.matches({"pool": "a", "zone": "z"}, "NVIDIA H100 80GB HBM3")
+    assert not found.matches({"pool": "b"}, "NVIDIA H100 80GB HBM3")
+    assert not found.matches({"pool": "a"}, "NVIDIA A10")
+    assert found.order == "spread"
+    assert [(size.memory_bytes, size.cores, size.count) for size in found.slots or ()] == [(10 << 30, None, 4)]
+
+
+def test_a_wrong_rule_names_its_place(tmp_path: Path) -> None:
+    file = _file(tmp_path, "offers: [{order: spread}, {ordr: spread, slots: [{memory: 1Gi, count: 0}]}]\n")
+    with pytest.raises(ConfigError) as error:
+        load_settings(ControllerOptions, file, {}, {})
+    assert str(error.value).splitlines() == [
+        f"setting offers.1.slots.0.count (file {file}): found 0: Input should be greater than or equal to 1",
+        f"setting offers.1.ordr (file {file}): unknown",
+    ]
 
 
 def test_a_wrong_value_names_where_it_was_set() -> None:

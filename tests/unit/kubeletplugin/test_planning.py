@@ -33,6 +33,10 @@ def only_limits(*results: Any, configs: Sequence[Any] = ()) -> Limits:
     return limits
 
 
+def slot(size: str, **fields: Any) -> dict[str, Any]:
+    return {**result(A, memory=None), "device": f"{A.name}-slot-{size}", **fields}
+
+
 def compute(limits: Limits) -> tuple[int, int, Policy]:
     return limits.cores_percent, limits.ceiling_percent, limits.policy
 
@@ -72,6 +76,36 @@ def test_parameters_above_the_allocation_are_refused() -> None:
 
 def test_burst_keeps_the_guarantee_and_lifts_the_ceiling() -> None:
     assert compute(only_limits(result(A), configs=[parameters(policy="Burst")])) == (25, 100, Policy.BURST)
+
+
+def test_a_slot_is_limited_by_its_size_whatever_else_the_result_says() -> None:
+    for extra in {}, {"consumedCapacity": {"memory": "9Gi", "cores": "90"}, "shareID": "s"}:
+        (device,) = planned(slot("2048m-25c-1", **extra)).devices
+        assert device.device == f"{A.name}-slot-2048m-25c-1"
+        assert device.limits == Limits("uid-train-0", A.uuid, 2 * GIB, 25, 25, Policy.FIXED)
+
+
+def test_parameters_lower_a_slot_and_never_raise_it() -> None:
+    assert only_limits(slot("2048m-25c-1"), configs=[parameters(memory="1Gi")]).memory_bytes == GIB
+    assert message(ClaimError, slot("2048m-25c-1"), configs=[parameters(memory="3Gi")]) == (
+        "ResourceClaim default/train: request gpu: memory: found 3Gi, expected at most the 2Gi that were allocated"
+    )
+
+
+def test_a_slot_larger_than_its_gpu_is_refused() -> None:
+    assert message(ClaimError, slot("20480m-25c-0")) == (
+        f"ResourceClaim default/train: request gpu: memory of {A.name}-slot-20480m-25c-0: found 20Gi, "
+        f"expected at most the 10Gi of {A.name}"
+    )
+
+
+def test_slots_that_are_more_than_their_gpu_are_refused_with_both_claims() -> None:
+    other = planned(slot("8192m-25c-0"), name="other")
+
+    assert message(CapacityError, slot("4096m-25c-0"), prepared={ClaimUID("uid-other"): other}) == (
+        f"{A.name}: memory: found 4Gi for ResourceClaim default/train and 8Gi for ResourceClaim default/other, "
+        "expected at most 10Gi"
+    )
 
 
 def test_without_cores_a_share_has_idle_time_only() -> None:

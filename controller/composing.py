@@ -1,0 +1,76 @@
+"""Puts a node's offer together: policy, order, what older offers gave away, and the offer mode. Used by `keeping`.
+
+Holds what must be remembered from one offer of a node to the next (`Withdrawals`, `Orders`); all decisions are pure and
+stand in the modules that it calls.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from api import names
+from api.claims import Object
+from controller.forms import GPU, Division, Form, Kind
+from controller.migrating import Withdrawals, read_published
+from controller.offering import NoMode, Offer, OfferMode, Withheld, fixed_device
+from controller.ordering import Orders
+from controller.policies import NodeDevices, Policy
+
+
+class Composer:
+    """Composes one node's offer after the other. One thread at a time may work on a node."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Begin with nothing remembered."""
+        self._withdrawals = Withdrawals(clock)
+        self._orders = Orders(clock)
+
+    def compose(
+        self, node: str, devices: NodeDevices, mode: OfferMode, policy: Policy, stored: Sequence[Object]
+    ) -> Offer:
+        """Return what a node is to offer now.
+
+        Args:
+            node: its name.
+            devices: what it has and what claims hold of it.
+            mode: how to offer it.
+            policy: the operator's wishes.
+            stored: the slices that are on offer now.
+        """
+        published = read_published(stored)
+        gpus, withheld = policy.gpus(devices)
+        gpus = self._withdrawals.apply(node, self._orders.arrange(node, policy.order(devices), gpus), mode, published)
+        divisions = [(gpu, _divide(mode, gpu)) for gpu in gpus]
+        self._withdrawals.note(node, published, _forms(division for _, division in divisions))
+        withheld += [_left_out(gpu, mode) for gpu, division in divisions if not division.devices]
+        return Offer(mode.pack(divisions), tuple(withheld))
+
+    def due_in_s(self, node: str) -> float | None:
+        """Return after how many seconds the offer may be another one though nothing changed; None: never."""
+        dues = [self._withdrawals.due_in_s(node), self._orders.due_in_s(node)]
+        return min((due for due in dues if due is not None), default=None)
+
+    def forget(self, node: str) -> None:
+        """Forget a node that is gone."""
+        self._withdrawals.forget(node)
+        self._orders.forget(node)
+
+
+def _divide(mode: OfferMode, gpu: GPU) -> Division:
+    if gpu.facts.type == names.DEVICE_TYPE_GPU:
+        return mode.divide(gpu)
+    # A part that the hardware made: it has its limits already and is handed out as it is, in every mode.
+    form = Form(gpu.name, Kind.WHOLE, gpu.room)
+    return Division(((fixed_device(gpu, form), form),))
+
+
+def _forms(divisions: Iterable[Division]) -> list[Form]:
+    return [form for division in divisions for _, form in division.devices]
+
+
+def _left_out(gpu: GPU, mode: OfferMode) -> Withheld:
+    if isinstance(mode, NoMode):
+        return Withheld(gpu.name, mode.reason)
+    taken = gpu.taken
+    if taken.memory_bytes or taken.cores_percent:
+        return Withheld(gpu.name, "claims hold it by devices of another offer mode or layout, or did a moment ago")
+    return Withheld(gpu.name, f"found {gpu.room.memory_bytes} bytes of memory, too little to offer")

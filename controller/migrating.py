@@ -1,0 +1,153 @@
+"""Keeps an offer from promising what an older offer may have given away: another mode, another layout, another leader.
+
+Used by `keeping`. What claims hold stays on offer until they end, and what is left of a GPU is offered anew. A device
+that is withdrawn counts as taken for some seconds more: the scheduler may have chosen it from the slices that it knew a
+moment ago, and that claim is not here yet.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from api import names
+from api.claims import Object
+from api.errors import ConfigError, StateError
+from api.quantities import parse_count
+from api.slices import Device, read_counter_set, read_device
+from api.slots import gpu_of, parse_slot
+from controller.counting import Usage
+from controller.forms import GPU, Amount, Form, Holding, Kind, amount_of, total
+from controller.offering import OfferMode
+
+WITHDRAWAL_S = 10.0
+"""So long after its withdrawal a device can still turn up in an allocation."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the stored slices of a pool offer."""
+
+    forms: Mapping[str, Form] = field(default_factory=dict)
+    """By device name."""
+    counters: Mapping[str, Amount] = field(default_factory=dict)
+    """By GPU."""
+
+    def shown(self, gpu: str) -> Amount:
+        """Return how much of a GPU can be allocated by what is on offer."""
+        mine = [form for form in self.forms.values() if gpu_of(form.name) == gpu and form.kind is not Kind.COUNTED]
+        return total(form.amount for form in mine) + self.counters.get(gpu, Amount())
+
+
+def read_published(slices: Iterable[Object]) -> Published:
+    """Return what stored slices offer; what cannot be read is left out, as the scheduler leaves it out."""
+    forms: dict[str, Form] = {}
+    counters: dict[str, Amount] = {}
+    for obj in slices:
+        for entry in obj["spec"].get("devices") or []:
+            try:
+                form = _form(read_device(entry))
+            except (StateError, ConfigError):
+                continue
+            forms[form.name] = form
+        for entry in obj["spec"].get("sharedCounters") or []:
+            try:
+                found = read_counter_set(entry)
+                counters[found.name] = _amount(found.counters)
+            except (StateError, ConfigError):
+                continue
+    return Published(forms, counters)
+
+
+def _form(device: Device) -> Form:
+    slot = parse_slot(device.name)
+    capacity = {name.rpartition("/")[2]: amount.value for name, amount in device.capacity.items()}
+    amount = amount_of(slot) if slot else _amount(capacity)
+    if device.allow_multiple:
+        return Form(device.name, Kind.SHARED, amount)
+    if device.consumes:
+        return Form(device.name, Kind.COUNTED, amount)
+    return Form(device.name, Kind.SLOT if slot else Kind.WHOLE, amount)
+
+
+def _amount(quantities: Mapping[str, str]) -> Amount:
+    memory, cores = (quantities.get(name, "0") for name in (names.CAPACITY_MEMORY, names.CAPACITY_CORES))
+    return Amount(parse_count(memory, "memory"), parse_count(cores, "cores"))
+
+
+def holdings(usage: Mapping[str, Usage]) -> dict[str, list[Holding]]:
+    """Return what claims hold, by GPU.
+
+    Args:
+        usage: of the devices of one pool, by their names.
+    """
+    found: dict[str, list[Holding]] = {}
+    for name, used in sorted(usage.items()):
+        slot = parse_slot(name)
+        amount = amount_of(slot) if slot else Amount(used.memory_bytes, used.cores_percent)
+        holding = Holding(name, amount, used.shares, whole=slot is None and used.whole > 0)
+        found.setdefault(gpu_of(name), []).append(holding)
+    return found
+
+
+class Withdrawals:
+    """Devices that were on offer lately and are not any more. One thread at a time may work on a node."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Begin with nothing known: what another leader withdrew just now is found out by what is missing."""
+        self._clock = clock
+        self._begun = clock()
+        self._seen: set[str] = set()
+        self._gone: dict[str, dict[tuple[str, Kind], tuple[Form, float]]] = {}
+
+    def apply(self, node: str, gpus: Sequence[GPU], mode: OfferMode, published: Published) -> list[GPU]:
+        """Return the GPUs with what is on offer of them and what must not be."""
+        if node not in self._seen:
+            self._seen.add(node)
+            self._assume(node, gpus, published)
+        now = self._clock()
+        gone = {key: entry for key, entry in self._gone.get(node, {}).items() if entry[1] > now}
+        self._gone[node] = gone
+        return [_situated(gpu, mode, published, [form for form, _ in gone.values()]) for gpu in gpus]
+
+    def note(self, node: str, before: Published, offered: Iterable[Form]) -> None:
+        """Take over that of what was on offer, only `offered` is from now on."""
+        stays = {(form.name, form.kind) for form in offered}
+        due = self._clock() + WITHDRAWAL_S
+        gone = self._gone.setdefault(node, {})
+        for form in before.forms.values():
+            if (form.name, form.kind) not in stays:
+                gone[form.name, form.kind] = (form, due)
+
+    def due_in_s(self, node: str) -> float | None:
+        """Return after how many seconds more of a node's GPUs may be offered; None: nothing was withdrawn lately."""
+        dues = [due for _, due in self._gone.get(node, {}).values()]
+        return max(min(dues) - self._clock(), 0.0) if dues else None
+
+    def forget(self, node: str) -> None:
+        """Forget a node that is gone."""
+        self._gone.pop(node, None)
+
+    def _assume(self, node: str, gpus: Sequence[GPU], published: Published) -> None:
+        """Take what a new leader finds unoffered of a GPU for withdrawn by the one before it."""
+        due = self._begun + WITHDRAWAL_S
+        if not published.forms and not published.counters:
+            return
+        for gpu in gpus:
+            missing = (gpu.room - published.shown(gpu.name)).clamped()
+            if missing.memory_bytes or missing.cores_percent:
+                form = Form(gpu.name, Kind.SLOT, missing)
+                self._gone.setdefault(node, {})[form.name, form.kind] = (form, due)
+
+
+def _situated(gpu: GPU, mode: OfferMode, published: Published, gone: Iterable[Form]) -> GPU:
+    wanted = {(form.name, form.kind) for form in mode.wanted(gpu)}
+    on_offer = [form for form in published.forms.values() if gpu_of(form.name) == gpu.name]
+    held = {holding.name for holding in gpu.held if holding.slot or holding.whole}
+    # What is on offer and leaves with this very offer is as good as gone.
+    leaving = [form for form in on_offer if form.name not in held]
+    lost = {(form.name, form.kind): form.amount for form in (*gone, *leaving) if gpu_of(form.name) == gpu.name}
+    taken = [amount for key, amount in lost.items() if key not in wanted]
+    if (gpu.name, Kind.SHARED) not in wanted:
+        taken += [holding.amount for holding in gpu.held if holding.name == gpu.name]
+    stays = frozenset(form.name for form in on_offer if (form.name, form.kind) in wanted)
+    return replace(gpu, taken=total(taken), published=stays)

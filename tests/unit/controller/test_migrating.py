@@ -1,0 +1,293 @@
+"""From one offer to another: what claims hold stays, and nothing is promised twice, at no moment."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from api import names
+from api.offerrules import OfferRule
+from api.slots import gpu_of, parse_slot
+from controller.composing import Composer
+from controller.consumable import ConsumableMode
+from controller.counters import CountersMode
+from controller.counting import Usage
+from controller.forms import Amount, Form, Kind, amount_of, total
+from controller.migrating import WITHDRAWAL_S, Published, holdings, read_published
+from controller.offering import NoMode, OfferMode
+from controller.policies import NodeDevices, Policy
+from controller.publishing import Plan, Pool, plan
+from controller.slots import SlotsMode
+from tests.unit.controller.builders import DRIVER, GI, facts, status
+
+CONSUMABLE, COUNTERS, SLOTS = ConsumableMode(), CountersMode(), SlotsMode()
+TOGETHER = CountersMode(together=True)
+NONE = NoMode("the gate is off")
+GPU = facts().name
+QUARTER = f"{GPU}-slot-4096m-25c-0"
+
+
+@dataclass
+class Node:
+    """A node with GPUs of 16 GiB, its slices in an API server, its claims, and a clock."""
+
+    gpus: int = 1
+    mode: OfferMode = CONSUMABLE
+    rules: tuple[OfferRule, ...] = ()
+    now: float = 1000.0
+    stored: dict[str, dict[str, Any]] = field(default_factory=dict)
+    claims: dict[str, tuple[str, Amount | None]] = field(default_factory=dict)
+    """Device and amount; None: the device as it is."""
+    broken: set[int] = field(default_factory=set)
+    taints: bool = True
+
+    def __post_init__(self) -> None:
+        self.composer = Composer(lambda: self.now)
+
+    def usage(self) -> dict[str, Usage]:
+        found: dict[str, Usage] = {}
+        for device, amount in self.claims.values():
+            before = found.get(device, Usage())
+            taken = amount or Amount()
+            found[device] = Usage(
+                before.memory_bytes + taken.memory_bytes,
+                before.cores_percent + taken.cores_percent,
+                before.shares + (amount is not None),
+                before.claims + 1,
+                before.whole + (amount is None),
+            )
+        return found
+
+    def plan(self) -> Plan:
+        devices = [facts(n, memory_bytes=16 * GI, healthy=n not in self.broken) for n in range(self.gpus)]
+        node = NodeDevices(status(*devices), holdings=holdings(self.usage()))
+        policy = Policy(self.rules, taints=self.taints, menu=self.mode.name == "counters")
+        stored = [self.stored[name] for name in sorted(self.stored)]
+        offer = self.composer.compose("n1", node, self.mode, policy, stored)
+        return plan(Pool(DRIVER, "n1", "uid", offer.slices, "v1"), stored)
+
+    def sync(self, most: int = 100) -> None:
+        """Write what is due, or only the first writes of it."""
+        writes = self.plan()
+        for obj in writes.deletes[:most]:
+            del self.stored[obj["metadata"]["name"]]
+        for obj in (*writes.updates, *writes.creates)[: max(most - len(writes.deletes), 0)]:
+            name = obj["metadata"]["name"]
+            self.stored[name] = {**obj, "metadata": {**obj["metadata"], "uid": f"uid-{name}", "resourceVersion": "1"}}
+
+    def settle(self) -> None:
+        """Let time pass until nothing changes any more."""
+        for _ in range(4):
+            self.sync()
+            self.now += WITHDRAWAL_S + 31
+        assert not self.plan()
+
+    def offered(self) -> list[str]:
+        found = (device for name in sorted(self.stored) for device in self.stored[name]["spec"].get("devices") or [])
+        return [device["name"].removeprefix(GPU) for device in found]
+
+    def room(self) -> str:
+        """What the GPU's own device or counters have."""
+        for obj in self.stored.values():
+            for counters in obj["spec"].get("sharedCounters") or []:
+                return str(counters["counters"]["memory"]["value"])
+            for device in obj["spec"].get("devices") or []:
+                if device["name"] == GPU:
+                    return str(device["capacity"]["memory"]["value"])
+        return ""
+
+
+def test_slots_in_use_stay_when_the_cluster_learns_to_share_and_the_rest_is_shared() -> None:
+    node = Node(mode=SLOTS)
+    node.sync()
+    assert node.offered() == ["-slot-4096m-25c-0", "-slot-4096m-25c-1", "-slot-8192m-50c-0"]
+    node.claims["old"] = (QUARTER, None)
+    node.mode = CONSUMABLE
+    node.sync()
+    assert node.offered() == ["-slot-4096m-25c-0"], "what was withdrawn may have been chosen a moment ago"
+    node.now += WITHDRAWAL_S + 1
+    node.sync()
+    assert (node.offered(), node.room()) == (["", "-slot-4096m-25c-0"], "12Gi")
+    del node.claims["old"]
+    node.settle()
+    assert (node.offered(), node.room()) == ([""], "16Gi")
+
+
+def test_shares_in_use_are_left_out_of_slots_until_they_end() -> None:
+    node = Node(mode=CONSUMABLE)
+    node.sync()
+    node.claims["old"] = (GPU, Amount(6 * GI, 30))
+    node.mode = SLOTS
+    node.settle()
+    assert node.offered() == ["-slot-4096m-25c-0", "-slot-4096m-25c-1"]
+    del node.claims["old"]
+    node.settle()
+    assert node.offered() == ["-slot-4096m-25c-0", "-slot-4096m-25c-1", "-slot-8192m-50c-0"]
+
+
+def test_shares_in_use_are_left_out_of_the_counters_until_they_end() -> None:
+    node = Node(mode=CONSUMABLE)
+    node.sync()
+    node.claims["old"] = (GPU, Amount(6 * GI, 30))
+    node.mode = COUNTERS
+    node.settle()
+    assert node.room() == "10Gi"
+    assert "" not in node.offered()
+    del node.claims["old"]
+    node.settle()
+    assert node.room() == "16Gi"
+    assert "" in node.offered()
+
+
+def test_a_whole_gpu_in_use_stays_whole_in_every_mode() -> None:
+    for mode in CONSUMABLE, SLOTS:
+        node = Node(mode=COUNTERS)
+        node.sync()
+        node.claims["old"] = (GPU, None)
+        node.mode = mode
+        node.settle()
+        assert node.offered() == [""]
+        assert "allowMultipleAllocations" not in str(node.stored)
+
+
+def test_a_slot_of_a_former_layout_stays_until_its_claim_ends() -> None:
+    node = Node(mode=SLOTS)
+    node.sync()
+    node.claims["old"] = (QUARTER, None)
+    node.rules = (OfferRule.model_validate({"slots": [{"memory": "8Gi", "count": 2}]}),)
+    node.settle()
+    assert node.offered() == ["-slot-4096m-25c-0", "-slot-8192m-50c-0"]
+    del node.claims["old"]
+    node.settle()
+    assert node.offered() == ["-slot-8192m-50c-0", "-slot-8192m-50c-1"]
+
+
+def test_a_new_leader_waits_for_what_the_former_one_has_just_withdrawn() -> None:
+    node = Node(mode=SLOTS)
+    node.sync()
+    node.mode = CONSUMABLE
+    node.sync()
+    assert node.offered() == []
+    node.composer = Composer(lambda: node.now)
+    node.stored["00000-n1-vgpu.dra-driver.io"]["spec"]["devices"] = [{"name": QUARTER, "capacity": {}}]
+    node.claims["old"] = (QUARTER, None)
+    node.sync()
+    assert node.room() == ""
+    node.settle()
+    assert node.room() == "12Gi"
+
+
+class Fleet(RuleBasedStateMachine):
+    """Anything in any order: modes, layouts, faults, edits, crashes between two writes, a scheduler that is late."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.node = Node(gpus=2)
+        self.known: list[tuple[float, dict[str, dict[str, Any]]]] = []
+        """What slices a scheduler has seen, and when."""
+        self.number = 0
+
+    @initialize(mode=st.sampled_from([CONSUMABLE, COUNTERS, TOGETHER, SLOTS]))
+    def begin(self, mode: OfferMode) -> None:
+        self.node.mode = mode
+        self.node.sync()
+
+    @rule(mode=st.sampled_from([CONSUMABLE, COUNTERS, TOGETHER, SLOTS, NONE]))
+    def change_mode(self, mode: OfferMode) -> None:
+        self.node.mode = mode
+
+    @rule(memory=st.sampled_from(["", "2Gi", "6Gi", "16Gi"]))
+    def change_layout(self, memory: str) -> None:
+        size = [{"memory": memory, "count": 3}]
+        self.node.rules = (OfferRule.model_validate({"slots": size, "menu": size}),) if memory else ()
+
+    @rule(gpu=st.integers(0, 1), healthy=st.booleans(), taints=st.booleans())
+    def change_health(self, gpu: int, healthy: bool, taints: bool) -> None:
+        (self.node.broken.discard if healthy else self.node.broken.add)(gpu)
+        self.node.taints = taints
+
+    @rule(most=st.integers(0, 3))
+    def write(self, most: int) -> None:
+        self.node.sync(most)
+
+    @rule()
+    def write_all(self) -> None:
+        self.node.sync()
+
+    @rule(seconds=st.sampled_from([1.0, WITHDRAWAL_S + 1, 60.0]))
+    def wait(self, seconds: float) -> None:
+        self.node.now += seconds
+
+    @rule(choice=st.integers(0, 1000))
+    def end_a_claim(self, choice: int) -> None:
+        if self.node.claims:
+            del self.node.claims[sorted(self.node.claims)[choice % len(self.node.claims)]]
+
+    @rule()
+    def begin_to_schedule(self) -> None:
+        self.known.append((self.node.now, dict(self.node.stored)))
+
+    @rule(late=st.booleans(), choice=st.integers(0, 1000), all_of_it=st.booleans(), times=st.integers(1, 8))
+    def allocate(self, late: bool, choice: int, all_of_it: bool, times: int) -> None:
+        """Allocate devices as a scheduler does: from complete pools only, which may have changed by now."""
+        known = [slices for seen, slices in self.known if seen > self.node.now - WITHDRAWAL_S]
+        slices = known[choice % len(known)] if late and known else self.node.stored
+        for _ in range(times):
+            possible = list(self.possible(slices))
+            if possible:
+                name, amount = possible[choice % len(possible)]
+                if amount is not None and not all_of_it:
+                    amount = Amount(min(amount.memory_bytes, GI), min(amount.cores_percent, 10))
+                self.number += 1
+                self.node.claims[f"claim-{self.number}"] = (name, amount)
+
+    def possible(self, slices: dict[str, dict[str, Any]]) -> Iterator[tuple[str, Amount | None]]:
+        """Yield what a scheduler that knows these slices and all claims could allocate, and what is left of it."""
+        pools = [obj["spec"]["pool"] for obj in slices.values()]
+        if not pools or any(pool != pools[0] for pool in pools) or len(pools) != pools[0]["resourceSliceCount"]:
+            return
+        published = read_published(slices.values())
+        for form in published.forms.values():
+            held = [amount for device, amount in self.node.claims.values() if device == form.name]
+            if form.kind is Kind.SHARED:
+                left = form.amount - total(amount for amount in held if amount)
+                if None not in held and left.memory_bytes > 0 and left.cores_percent >= 0:
+                    yield form.name, left
+            elif not held and (form.kind is not Kind.COUNTED or self.counters_fit(form, published)):
+                yield form.name, None
+
+    def counters_fit(self, form: Form, published: Published) -> bool:
+        taken = {device for device, _ in self.node.claims.values()}
+        gpu = gpu_of(form.name)
+        drawn = [
+            other.amount
+            for other in published.forms.values()
+            if other.kind is Kind.COUNTED and gpu_of(other.name) == gpu and other.name in taken
+        ]
+        return (form.amount + total(drawn)).fits(published.counters[gpu])
+
+    @invariant()
+    def no_byte_is_given_twice(self) -> None:
+        by_gpu: dict[str, Amount] = {}
+        for device, amount in self.node.claims.values():
+            slot = parse_slot(device)
+            taken = amount_of(slot) if slot else amount or Amount(16 * GI, names.CORES_PER_DEVICE)
+            by_gpu[gpu_of(device)] = by_gpu.get(gpu_of(device), Amount()) + taken
+        for gpu, taken in by_gpu.items():
+            assert taken.fits(Amount(16 * GI, names.CORES_PER_DEVICE)), f"{gpu}: {taken}"
+
+    def teardown(self) -> None:
+        """Whatever happened, the end is the wanted offer, and it stays."""
+        self.node.settle()
+        self.node.claims.clear()
+        self.node.settle()
+        fresh = Node(self.node.gpus, self.node.mode, self.node.rules, broken=self.node.broken, taints=self.node.taints)
+        fresh.sync()
+        assert self.node.offered() == fresh.offered()
+
+
+Fleet.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestFleet = Fleet.TestCase
