@@ -38,6 +38,8 @@ class ProcessUsage:
     out_of_memory: int
     """Requests that were refused for the limit."""
     command: str = ""
+    host_bytes: int = 0
+    """What lies on the host instead of the device, where the share may oversubscribe."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class Books:
     throttled_ns: int
     launches: int
     out_of_memory: int
+    host_bytes: int = 0
+    """Memory of the living processes that lies on the host instead of the device."""
 
 
 class BooksReader:
@@ -134,6 +138,7 @@ def _decode(books: Any, used: list[int], owned: tuple[bool, ...]) -> Books:
         throttled_ns=books.ended_throttled_ns + sum(slot.throttled_ns for slot in slots),
         launches=books.ended_launches + sum(slot.launches for slot in slots),
         out_of_memory=books.ended_out_of_memory + sum(slot.out_of_memory for slot in slots),
+        host_bytes=sum(process.host_bytes for process in living),
     )
 
 
@@ -148,6 +153,7 @@ def _usage(slot: Any) -> ProcessUsage:
         launches=slot.launches,
         out_of_memory=slot.out_of_memory,
         command=layout().text(slot.command) or "",
+        host_bytes=slot.host_bytes,
     )
 
 

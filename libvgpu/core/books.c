@@ -53,7 +53,7 @@ static void retire(struct vgpu_books *books, struct vgpu_slot *slot) {
     move(&slot->gpu_time_ns, &books->ended_gpu_time_ns);
     move(&slot->throttled_ns, &books->ended_throttled_ns);
     move(&slot->out_of_memory, &books->ended_out_of_memory);
-    slot->peak_bytes = 0;
+    slot->peak_bytes = slot->host_bytes = 0;
     slot->pid_namespace = slot->start_time = 0;
     memset(slot->command, 0, sizeof slot->command);
     __atomic_store_n(&slot->pid, 0, __ATOMIC_RELEASE);

@@ -46,6 +46,7 @@ static void read_stat(struct vgpu_slot *slot) {
 
 void vgpu_identify(struct vgpu_slot *slot) {
     slot->peak_bytes = slot->launches = slot->gpu_time_ns = slot->throttled_ns = slot->out_of_memory = 0;
+    slot->host_bytes = 0;
     slot->predicted_ns = slot->inflight_ns = slot->busy_since_ns = 0;
     slot->pid_namespace = vgpu_pid_namespace();
     slot->start_time = 0;

@@ -23,6 +23,9 @@ int vgpu_limits_copy(const struct vgpu_limits *limits, struct vgpu_limits *copy)
 static inline uint64_t vgpu_limits_memory_bytes(const struct vgpu_limits *limits) {
     return __atomic_load_n(&limits->memory_bytes, __ATOMIC_RELAXED);
 }
+static inline uint64_t vgpu_limits_host_memory_bytes(const struct vgpu_limits *limits) {
+    return __atomic_load_n(&limits->host_memory_bytes, __ATOMIC_RELAXED);
+}
 static inline uint32_t vgpu_limits_flags(const struct vgpu_limits *limits) {
     return __atomic_load_n(&limits->flags, __ATOMIC_RELAXED);
 }

@@ -26,7 +26,8 @@ enum vgpu_kind {
     VGPU_KIND_GREEN,
     VGPU_KIND_CONTEXT,
     VGPU_KIND_LIMIT,
-    VGPU_KIND_MANAGED
+    VGPU_KIND_MANAGED,
+    VGPU_KIND_HOSTED
 };
 
 struct vgpu_charge {

@@ -92,6 +92,14 @@ void vgpu_charge(struct vgpu_device *device, uint64_t bytes);
 /* Give back `bytes` that this process reserved before. Waits out a recount; never fails. */
 void vgpu_credit(struct vgpu_device *device, uint64_t bytes);
 
+/* The same for memory on the host, where a share allows it: what vgpu_reserve has refused may go there. VGPU_OVER where
+ * none allows it, or none has that much left. Exact with any number of processes, and slow: it looks at all of them. */
+int vgpu_reserve_host(struct vgpu_device *device, uint64_t bytes);
+void vgpu_credit_host(struct vgpu_device *device, uint64_t bytes);
+
+/* What vgpu_reserve counted as refused was granted after all, on the host. */
+void vgpu_not_refused(struct vgpu_device *device);
+
 /* Size of the device's shares and bytes of them in use, by all processes. */
 void vgpu_usage(struct vgpu_device *device, uint64_t *total_bytes, uint64_t *used_bytes);
 

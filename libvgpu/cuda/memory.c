@@ -7,6 +7,7 @@
 #include "core/quota.h"
 #include "cuda/footprint.h"
 #include "cuda/launch.h"
+#include "cuda/oversubscribe.h"
 #include "cuda/pools.h"
 
 #include <stddef.h>
@@ -71,6 +72,10 @@ struct vgpu_charge vgpu__give(enum vgpu_kind kind, uint64_t key) {
 }
 
 static void give_back(const struct vgpu_charge *charge) {
+    if (charge->kind == VGPU_KIND_HOSTED) {
+        vgpu_credit_host(charge->device, charge->bytes);
+        return;
+    }
     if (charge->kind == VGPU_KIND_MANAGED)
         vgpu__footprint_managed(charge->device, -(int64_t)charge->bytes);
     vgpu_credit(charge->device, charge->bytes);
@@ -107,7 +112,7 @@ CUresult cuMemAlloc_v2(CUdeviceptr *dptr, size_t bytes) {
     struct vgpu__taking taking;
     CUresult result = vgpu__take(&taking, bytes);
     if (result != CUDA_SUCCESS)
-        return result;
+        return vgpu__oversubscribe(dptr, bytes, result);
     VGPU_CALL(result, cuMemAlloc_v2, dptr, bytes);
     return vgpu__taken(&taking, result, VGPU_KIND_POINTER, result == CUDA_SUCCESS ? *dptr : 0);
 }
@@ -142,12 +147,23 @@ static uint64_t area(uint64_t a, uint64_t b) {
     return __builtin_mul_overflow(a, b, &product) ? UINT64_MAX : product;
 }
 
+/* On the host: with a pitch that any device takes. */
+static CUresult oversubscribe_pitch(CUdeviceptr *dptr, size_t *pitch, uint64_t width, uint64_t height,
+                                    CUresult refused) {
+    enum { PITCH = 512 };
+    uint64_t row = width > UINT64_MAX - PITCH ? UINT64_MAX : (width + PITCH - 1) / PITCH * PITCH;
+    CUresult result = pitch != NULL ? vgpu__oversubscribe(dptr, area(row, height), refused) : refused;
+    if (result == CUDA_SUCCESS)
+        *pitch = row;
+    return result;
+}
+
 CUresult cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pitch, size_t width_bytes, size_t height,
                             unsigned int element_bytes) {
     struct vgpu__taking taking;
     CUresult result = vgpu__take(&taking, area(width_bytes, height));
     if (result != CUDA_SUCCESS)
-        return result;
+        return oversubscribe_pitch(dptr, pitch, width_bytes, height, result);
     VGPU_CALL(result, cuMemAllocPitch_v2, dptr, pitch, width_bytes, height, element_bytes);
     if (result == CUDA_SUCCESS)
         result = settle_pitch(&taking, *dptr, area(*pitch, height));
@@ -170,7 +186,7 @@ CUresult cuMemAllocManaged(CUdeviceptr *dptr, size_t bytes, unsigned int flags) 
     struct vgpu__taking taking;
     CUresult result = vgpu__take(&taking, bytes);
     if (result != CUDA_SUCCESS)
-        return result;
+        return flags == CU_MEM_ATTACH_GLOBAL ? vgpu__oversubscribe(dptr, bytes, result) : result;
     VGPU_CALL(result, cuMemAllocManaged, dptr, bytes, flags);
     if (result == CUDA_SUCCESS && taking.device != NULL)
         vgpu__footprint_managed(taking.device, (int64_t)bytes);
@@ -185,6 +201,8 @@ CUresult cuMemFree_v2(CUdeviceptr dptr) {
         charge = vgpu__give(VGPU_KIND_POOLED, dptr);
     if (charge.device == NULL)
         charge = vgpu__give(VGPU_KIND_MANAGED, dptr);
+    if (charge.device == NULL)
+        charge = vgpu__give(VGPU_KIND_HOSTED, dptr);
     VGPU_CALL(result, cuMemFree_v2, dptr);
     return vgpu__given(&charge, result);
 }

@@ -271,10 +271,11 @@ void vgpu__pooled_freed(const struct vgpu_charge *charge) {
         if (vgpu__launch_captured(stream))                                                                             \
             return VGPU_REAL(symbol)(dptr, hStream);                                                                   \
         struct vgpu_charge plain = vgpu__give(VGPU_KIND_POINTER, dptr), pooled = vgpu__give(VGPU_KIND_POOLED, dptr);   \
-        struct vgpu_charge managed = vgpu__give(VGPU_KIND_MANAGED, dptr);                                              \
+        struct vgpu_charge managed = vgpu__give(VGPU_KIND_MANAGED, dptr), host = vgpu__give(VGPU_KIND_HOSTED, dptr);   \
         VGPU_CALL(result, symbol, dptr, hStream);                                                                      \
         vgpu__given(&plain, result);                                                                                   \
         vgpu__given(&managed, result);                                                                                 \
+        vgpu__given(&host, result);                                                                                    \
         return vgpu__given(&pooled, result);                                                                           \
     } while (0)
 

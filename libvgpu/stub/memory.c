@@ -222,6 +222,25 @@ CUresult stub_cuMemPrefetchAsync_v2(CUdeviceptr dptr, size_t bytes, CUmemLocatio
     return CUDA_SUCCESS;
 }
 
+/* Each range to its own location: indices say from which range on a location counts. */
+CUresult stub_cuMemPrefetchBatchAsync(CUdeviceptr *dptrs, size_t *sizes, size_t count, CUmemLocation *locations,
+                                      size_t *indices, size_t location_count, unsigned long long flags,
+                                      CUstream handle) {
+    REQUIRE(dptrs && sizes && count && locations && indices && location_count && !indices[0] && !flags,
+            CUDA_ERROR_INVALID_VALUE);
+    for (size_t i = 0, at = 0; i < count; i++) {
+        at += at + 1 < location_count && indices[at + 1] == i;
+        TRY(stub_cuMemPrefetchAsync_v2(dptrs[i], sizes[i], locations[at], 0, handle));
+    }
+    return CUDA_SUCCESS;
+}
+
+CUresult stub_cuMemDiscardAndPrefetchBatchAsync(CUdeviceptr *dptrs, size_t *sizes, size_t count,
+                                                CUmemLocation *locations, size_t *indices, size_t location_count,
+                                                unsigned long long flags, CUstream handle) {
+    return stub_cuMemPrefetchBatchAsync(dptrs, sizes, count, locations, indices, location_count, flags, handle);
+}
+
 static CUmemLocation location_of(CUdevice device) {
     CUmemLocation location = {CU_MEM_LOCATION_TYPE_DEVICE, device};
     if (device < 0) /* CU_DEVICE_CPU */

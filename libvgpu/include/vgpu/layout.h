@@ -99,7 +99,8 @@ struct vgpu_slot {
     uint64_t predicted_ns;  /* GPU time charged, before charge_permille */
     uint64_t inflight_ns;   /* the part of it whose end has not been seen yet */
     uint64_t busy_since_ns; /* with inflight_ns: when what runs now began */
-    uint8_t reserved1[136];
+    uint64_t host_bytes;    /* oversubscribed: of the owner's allocations, what lies on the host instead */
+    uint8_t reserved1[128];
 };
 
 struct vgpu_books {

@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "cuda/oversubscribe.h"
+
+#include "core/quota.h"
+#include "cuda/memory.h"
+
+#include <stddef.h>
+
+static int used; /* this process has had memory on the host */
+
+/* Managed memory would move to the device when a kernel touches it, and so take more of that than the share has. Its
+ * preferred location keeps it on the host (which takes a device that reaches the host's memory on its own). It starts
+ * there, so that nothing of it is on the device at any time. */
+static CUresult pin_to_host(CUdeviceptr dptr, uint64_t bytes, CUdevice ordinal) {
+    enum { SET_PREFERRED_LOCATION = 3, SET_ACCESSED_BY = 5, CPU = -1 };
+    CUresult result;
+    int concurrent = 0;
+    VGPU_CALL(result, cuDeviceGetAttribute, &concurrent, CU_DEVICE_ATTRIBUTE_CONCURRENT_MANAGED_ACCESS, ordinal);
+    if (result == CUDA_SUCCESS && !concurrent)
+        result = CUDA_ERROR_NOT_SUPPORTED;
+    if (result == CUDA_SUCCESS)
+        VGPU_CALL(result, cuMemAdvise, dptr, bytes, SET_PREFERRED_LOCATION, CPU);
+    if (result == CUDA_SUCCESS)
+        VGPU_CALL(result, cuMemAdvise, dptr, bytes, SET_ACCESSED_BY, ordinal);
+    if (result == CUDA_SUCCESS)
+        VGPU_CALL(result, cuStreamAttachMemAsync, NULL, dptr, 0, CU_MEM_ATTACH_GLOBAL);
+    return result;
+}
+
+static CUresult allocate(CUdeviceptr *dptr, uint64_t bytes, CUdevice ordinal) {
+    CUresult result, ignored = CUDA_SUCCESS;
+    VGPU_CALL(result, cuMemAllocManaged, dptr, bytes, CU_MEM_ATTACH_HOST);
+    if (result != CUDA_SUCCESS)
+        return result;
+    result = pin_to_host(*dptr, bytes, ordinal);
+    if (result != CUDA_SUCCESS)
+        VGPU_CALL(ignored, cuMemFree_v2, *dptr);
+    (void)ignored;
+    return result;
+}
+
+CUresult vgpu__oversubscribe(CUdeviceptr *dptr, uint64_t bytes, CUresult refused) {
+    CUresult result;
+    CUcontext context;
+    CUdevice ordinal;
+    struct vgpu_charge replaced;
+    if (dptr == NULL || bytes == 0 || refused != CUDA_ERROR_OUT_OF_MEMORY)
+        return refused;
+    struct vgpu_device *device = vgpu__cuda_current(&context, &result);
+    if (device == NULL || vgpu_reserve_host(device, bytes) != VGPU_OK)
+        return refused;
+    VGPU_CALL(result, cuCtxGetDevice, &ordinal);
+    if (result == CUDA_SUCCESS)
+        result = allocate(dptr, bytes, ordinal);
+    if (result != CUDA_SUCCESS) {
+        vgpu_credit_host(device, bytes);
+        return refused;
+    }
+    struct vgpu_charge charge = {
+        .key = *dptr, .kind = VGPU_KIND_HOSTED, .bytes = bytes, .device = device, .owner = context};
+    __atomic_store_n(&used, 1, __ATOMIC_RELAXED);
+    if (vgpu_ptrmap_put(&charge, &replaced) && replaced.bytes > 0)
+        vgpu_credit_host(replaced.device, replaced.bytes);
+    vgpu_not_refused(device);
+    return CUDA_SUCCESS;
+}
+
+/* ---- What would move it to the device ---- */
+
+static bool stays_on_host(CUdeviceptr dptr) {
+    CUresult result;
+    CUdeviceptr base;
+    size_t size;
+    struct vgpu_charge charge;
+    if (!__atomic_load_n(&used, __ATOMIC_RELAXED) || vgpu__inside > 0)
+        return false;
+    VGPU_CALL(result, cuMemGetAddressRange_v2, &base, &size, dptr);
+    return result == CUDA_SUCCESS && vgpu_ptrmap_look(base, VGPU_KIND_HOSTED, &charge);
+}
+
+/* Where it is, is settled: other wishes are hints, and passed over. */
+#define HINT(dptr, symbol, ...)                                                                                        \
+    do {                                                                                                               \
+        CUresult result;                                                                                               \
+        if (stays_on_host(dptr))                                                                                       \
+            return CUDA_SUCCESS;                                                                                       \
+        VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
+        return result;                                                                                                 \
+    } while (0)
+
+CUresult cuMemAdvise(CUdeviceptr dptr, size_t bytes, CUmem_advise advice, CUdevice dev) {
+    HINT(dptr, cuMemAdvise, dptr, bytes, advice, dev);
+}
+
+CUresult cuMemAdvise_v2(CUdeviceptr dptr, size_t bytes, CUmem_advise advice, CUmemLocation location) {
+    HINT(dptr, cuMemAdvise_v2, dptr, bytes, advice, location);
+}
+
+CUresult cuMemPrefetchAsync(CUdeviceptr dptr, size_t bytes, CUdevice dev, CUstream hStream) {
+    HINT(dptr, cuMemPrefetchAsync, dptr, bytes, dev, hStream);
+}
+
+CUresult cuMemPrefetchAsync_ptsz(CUdeviceptr dptr, size_t bytes, CUdevice dev, CUstream hStream) {
+    HINT(dptr, cuMemPrefetchAsync_ptsz, dptr, bytes, dev, hStream);
+}
+
+CUresult cuMemPrefetchAsync_v2(CUdeviceptr dptr, size_t bytes, CUmemLocation location, unsigned int flags,
+                               CUstream hStream) {
+    HINT(dptr, cuMemPrefetchAsync_v2, dptr, bytes, location, flags, hStream);
+}
+
+CUresult cuMemPrefetchAsync_v2_ptsz(CUdeviceptr dptr, size_t bytes, CUmemLocation location, unsigned int flags,
+                                    CUstream hStream) {
+    HINT(dptr, cuMemPrefetchAsync_v2_ptsz, dptr, bytes, location, flags, hStream);
+}
+
+/* Many ranges at once: only where none of them can be on the host. */
+#define HINTS(symbol, ...)                                                                                             \
+    do {                                                                                                               \
+        CUresult result;                                                                                               \
+        if (__atomic_load_n(&used, __ATOMIC_RELAXED) && vgpu__inside == 0)                                             \
+            return CUDA_ERROR_NOT_SUPPORTED;                                                                           \
+        VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
+        return result;                                                                                                 \
+    } while (0)
+
+#define BATCH(symbol)                                                                                                  \
+    CUresult symbol(CUdeviceptr *dptrs, size_t *sizes, size_t count, CUmemLocation *locations, size_t *indices,        \
+                    size_t location_count, unsigned long long flags, CUstream hStream) {                               \
+        HINTS(symbol, dptrs, sizes, count, locations, indices, location_count, flags, hStream);                        \
+    }
+
+BATCH(cuMemPrefetchBatchAsync)
+BATCH(cuMemPrefetchBatchAsync_ptsz)
+BATCH(cuMemDiscardAndPrefetchBatchAsync)
+BATCH(cuMemDiscardAndPrefetchBatchAsync_ptsz)

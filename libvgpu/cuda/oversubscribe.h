@@ -1,0 +1,14 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Past the share: memory on the host that the device reaches over the bus. For the files of this folder.
+ */
+#ifndef VGPU_CUDA_OVERSUBSCRIBE_H
+#define VGPU_CUDA_OVERSUBSCRIBE_H
+
+#include "cuda/device.h"
+
+/* Allocate what the share has no room for, if it allows that: managed memory that stays on the host. `refused` is what
+ * the caller would return otherwise, and what is returned where it is not allowed or not possible. */
+CUresult vgpu__oversubscribe(CUdeviceptr *dptr, uint64_t bytes, CUresult refused);
+
+#endif
