@@ -8,7 +8,8 @@ enum {
     REFILL_STEP_NS = 50 * 1000,          /* refill in steps, so that rounding stays below 2 parts in 10^5 */
     LONGEST_SLEEP_NS = 50 * 1000 * 1000, /* then look again: the limits may have changed */
     SUSPENDED_SLEEP_NS = 10 * 1000 * 1000,
-    IDLE_NS = 20 * 1000 * 1000, /* without a launch */
+    IDLE_NS = 20 * 1000 * 1000,       /* without a launch */
+    OWN_KEEP_NS = 1000 * 1000 * 1000, /* times rate: five times what the books may hold */
     WINDOW_NS = 500 * 1000 * 1000,
     UNLIMITED = 100,
 };
@@ -65,9 +66,11 @@ void vgpu_limiter_charge(struct vgpu_device *device, int64_t gpu_ns) {
     for (uint32_t i = 0; i < device->count; i++)
         total += vgpu_limits_rate_percent(device->shares[i]->limits);
     for (uint32_t i = 0; i < device->count; i++) {
-        const struct vgpu_limits *limits = device->shares[i]->limits;
-        int64_t part = device->count == 1 ? gpu_ns : gpu_ns / total * vgpu_limits_rate_percent(limits);
-        vgpu_bucket_draw(device->shares[i]->books, part * (int64_t)vgpu_limits_charge_permille(limits) / 1000);
+        struct vgpu_share *share = device->shares[i];
+        int64_t part = device->count == 1 ? gpu_ns : gpu_ns / total * vgpu_limits_rate_percent(share->limits);
+        part = part * (int64_t)vgpu_limits_charge_permille(share->limits) / 1000;
+        vgpu_bucket_draw(share->books, part);
+        __atomic_fetch_sub(&share->own_bucket_ns, part, __ATOMIC_RELAXED);
     }
 }
 
@@ -78,6 +81,24 @@ bool vgpu_limiter_holds(const struct vgpu_device *device) {
     return burst || vgpu_limiter_rate_percent(device) < UNLIMITED;
 }
 
+/* The bucket in the books is the tenant's to write, so each process keeps one of its own: it holds what this process
+ * alone may have, and so much more than the one in the books that it decides nothing while those are sound. */
+static uint64_t own_wait_ns(struct vgpu_share *share, uint64_t now, uint32_t rate_percent) {
+    int64_t most = (int64_t)OWN_KEEP_NS * rate_percent / 100;
+    uint64_t then = __atomic_load_n(&share->own_refilled_at_ns, __ATOMIC_RELAXED);
+    if (now > then && now - then >= REFILL_STEP_NS &&
+        __atomic_compare_exchange_n(&share->own_refilled_at_ns, &then, now, false, __ATOMIC_RELAXED,
+                                    __ATOMIC_RELAXED)) {
+        int64_t gain = then == 0 ? most : (int64_t)((now - then) * rate_percent / 100), filled;
+        int64_t level = __atomic_load_n(&share->own_bucket_ns, __ATOMIC_RELAXED);
+        do {
+            filled = filled_bucket(level, gain, most);
+        } while (!__atomic_compare_exchange_n(&share->own_bucket_ns, &level, filled, true, __ATOMIC_RELAXED,
+                                              __ATOMIC_RELAXED));
+    }
+    return vgpu_bucket_wait_ns(__atomic_load_n(&share->own_bucket_ns, __ATOMIC_RELAXED), rate_percent);
+}
+
 static uint64_t longest_wait_ns(struct vgpu_device *device, uint64_t now, bool busy) {
     uint64_t longest = 0;
     for (uint32_t i = 0; i < device->count; i++) {
@@ -85,6 +106,8 @@ static uint64_t longest_wait_ns(struct vgpu_device *device, uint64_t now, bool b
         uint32_t rate = vgpu_limits_rate_percent(share->limits);
         vgpu_bucket_refill(share->books, now, rate, busy);
         uint64_t wait = vgpu_bucket_wait_ns(__atomic_load_n(&share->books->bucket_ns, __ATOMIC_RELAXED), rate);
+        uint64_t own = own_wait_ns(share, now, rate);
+        wait = own > wait ? own : wait;
         longest = wait > longest ? wait : longest;
     }
     return longest;

@@ -31,8 +31,10 @@ struct vgpu_share {
     struct vgpu_books *books;         /* mapped, shared with all processes of the share */
     struct vgpu_slot *slot;           /* this process's own */
     uint64_t held_bytes;              /* reserved by this process, in memory that no other can write */
-    uint64_t reaped_at_ns;            /* when this process last looked for dead ones */
-    uint32_t refusals;                /* of memory, since the last time that it got some */
+    int64_t own_bucket_ns;            /* the same for GPU time: limiter.c */
+    uint64_t own_refilled_at_ns;
+    uint64_t reaped_at_ns; /* when this process last looked for dead ones */
+    uint32_t refusals;     /* of memory, since the last time that it got some */
     char books_path[VGPU_MAX_PATH];
 };
 

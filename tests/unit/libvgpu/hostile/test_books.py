@@ -142,3 +142,27 @@ def test_what_is_no_file_is_refused_at_once(kind: str, tmp_path: Path) -> None:
         path.symlink_to("/nothing" if kind == "link to nothing" else "/dev/zero")
     with pytest.raises(StateError, match=r"^.*/books: found .*, expected .*$"):
         read_books(tmp_path)
+
+
+def test_a_bucket_that_is_filled_by_hand_gives_a_process_no_more_than_the_share(machine: "Machine") -> None:
+    share = machine.share(LIMIT, cores_percent=20)
+    with machine.start(f"""
+        import mmap, os, threading, time
+        books = mmap.mmap(os.open({str(share / "books")!r}, os.O_RDWR), 266240)
+        start()
+        function = kernel()
+        def fill():
+            while True:
+                books[128:136] = (1 << 40).to_bytes(8, "little")
+                time.sleep(0.0005)
+        threading.Thread(target=fill, daemon=True).start()
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            launch(function, 500_000)
+        synchronize()
+        os._exit(0)
+    """) as program:
+        program.communicate(timeout=60)
+    (process,) = read_card(machine.card).processes
+    # 2 s of it, and a second that was never used before.
+    assert process.gpu_time_ns <= 0.2 * 3.3e9
