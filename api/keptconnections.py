@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from api import kubeconfigs
 from api.errors import KubeError
 
 
@@ -31,7 +32,7 @@ class KeptConnections:
     @staticmethod
     def can_serve(configuration: Any) -> bool:
         """Return whether there is a direct way to the server, under its own name."""
-        return not configuration.proxy and not getattr(configuration, "tls_server_name", None)
+        return kubeconfigs.proxy_of(configuration) is None and not configuration.tls_server_name
 
     def get(self, path: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
         """Return status and body.

@@ -256,7 +256,7 @@ def _share_resume(options: argparse.Namespace) -> int:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    from api.kube import HTTPKubeClient
+    from api.httpkube import HTTPKubeClient
     from controller.explaining import explain_claim, explain_pod
 
     kube = HTTPKubeClient(options.kubeconfig)

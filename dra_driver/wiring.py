@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from api.kube import HTTPKubeClient
+from api.httpkube import HTTPKubeClient
 from dra_driver import __version__
 from dra_driver.logs import setup_logging
 from dra_driver.serving import StatusServer

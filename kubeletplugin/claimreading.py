@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from api import kube
+from api import kube, names
 from api.claims import ClaimView
 from api.errors import ClaimError, KubeError, NotFoundError
 from api.kube import JSON, KubeClient, Resource
@@ -109,8 +109,9 @@ class ClaimReader:
         return found
 
     def _get(self, reference: ClaimReference) -> JSON:
-        # Asked late: the agent starts, and undoes what is to be undone, without an API server.
-        if self._resource is None:
+        # Asked late: the agent starts, and undoes what is to be undone, without an API server. Asked each time while it
+        # is an older version: once a newer one is served, the older one may lack what was consumed of a device.
+        if self._resource is None or self._resource.version != names.RESOURCE_VERSIONS[0]:
             self.refresh()
         resource = self._resource
         assert resource is not None

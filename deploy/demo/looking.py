@@ -5,7 +5,8 @@ from collections.abc import Mapping
 
 from api import names
 from api.errors import KubeError
-from api.kube import EVENTS, HTTPKubeClient, Selection
+from api.httpkube import HTTPKubeClient
+from api.kube import EVENTS, Selection
 from deploy.demo import checks
 from deploy.demo.checks import Check
 from deploy.demo.scenario import Scenario

@@ -17,7 +17,8 @@ from typing import Any
 from typing_extensions import override
 
 from api import names, nodeinventory
-from api.kube import HTTPKubeClient, Selection, slices
+from api.httpkube import HTTPKubeClient
+from api.kube import Selection, slices
 from deploy.demo import tenants
 from deploy.demo.scenario import BUILD, ROOT, Say, Scenario, build_worker, make_driver_root
 from deploy.demo.tenants import Tenant

@@ -16,7 +16,8 @@ from types import FrameType
 
 from api import kube
 from api.errors import ConflictError, KubeError
-from api.kube import JSON, HTTPKubeClient, Selection
+from api.httpkube import HTTPKubeClient
+from api.kube import JSON, Selection
 from deploy.local import podobjects
 from deploy.local.draplugins import Plugins
 from deploy.local.processpods import NodeTools, PodRunner

@@ -25,7 +25,7 @@ from prometheus_client import CollectorRegistry
 
 from api import kube
 from api.errors import NotFoundError
-from api.kube import HTTPKubeClient
+from api.httpkube import HTTPKubeClient
 from kubeletplugin.agent import AgentSettings, NodeAgent
 from kubeletplugin.claimreading import ClaimReader, ClaimReference
 from kubeletplugin.devices import DeviceTable

@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 
 from api.errors import KubeError
-from api.kube import EVENTS, PODS, HTTPKubeClient, Resource, Selection
+from api.httpkube import HTTPKubeClient
+from api.kube import EVENTS, PODS, Resource, Selection
 from deploy.demo.scenario import Scenario
 from deploy.demo.tenants import IMAGE
 

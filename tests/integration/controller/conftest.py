@@ -12,7 +12,8 @@ from prometheus_client import CollectorRegistry
 from api import kube as kube_api
 from api import names, nodeinventory
 from api.errors import ConflictError, NotFoundError
-from api.kube import JSON, HTTPKubeClient, KubeClient, Resource
+from api.httpkube import HTTPKubeClient
+from api.kube import JSON, KubeClient, Resource
 from controller.controller import Controller, ControllerSettings
 from deploy.local.cluster import Cluster as LocalCluster
 from tests.unit.controller.builders import CLASSES, SLICES, device_class, state_inventory, status, wait_until

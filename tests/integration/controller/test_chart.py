@@ -13,7 +13,8 @@ from prometheus_client import CollectorRegistry
 from api import kube as kube_api
 from api import nodeinventory
 from api.errors import KubeError
-from api.kube import HTTPKubeClient, Resource
+from api.httpkube import HTTPKubeClient
+from api.kube import Resource
 from controller.controller import Controller, ControllerSettings
 from deploy.local import building
 from deploy.local.cluster import Cluster as LocalCluster

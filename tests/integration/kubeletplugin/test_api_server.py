@@ -14,7 +14,8 @@ from prometheus_client import CollectorRegistry
 
 from api import kube, nodeinventory
 from api.errors import ConflictError, NotFoundError
-from api.kube import HTTPKubeClient, Resource
+from api.httpkube import HTTPKubeClient
+from api.kube import Resource
 from deploy.local.cluster import Cluster
 from kubeletplugin.agent import NodeAgent
 from kubeletplugin.discovery import FakeDiscovery

@@ -13,8 +13,8 @@ from kubernetes import client
 
 from api import kube
 from api.errors import KubeError, NotFoundError
+from api.httpkube import HTTPKubeClient
 from api.keptconnections import KeptConnections
-from api.kube import HTTPKubeClient
 
 
 class Handler(BaseHTTPRequestHandler):

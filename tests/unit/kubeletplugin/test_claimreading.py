@@ -24,14 +24,12 @@ def requests(client: FakeKube, reader: ClaimReader, reference: ClaimReference) -
 
 
 def test_a_claim_is_read_in_the_best_version_with_one_request_each_time() -> None:
-    client = FakeKube(versions={GROUP: ("v1beta1", "v1beta2")})
-    reference = store(client, "v1beta2")
+    client = FakeKube(versions={GROUP: ("v1beta2", "v1")})
+    reference = store(client, "v1")
     reader = ClaimReader(client)
     reader.read(reference)
 
-    assert requests(client, reader, reference) == [
-        "/apis/resource.k8s.io/v1beta2/namespaces/default/resourceclaims/train"
-    ]
+    assert requests(client, reader, reference) == ["/apis/resource.k8s.io/v1/namespaces/default/resourceclaims/train"]
 
 
 def test_a_version_that_is_no_longer_served_is_left_at_once() -> None:
@@ -46,14 +44,12 @@ def test_a_version_that_is_no_longer_served_is_left_at_once() -> None:
     assert reader.read(reference).uid == reference.uid
 
 
-def test_a_better_version_is_used_from_the_next_heartbeat_on() -> None:
+def test_a_better_version_is_used_at_once_since_the_older_one_may_hide_what_was_consumed() -> None:
     client = FakeKube(versions={GROUP: ("v1beta1",)})
     reader = ClaimReader(client)
     reader.read(store(client, "v1beta1"))
     client.set_versions({GROUP: ("v1beta1", "v1")})
     reference = store(client, "v1")
-
-    reader.refresh()
 
     assert reader.read(reference).uid == reference.uid
 

@@ -1,0 +1,37 @@
+"""Connections to a real API server, over TLS."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from api.errors import KubeError
+from api.httpkube import HTTPKubeClient
+from api.kube import NODES
+from deploy.local.cluster import Cluster
+
+pytestmark = pytest.mark.cluster
+
+Client = Callable[[str], HTTPKubeClient]
+
+
+@pytest.fixture
+def client(api_server: Cluster, tmp_path: Path) -> Client:
+    """A function that returns a client which expects the server to have a certificate for a name."""
+
+    def client(tls_server_name: str) -> HTTPKubeClient:
+        config = yaml.safe_load(api_server.kubeconfig.read_text())
+        config["clusters"][0]["cluster"]["tls-server-name"] = tls_server_name
+        path = tmp_path / "kubeconfig"
+        path.write_text(yaml.safe_dump(config))
+        return HTTPKubeClient(str(path))
+
+    return client
+
+
+def test_the_certificate_is_checked_for_the_name_that_the_kubeconfig_gives(client: Client) -> None:
+    assert client("kubernetes.default.svc").list(NODES)["kind"] == "NodeList"
+    for ask in (lambda kube: kube.list(NODES), lambda kube: kube.get(NODES, "any")):
+        with pytest.raises(KubeError, match=r"certificate is not valid for 'other\.example'"):
+            ask(client("other.example"))

@@ -1,0 +1,160 @@
+"""Requests to an API server that is silent, that closes connections, or that lies behind a proxy."""
+
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from api import httpkube
+from api.errors import ConfigError, KubeError
+from api.httpkube import HTTPKubeClient
+from api.kube import NODES
+
+OBJECT = {"metadata": {"name": "here"}}
+_BODY = json.dumps(OBJECT).encode()
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(_BODY), _BODY)
+
+
+class Server:
+    """Answers the requests that come, in their order, as it was told; what is not told gets no answer."""
+
+    def __init__(self, answers: list[bytes | None]) -> None:
+        """Send one answer a request; None: close the connection instead."""
+        self.requests: list[str] = []
+        self._answers = answers
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._open: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def stop(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for connection in self._open:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                self._open.append(connection)
+                self._threads.append(threading.Thread(target=self._serve, args=(connection,)))
+                self._threads[-1].start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError), connection.makefile("rb") as lines:
+            while line := lines.readline():
+                length = 0
+                while (header := lines.readline().strip()) != b"":
+                    name, _, value = header.partition(b":")
+                    length = int(value) if name.lower() == b"content-length" else length
+                lines.read(length)
+                self.requests.append(line.decode().rpartition(" ")[0])
+                answer = self._answers.pop(0) if self._answers else b""
+                if answer is None:
+                    return
+                connection.sendall(answer)
+
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    servers: list[Server] = []
+
+    def start(*answers: bytes | None) -> Server:
+        servers.append(Server(list(answers)))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., HTTPKubeClient]:
+    """A function that returns a client of a server."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+    def client(server: str, **cluster: str) -> HTTPKubeClient:
+        config = {
+            "clusters": [{"name": "c", "cluster": {"server": server, **cluster}}],
+            "users": [{"name": "u", "user": {"token": "t"}}],
+            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+            "current-context": "x",
+        }
+        (tmp_path / "kubeconfig").write_text(json.dumps(config))
+        return HTTPKubeClient(str(tmp_path / "kubeconfig"))
+
+    return client
+
+
+Client = Callable[..., HTTPKubeClient]
+
+
+def test_a_silent_server_is_waited_for_once(start: Start, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(httpkube, "_TIMEOUT_S", 0.2)
+    server = start()
+    with pytest.raises(KubeError, match=r"^GET /api/v1/nodes: no answer from the API server: .*timed out"):
+        client(server.address).list(NODES)
+    assert server.requests == ["GET /api/v1/nodes"]
+
+
+def test_a_connection_that_the_server_closed_meanwhile_costs_nothing_but_a_second_try(
+    start: Start, client: Client
+) -> None:
+    server = start(ANSWER, None, ANSWER)
+    kube = client(server.address)
+    assert kube.list(NODES) == OBJECT
+    assert kube.replace(NODES, OBJECT) == OBJECT
+    assert server.requests == ["GET /api/v1/nodes", "PUT /api/v1/nodes/here", "PUT /api/v1/nodes/here"]
+
+
+def test_what_could_be_created_twice_is_not_sent_twice(start: Start, client: Client) -> None:
+    server = start(None, ANSWER)
+    with pytest.raises(KubeError, match=r"^POST /api/v1/nodes: no answer from the API server: "):
+        client(server.address).create(NODES, OBJECT)
+    assert server.requests == ["POST /api/v1/nodes"]
+
+
+def test_requests_go_by_the_proxy_of_the_kubeconfig(start: Start, client: Client) -> None:
+    proxy = start(ANSWER, ANSWER)
+    kube = client("http://api.invalid:6443", **{"proxy-url": proxy.address})
+    assert kube.get(NODES, "here") == OBJECT
+    assert kube.list(NODES) == OBJECT
+    assert proxy.requests == [
+        "GET http://api.invalid:6443/api/v1/nodes/here",
+        "GET http://api.invalid:6443/api/v1/nodes",
+    ]
+
+
+def test_hosts_that_the_environment_exempts_are_asked_without_its_proxy(
+    start: Start, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, proxy = start(ANSWER), start(ANSWER)
+    monkeypatch.setenv("http_proxy", proxy.address)
+    assert client("http://api.invalid").list(NODES) == OBJECT
+    monkeypatch.setenv("no_proxy", "127.0.0.0/8")
+    assert client(server.address).list(NODES) == OBJECT
+    assert proxy.requests == ["GET http://api.invalid/api/v1/nodes"]
+    assert server.requests == ["GET /api/v1/nodes"]
+
+
+def test_a_proxy_that_we_cannot_use_is_refused(client: Client, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        client("https://api.invalid", **{"proxy-url": "socks5://127.0.0.1:1080"})
+    assert str(refused.value) == (
+        f"Kubernetes configuration {tmp_path / 'kubeconfig'}: proxy-url: found 'socks5://127.0.0.1:1080', expected one "
+        "that begins with http:// or https://"
+    )
