@@ -13,9 +13,10 @@ from api.errors import NotFoundError
 from api.kube import KubeClient, Selection
 from api.quantities import format_bytes
 from controller.counting import Ledger
+from controller.describing import describe
 from controller.policies import NodeDevices, Policy
 from controller.probing import PROBE_NODE
-from controller.reasoning import RequestExplanation, describe, explain
+from controller.reasoning import RequestExplanation, explain
 from controller.records import (
     ClaimRecord,
     InventoryRecord,

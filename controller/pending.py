@@ -14,9 +14,10 @@ from api.claims import ClaimView
 from api.kube import KubeClient
 from controller import eventing
 from controller.caching import ClusterCache
+from controller.describing import describe
 from controller.eventing import Message, Said, Subject
 from controller.metrics import Metrics
-from controller.reasoning import describe, explain
+from controller.reasoning import explain
 from controller.records import ClaimRecord, PodRecord
 from controller.watching import Key
 

@@ -1,8 +1,9 @@
 """Why a claim cannot be met, device by device. Pure: `pending` writes it as events, `explaining` prints it.
 
 It follows the scheduler's allocator as far as capacity goes: rounding of requests, defaults, one node for all claims
-of a pod, first device that fits. It does not evaluate CEL and does not look at nodes (CPU, taints, affinity); where
-only these are left as reasons, it says so. Source: KEP-5075, k8s.io/dynamic-resource-allocation/structured.
+of a pod, first device that fits. Of CEL it understands least capacities (`selecting`) and no more, and it does not look
+at nodes (CPU, taints, affinity); where only these are left as reasons, it says so. Source: KEP-5075,
+k8s.io/dynamic-resource-allocation/structured.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,9 +14,7 @@ from api.claims import ClaimView, DeviceRequest
 from api.quantities import format_bytes
 from controller.counting import UNUSED, DeviceKey, Usage
 from controller.offering import CORDONED
-
-MAX_NOTE = 1024
-"""Characters in the note of an event (events.k8s.io/v1)."""
+from controller.selecting import read_selectors
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def _alternatives(claim: ClaimView) -> list[list[DeviceRequest]]:
 def selects(request: DeviceRequest) -> bool:
     """Say whether CEL that is not evaluated here decides too: the request's own, or that of a foreign class."""
     ours = request.device_class == names.DEVICE_CLASS_ANY or request.device_class.startswith(names.device_class(""))
-    return bool(request.selectors) or not ours
+    return not read_selectors(request.selectors).complete or not ours
 
 
 def _place_all(
@@ -208,6 +207,13 @@ def _first_reason(request: DeviceRequest, device: OfferedDevice, usage: Usage) -
         return names.REASON_NOT_SELECTED, f"vendor {device.vendor}, asked DeviceClass {request.device_class}"
     if missing:
         return names.REASON_NOT_SELECTED, f"has no capacity {', '.join(missing)}"
+    for name, least in sorted(read_selectors(request.selectors).least.items()):
+        whole = device.capacity.get(name, 0)
+        if whole < least:
+            return (
+                names.REASON_NOT_SELECTED,
+                f"{name} {show_amount(name, whole)}, asked at least {show_amount(name, least)}",
+            )
     if usage.whole or (usage.claims and not device.shared):
         return names.REASON_EXCLUSIVE, "a claim holds the whole device"
     return _lacking(amounts(request, device), device, usage)
@@ -225,7 +231,7 @@ def _lacking(asked: Mapping[str, int], device: OfferedDevice, usage: Usage) -> t
     if usage.claims and asked_memory == memory > 0:
         return (
             names.REASON_EXCLUSIVE,
-            f"the whole device is asked, {usage.claims} {_plural('share', usage.claims)} on it",
+            f"the whole device is asked, {usage.claims} {plural('share', usage.claims)} on it",
         )
     lacking = []
     if asked_memory > memory - usage.memory_bytes:
@@ -245,70 +251,11 @@ def _lacking(asked: Mapping[str, int], device: OfferedDevice, usage: Usage) -> t
     return ", ".join(reasons), "; ".join(details)
 
 
-def describe(explanations: Sequence[RequestExplanation], *, limit: int = MAX_NOTE, findings: bool = True) -> str:
-    """Return explanations as one text of at most `limit` characters; devices that do not fit in are counted.
-
-    Args:
-        explanations: of one claim or pod.
-        limit: characters; the default is what an event takes.
-        findings: False leaves out the devices, for who prints them by himself.
-    """
-    return _cut(
-        [_Text(_heading(each), [str(found) for found in each.findings] if findings else []) for each in explanations],
-        limit,
-    )
-
-
-@dataclass
-class _Text:
-    heading: str
-    findings: list[str]
-
-
-def _heading(explanation: RequestExplanation) -> str:
-    request = explanation.request
-    asked = ", ".join(f"{name} {_amount(name, value)}" for name, value in sorted(request.capacity.items()))
-    what = f"ResourceClaim {explanation.claim}: request {request.name} ({asked or 'a whole device'})"
-    if explanation.fits_on and selects(request):
-        return f"{what}: no device is selected"
-    if explanation.fits_on:
-        where = _some(explanation.fits_on)
-        return f"{what}: has room on {where}; the node's CPU, memory, taints and affinity are not looked at here"
-    if not explanation.findings:
-        return f"{what}: no node offers a device; is the node agent running?"
-    devices = len({(finding.node, finding.device) for finding in explanation.findings})
-    return f"{what}: 0 of {devices} {_plural('device', devices)} can serve it"
-
-
-def _cut(parts: Sequence[_Text], limit: int) -> str:
-    """Join headings and findings; leave out findings from the end until the text fits."""
-    total = sum(len(part.findings) for part in parts)
-    shown = total
-    while True:
-        text = _join(parts, shown, total)
-        if len(text) <= limit or shown == 0:
-            return text[:limit]
-        shown = min(shown - 1, max(shown * limit // len(text), 0))
-
-
-def _join(parts: Sequence[_Text], shown: int, total: int) -> str:
-    texts = []
-    left = shown
-    for part in parts:
-        findings = part.findings[:left]
-        left -= len(findings)
-        texts.append(": ".join(text for text in (part.heading, "; ".join(findings)) if text))
-    more = f"; and {total - shown} more" if total > shown else ""
-    return ". ".join(texts) + more
-
-
-def _some(nodes: Sequence[str]) -> str:
-    return ", ".join(nodes[:3]) + (f" and {len(nodes) - 3} more" if len(nodes) > 3 else "")
-
-
-def _amount(name: str, value: int) -> str:
+def show_amount(name: str, value: int) -> str:
+    """Return an amount of a capacity as people write it."""
     return format_bytes(value) if name == names.CAPACITY_MEMORY else str(value)
 
 
-def _plural(word: str, count: int) -> str:
+def plural(word: str, count: int) -> str:
+    """Return a word as it stands behind a number."""
     return word if count == 1 else f"{word}s"

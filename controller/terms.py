@@ -99,6 +99,20 @@ class Term:
         return not self._trouble and self._pools.idle() and self._topics.idle()
 
     def _run(self) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            try:
+                self._work_until_stopped()
+            except Exception as error:
+                # Whoever holds the Lease must work: nobody else does.
+                failures += 1
+                self._trouble = f"cannot begin: {error!r}"
+                log.exception("cannot begin, will try again")
+                if self._cache is not None:
+                    self._cache.stop()
+                self._stopping.wait(backoff_s(failures))
+
+    def _work_until_stopped(self) -> None:
         begun = self._begin()
         if begun is None:
             return

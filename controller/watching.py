@@ -11,6 +11,7 @@ the API server refuses connections.
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -117,7 +118,10 @@ class Watcher(Generic[T]):
             try:
                 if self._version is None:
                     self._list()
+                begun = time.monotonic()
                 self._watch(self._version or "0")
+                # Ended as it should be, after minutes; one that ends at once (a proxy on the way) must not be a loop.
+                self._stopping.wait(max(begun + _FIRST_DELAY_S - time.monotonic(), 0.0))
             except GoneError:
                 log.info("watch is too old, listing anew", extra={"kind": self._kind.resource.plural})
                 self._version = None

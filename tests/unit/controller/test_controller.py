@@ -500,3 +500,25 @@ def test_two_controllers_take_turns_and_publish_once(kube: FakeKube) -> None:
     state_inventory(kube, "n1", status(facts(0, memory_bytes=20 * GI)))
     wait_until(lambda: slices(kube)[SLICE_N1]["metadata"]["resourceVersion"] != version)
     second.stop()
+
+
+def test_a_fault_at_the_begin_of_a_term_is_tried_again_while_the_lease_is_held(
+    kube: FakeKube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = [ValueError("no such thing"), ValueError("no such thing")]
+    choose_mode = terms.choose_mode
+
+    def choose(*arguments: Any) -> Any:
+        if faults:
+            raise faults.pop()
+        return choose_mode(*arguments)
+
+    monkeypatch.setattr(terms, "choose_mode", choose)
+    controller = make_controller(kube)
+    add_node(kube)
+    state_inventory(kube, "n1", status(facts()))
+    controller.start()
+    wait_until(lambda: SLICE_N1 in slices(kube))
+    assert not faults
+    assert controller.ready() == ""
+    controller.stop()

@@ -7,7 +7,8 @@ import pytest
 
 from api.claims import ClaimView
 from controller.counting import DeviceKey, Ledger, Usage
-from controller.reasoning import OfferedDevice, RequestExplanation, amounts, describe, explain
+from controller.describing import describe
+from controller.reasoning import OfferedDevice, RequestExplanation, amounts, explain
 from tests.unit.controller.builders import DRIVER, GI, claim, request, result
 
 MI = 1 << 20
@@ -250,3 +251,30 @@ def test_the_ledger_reads_prefixed_capacities_and_skips_foreign_and_admin_access
     view_of = ClaimView.from_object(claim("a", results=[prefixed, foreign, admin, result("gpu-1")]))
     ledger.note(view_of.uid, view_of.allocation)
     assert ledger.usage() == {("n1", "gpu-0"): Usage(2 * GI, claims=1), ("n1", "gpu-1"): Usage(claims=1, whole=1)}
+
+
+def slot(name: str, memory_gi: int) -> OfferedDevice:
+    return OfferedDevice("n1", name, "nvidia", {"memory": memory_gi * GI, "cores": 25}, shared=False)
+
+
+def at_least(quantity: str, more: str = "") -> ClaimView:
+    asked = request("gpu")
+    cel = f'device.capacity["{DRIVER}"].memory.compareTo(quantity("{quantity}")) >= 0{more}'
+    asked["exactly"]["selectors"] = [{"cel": {"expression": cel}}]
+    return view(requests=[asked])
+
+
+def test_a_claim_for_a_slot_is_told_which_are_too_small_and_which_are_taken() -> None:
+    usage = {("n1", "large"): Usage(claims=1, whole=1)}
+    (found,) = explain([at_least("8Gi")], [slot("small", 4), slot("large", 8)], usage)
+    assert describe([found]) == (
+        "ResourceClaim demo/c: request gpu (memory at least 8Gi): 0 of 2 devices can serve it: "
+        "n1/small: CardNotSelected (memory 4Gi, asked at least 8Gi); "
+        "n1/large: CardInUse (a claim holds the whole device)"
+    )
+
+
+@pytest.mark.parametrize("more", [" || true", ' && device.attributes["x"].y == 1'])
+def test_what_is_not_understood_of_cel_is_said_to_be_left_to_the_scheduler(more: str) -> None:
+    (finding,) = findings(at_least("4Gi", more), [slot("small", 4)])
+    assert finding.startswith("n1/small: CardNotSelected (has room; left out by selectors, which are not evaluated")

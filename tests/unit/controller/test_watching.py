@@ -134,3 +134,18 @@ def test_a_change_is_in_the_indexes_before_it_counts_as_seen_and_is_told_of_afte
         watcher.stop()
         kube.set_down(True)
         assert watcher.join(5)
+
+
+def test_a_watch_that_ends_at_once_is_not_opened_in_a_loop(kube: FakeKube) -> None:
+    class Hasty(FakeKube):
+        def watch(self, *_: Any, **__: Any) -> Iterator[Any]:
+            self.requests.append(("watch", ""))
+            return iter(())
+
+    hasty = Hasty()
+    changes = Changes(hasty)
+    wait_until(lambda: len(hasty.requests) == 3)  # a list and two watches
+    changes.watcher.stop()
+    assert changes.watcher.join(5)
+    assert len(hasty.requests) == 3
+    assert changes.outages == 0
