@@ -199,6 +199,9 @@ class SpecFolder:
         content = json.dumps(spec).encode()
         if read_if_there(path) == content:
             return False
-        self.prepare()
-        write_atomically(path, content)
+        try:
+            write_atomically(path, content)
+        except FileNotFoundError:  # a reboot, or somebody, took the folder
+            self.prepare()
+            write_atomically(path, content)
         return True

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from api.errors import StateError
-from libvgpu.files import fsync_directory, write_all
+from libvgpu.files import create, fsync_directory, read_all
 
 __all__ = [
     "TEMPORARY_FILES",
@@ -20,7 +20,6 @@ __all__ = [
     "read_if_there",
     "remove",
     "remove_tree",
-    "temporary_path",
     "write_atomically",
     "write_durably",
 ]
@@ -34,7 +33,7 @@ def write_durably(path: Path, content: bytes, mode: int = 0o644) -> None:
 
     The caller sees to it that nobody else writes the same path at the same time.
     """
-    _write(path, content, mode, durable=True)
+    create(path, (content, len(content)), mode, durable=True)
     fsync_directory(path.parent)
 
 
@@ -43,18 +42,14 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
 
     After a crash of the machine the file may be missing or damaged.
     """
-    _write(path, content, mode, durable=False)
+    create(path, (content, len(content)), mode, durable=False)
 
 
 def remove(path: Path) -> bool:
     """Remove a file, and what a crash left of a try to write it; return whether there was anything."""
-    found = _unlink(temporary_path(path))
-    return _unlink(path) or found
-
-
-def temporary_path(path: Path) -> Path:
-    """Return where the new content of `path` is written before it is renamed."""
-    return path.with_name(f".{path.name}{_TEMPORARY_SUFFIX}")
+    target = str(path)
+    found = _unlink(_temporary(target))
+    return _unlink(target) or found
 
 
 def fsync_file(path: Path) -> None:
@@ -79,7 +74,7 @@ def remove_tree(folder: Path) -> bool:
         if entry.is_dir(follow_symlinks=False):
             remove_tree(Path(entry.path))
         else:
-            _unlink(Path(entry.path))
+            _unlink(entry.path)
     folder.rmdir()
     return True
 
@@ -87,9 +82,13 @@ def remove_tree(folder: Path) -> bool:
 def read_if_there(path: Path) -> bytes | None:
     """Return a file's content, None if there is no such file."""
     try:
-        return path.read_bytes()
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
+    try:
+        return read_all(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class FileLock:
@@ -135,26 +134,14 @@ class FileLock:
             return False
 
 
-def _write(path: Path, content: bytes, mode: int, *, durable: bool) -> None:
-    temporary = temporary_path(path)
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-        try:
-            write_all(descriptor, content)
-            os.fchmod(descriptor, mode)  # the umask has no say: the container runtime reads some of these files
-            if durable:
-                os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        temporary.rename(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+def _temporary(target: str) -> str:
+    folder, _, name = target.rpartition("/")
+    return f"{folder}/.{name}{_TEMPORARY_SUFFIX}"
 
 
-def _unlink(path: Path) -> bool:
+def _unlink(path: str) -> bool:
     try:
-        path.unlink()
+        os.unlink(path)  # noqa: PTH108 - each claim is a handful of files, and paths as objects cost more than the call
     except FileNotFoundError:
         return False
     return True

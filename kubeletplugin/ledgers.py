@@ -126,7 +126,7 @@ class Ledger:
         return found
 
     def _path(self, uid: ClaimUID) -> Path:
-        return self._folder / f"{uid}{_SUFFIX}"
+        return Path(f"{self._folder}/{uid}{_SUFFIX}")
 
     def _place(self, claim: PreparedClaim, former: PreparedClaim | None) -> None:
         """Put a record into its place. A new one need not be whole after a power cut; one that replaces another must.

@@ -90,7 +90,7 @@ class ShareFolders:
         first = next(claim.shares(), None)
         if first is None:
             return
-        path, content = self.folder / first.share / _COPY_FILE, encode(claim)
+        path, content = Path(f"{self.folder}/{first.share}/{_COPY_FILE}"), encode(claim)
         if read_if_there(path) != content:
             write_atomically(path, content, 0o600)
 

@@ -3,6 +3,7 @@
 Called by libvgpu.shares. The file belongs to the tenant, so nothing here trusts or maps it.
 """
 
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,6 +195,7 @@ def is_usable(path: Path) -> bool:
     return True
 
 
+@functools.cache
 def header() -> bytes:
     """Return the first page of new books; the rest is zeros."""
     constants = layout().constants

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from api.errors import StateError
 
+_PART_BYTES = 1 << 16
+
 
 def expect(path: Path, field: str, found: int, expected: int) -> None:
     """Raise a StateError that names file and field unless both numbers are the same."""
@@ -47,31 +49,50 @@ def found_size(path: Path) -> str:
     return "no file" if size is None else f"{size} bytes"
 
 
-def create(path: Path, content: tuple[bytes, int], mode: int, *, durable: bool) -> None:
+def create(path: Path, content: tuple[bytes, int], mode: int, *, durable: bool, fresh: bool = False) -> None:
     """Write a file, whole or not at all; the folder is locked, so what a crash left of another try is overwritten.
 
     Args:
         path: of the file.
         content: how it starts, and its length in bytes; the rest is zeros.
         mode: whatever the umask says.
+        fresh: nobody looks at the folder yet: a file that is not whole does no harm, and is found out.
         durable: on disk when this returns; else after a crash of the machine it may be missing, or hold zeros.
     """
-    head, length = content
-    temporary = path.with_name(f".{path.name}.tmp")
+    # Names as strings: each claim is a handful of files, and paths as objects cost more than the calls.
+    target = str(path)
+    folder, _, name = target.rpartition("/")
+    temporary = f"{folder}/.{name}.tmp"
+    if fresh:
+        _fill(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), content, mode, durable)
+        return
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-        try:
-            write_all(descriptor, head)
-            os.ftruncate(descriptor, length)
-            os.fchmod(descriptor, mode)  # not subject to the umask: the container's user may be anybody
-            if durable:
-                os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        temporary.replace(path)
+        _fill(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode), content, mode, durable)
+        os.rename(temporary, target)  # noqa: PTH104 - as above
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _fill(descriptor: int, content: tuple[bytes, int], mode: int, durable: bool) -> None:
+    head, length = content
+    try:
+        write_all(descriptor, head)
+        if length != len(head):
+            os.ftruncate(descriptor, length)
+        os.fchmod(descriptor, mode)  # not subject to the umask: the container's user may be anybody
+        if durable:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_all(descriptor: int) -> bytes:
+    """Return the rest of an open file."""
+    parts = []
+    while part := os.read(descriptor, _PART_BYTES):
+        parts.append(part)
+    return b"".join(parts)
 
 
 def write_all(descriptor: int, content: bytes) -> None:

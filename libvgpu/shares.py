@@ -42,16 +42,16 @@ def create_share(directory: Path, limits: Limits, *, durable: bool = True) -> No
         StateError: a limit is out of its range.
     """
     raw = limitsfile.encode(directory, limits)
-    directory.mkdir(parents=True, exist_ok=True, mode=0o755)
+    fresh = _make(directory)
     limits_file, books_file = directory / names.LIMITS_FILE, directory / names.BOOKS_FILE
     with files.locked(directory):
-        if not booksfile.is_usable(books_file):
+        if fresh or not booksfile.is_usable(books_file):
             content = booksfile.header(), layout().constants.VGPU_BOOKS_FILE_BYTES
-            files.create(books_file, content, 0o666, durable=durable)
-        if files.size_of(limits_file) == len(raw):
+            files.create(books_file, content, 0o666, durable=durable, fresh=fresh)
+        if not fresh and files.size_of(limits_file) == len(raw):
             _store(limits_file, raw, durable=durable)
         else:
-            files.create(limits_file, (raw, len(raw)), 0o644, durable=durable)
+            files.create(limits_file, (raw, len(raw)), 0o644, durable=durable, fresh=fresh)
     for folder in (directory, directory.parent) if durable else ():
         files.fsync_directory(folder)
 
@@ -83,6 +83,15 @@ def change_limits(directory: Path, change: Callable[[Limits], Limits]) -> Limits
         if wanted != present:
             _store(directory / names.LIMITS_FILE, limitsfile.encode(directory, wanted))
         return wanted
+
+
+def _make(directory: Path) -> bool:
+    """Make a folder; return whether it was not there."""
+    try:
+        directory.mkdir(parents=True, mode=0o755)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _store(path: Path, raw: bytes, *, durable: bool = False) -> None:
