@@ -92,11 +92,32 @@ generate: build ## Write generated files anew: gRPC modules, the CRD of the char
 	$(BIN)/python -m libvgpu.entrypoints
 	$(BIN)/dra-driver crds > deploy/helm/dra-driver-vgpu/crds/nodeinventories.yaml
 
+# Built on any machine, run on every C library since 2.17. No debug information: it would name the folders of this machine.
+ARCHITECTURES := x86_64 aarch64
+ZIG := $(CURDIR)/$(BUILD)/release/tools/bin/python -m ziglang cc
+
+.PHONY: release
+release: $(STAMP) $(BUILD)/release/tools/.installed ## The library and the wheels for x86-64 and aarch64, reproducible, into dist/
+	for architecture in $(ARCHITECTURES); do \
+	  echo "==> $$architecture"; \
+	  $(MAKE) --silent -C libvgpu CC="$(ZIG) -target $$architecture-linux-gnu.2.17" CFLAGS="-O2 -g0" \
+	    BUILD="$(CURDIR)/$(BUILD)/release/$$architecture" all; \
+	  VGPU_RELEASE_ARCHITECTURE=$$architecture VGPU_RELEASE_LIBRARY="$(CURDIR)/$(BUILD)/release/$$architecture/libvgpu.so" \
+	    $(BIN)/pip wheel --quiet --no-deps --no-build-isolation --no-index --wheel-dir dist .; \
+	done
+	VGPU_ZIG="$(ZIG)" $(BIN)/pytest tests/release
+
+$(BUILD)/release/tools/.installed: requirements/release.txt
+	$(PYTHON) -m venv $(BUILD)/release/tools
+	$(BUILD)/release/tools/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	touch $@
+
 .PHONY: lock
 lock: ## Resolve the dependencies of pyproject.toml anew into requirements/
 	$(PYTHON) -m venv $(BUILD)/lock
 	$(BUILD)/lock/bin/pip install --quiet --disable-pip-version-check uv
-	for set in "runtime pyproject.toml" "dev pyproject.toml --group dev" "cluster --group pyproject.toml:cluster"; do \
+	for set in "runtime pyproject.toml" "dev pyproject.toml --group dev" "cluster --group pyproject.toml:cluster" \
+	  "release --group pyproject.toml:release"; do \
 	  read -r name sources <<<"$$set"; \
 	  $(BUILD)/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	    --no-emit-index-url $$sources -o requirements/$$name.txt; \

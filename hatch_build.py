@@ -21,9 +21,15 @@ class NativeBuildHook(BuildHookInterface[Any]):
         if version == "editable":
             return
         root = Path(self.root)
-        output = root / "build" / "wheel"
-        subprocess.run(["make", "-C", str(root / "libvgpu"), f"BUILD={output}", "all"], check=True, env=os.environ)
-        build_data["force_include"][str(output / "libvgpu.so")] = "libvgpu/_native/libvgpu.so"
+        release = os.environ.get("VGPU_RELEASE_LIBRARY")
+        if release:  # make release: compiled for the oldest C library that we support, maybe on another processor
+            library = Path(release)
+            platform = f"manylinux_2_17_{os.environ['VGPU_RELEASE_ARCHITECTURE']}"
+        else:
+            output = root / "build" / "wheel"
+            subprocess.run(["make", "-C", str(root / "libvgpu"), f"BUILD={output}", "all"], check=True, env=os.environ)
+            library = output / "libvgpu.so"
+            platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        build_data["force_include"][str(library)] = "libvgpu/_native/libvgpu.so"
         build_data["pure_python"] = False
-        platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["tag"] = f"py3-none-{platform}"
