@@ -28,17 +28,20 @@ from kubeletplugin.eventing import EventWriter
 from kubeletplugin.healths import HealthBoard
 from kubeletplugin.holdingback import Filter
 from kubeletplugin.inventory import InventoryWriter
+from kubeletplugin.ledgers import Ledger
 from kubeletplugin.libraries import install_library
 from kubeletplugin.monitoring import Monitor
 from kubeletplugin.nodestates import NodePaths, NodeState, take_state_dir
 from kubeletplugin.nvidia import NvidiaDiscovery, NvidiaOptions
 from kubeletplugin.observing import Intervals, Observer
+from kubeletplugin.owners import ProcessOwners
 from kubeletplugin.planning import NodeView
 from kubeletplugin.preparing import Preparer
 from kubeletplugin.restoring import restore
 from kubeletplugin.services import HealthSettings, dra_services
 from kubeletplugin.serving import PluginServer
 from kubeletplugin.sockets import SocketPaths
+from kubeletplugin.steering import Steering
 from kubeletplugin.supervising import Supervisor
 from kubeletplugin.unpreparing import Unpreparer
 from libvgpu.paths import library_path
@@ -153,6 +156,9 @@ class NodeAgent:
             lambda: self._view.devices,
             Intervals(settings.monitor_interval_s, settings.driver_interval_s),
         )
+        steering = Steering(
+            lambda: _share_folders(state.ledger, paths.shares_dir), self._backend.gpu_times(), ProcessOwners()
+        )
         follower = AnnotationFollower(self._reader, state.ledger, paths.shares_dir, self._events.tell)
         services = dra_services(preparer, Unpreparer(state), state, observer.durations)
         health = HealthSettings(self._board, settings.node_name, settings.health_interval_s)
@@ -173,6 +179,7 @@ class NodeAgent:
         bodies: dict[str, Callable[[], None]] = {
             "heartbeat": self._keep_beating,
             "monitor": lambda: observer.run_until(self._stopping),
+            "steering": lambda: steering.run(self._stopping),
             "collector": lambda: collector.run_until(self._stopping, settings.collect_interval_s),
             "events": self._keep_watching,
             "annotations": lambda: follower.run_until(self._stopping, settings.annotation_interval_s),
@@ -258,6 +265,11 @@ class NodeAgent:
         while not self._stopping.is_set():
             if self._backend.wait(_EVENT_WAIT_S):
                 self._beat_now.set()
+
+
+def _share_folders(ledger: Ledger, shares_dir: Path) -> dict[str, Path]:
+    """Return the folders of all prepared shares, by name."""
+    return {one.share: shares_dir / one.share for claim in ledger.prepared().values() for one in claim.shares()}
 
 
 def _version() -> str:

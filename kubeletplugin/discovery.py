@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing_extensions import override
 
 from kubeletplugin.devices import DeviceFigures, Discovery
+from kubeletplugin.gputimes import GpuTimeSource, NoGpuTimes
 
 
 class DiscoveryBackend(ABC):
@@ -37,6 +38,10 @@ class DiscoveryBackend(ABC):
 
         Returns early, at the latest after `timeout_s`; and soon after close().
         """
+
+    def gpu_times(self) -> GpuTimeSource:
+        """Return what tells the GPU time of processes."""
+        return NoGpuTimes()
 
     def faults(self) -> Mapping[tuple[str, str], int]:
         """Return how often each kind of fault was told, by the device's UUID and the kind, such as `xid-79`."""

@@ -1,7 +1,7 @@
 """Decides how much compute a Burst share may use now: pure arithmetic over what all shares of a node did lately.
 
-Called by the monitor. A Burst share has its guarantee, and an equal part of what the guarantees of the active shares
-on its device leave. Alone it has its ceiling.
+Called by the steering. A Burst share has its guarantee; what the guarantees of the active shares on its device leave
+goes in equal parts to the active Burst shares of the highest priority. Alone it has its ceiling.
 """
 
 from collections.abc import Iterable, Mapping
@@ -40,6 +40,9 @@ def _grant(limits: Limits, active_neighbours: list[Activity]) -> int:
     if not active_neighbours:
         return limits.ceiling_percent
     guaranteed = limits.cores_percent + sum(other.limits.cores_percent for other in active_neighbours)
-    bursting = 1 + sum(other.limits.policy is Policy.BURST for other in active_neighbours)
     left = max(names.CORES_PER_DEVICE - guaranteed, 0)
-    return max(min(limits.cores_percent + left // bursting, limits.ceiling_percent), FLOOR_PERCENT)
+    if any(other.limits.priority > limits.priority for other in active_neighbours):
+        left = 0
+    sharing = [limits, *(other.limits for other in active_neighbours if other.limits.policy is Policy.BURST)]
+    equals = sum(other.priority == limits.priority for other in sharing)
+    return max(min(limits.cores_percent + left // equals, limits.ceiling_percent), FLOOR_PERCENT)

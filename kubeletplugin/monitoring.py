@@ -1,4 +1,4 @@
-"""Reads the books of all shares at a low rate: for the metrics, and to tell Burst shares what they may use.
+"""Reads the books of all shares at a low rate: for the metrics and the supervisor.
 
 Run by the agent in a thread of its own. Books belong to tenants: what cannot be read costs that share its figures and
 nothing else. A share that did nothing since the last round costs its few system calls and no more.
@@ -6,15 +6,14 @@ nothing else. A share that did nothing since the last round costs its few system
 
 import logging
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from api.errors import StateError
-from kubeletplugin.granting import Activity, grants
 from kubeletplugin.ledgers import Ledger
 from kubeletplugin.preparedclaims import PreparedClaim
-from libvgpu.shares import Books, BooksReader, Limits, LimitsReader, change_limits
+from libvgpu.shares import Books, BooksReader, Limits, LimitsReader
 
 _log = logging.getLogger(__name__)
 _ROUNDS_TO_WARN = 3
@@ -45,7 +44,6 @@ class _Share:
         self._read_s = 0.0
         self.reading: ShareReading | None = None
         """None: it could not be read in the last round."""
-        self.activity: Activity | None = None
 
     def read(self, claim: PreparedClaim) -> None:
         """Read the share anew.
@@ -65,7 +63,6 @@ class _Share:
         reading = ShareReading(claim, limits, books, utilization)
         if former != reading:
             self.reading = reading
-        self.activity = Activity(limits, _active(books, former.books if former else None))
         self.failures = 0
 
 
@@ -92,7 +89,7 @@ class Monitor:
         return sum(share.failures >= _ROUNDS_TO_WARN for share in self._shares.values())
 
     def run_once(self) -> None:
-        """Read all books, and steer the shares that may burst."""
+        """Read all books."""
         began_s = time.thread_time()
         claims = {limits.share: claim for claim in self._ledger.prepared().values() for limits in claim.shares()}
         self._shares = {name: self._shares.get(name) or _Share(self._shares_dir / name) for name in claims}
@@ -101,7 +98,6 @@ class Monitor:
             for name, share in shares[start : start + _BATCH]:
                 self._read(name, share, claims[name])
             self._pause(_PAUSE_S)
-        self._grant(share.activity for share in self._shares.values() if share.reading and share.activity)
         self.round_cost_s = time.thread_time() - began_s
         self.last_round_s = time.monotonic()
 
@@ -113,29 +109,6 @@ class Monitor:
             share.failures += 1
             if share.failures == _ROUNDS_TO_WARN:
                 _log.warning("share cannot be read", extra={"claim_uid": claim.uid, "share": name, "error": str(error)})
-
-    def _grant(self, activities: Iterable[Activity]) -> None:
-        activities = list(activities)
-        granted = grants(activities)
-        for activity in activities:
-            share, before = activity.limits.share, activity.limits.granted_percent
-            wanted = granted.get(share, before)
-            if wanted != before:
-                self._write_grant(share, wanted)
-
-    def _write_grant(self, share: str, percent: int) -> None:
-        try:
-            change_limits(self._shares_dir / share, lambda limits: replace(limits, granted_percent=percent))
-        except StateError as error:
-            # Unprepared meanwhile, most likely; if not, the next reading says so.
-            _log.debug("grant not written", extra={"share": share, "error": str(error)})
-
-
-def _active(books: Books, former: Books | None) -> bool:
-    """Return whether a share used its device since it was read last; a new one did if it ever has."""
-    if former is None:
-        return books.gpu_time_ns > 0
-    return books.gpu_time_ns > former.gpu_time_ns or books.throttled_ns > former.throttled_ns
 
 
 def _utilization(books: Books, former: Books | None, passed_s: float) -> float:

@@ -20,6 +20,7 @@ from kubeletplugin.faults import Faults
 from kubeletplugin.holdingback import Filter
 from kubeletplugin.nvidiadevices import Machine, Versions, describe, unseen
 from kubeletplugin.nvidiasigns import Judge, is_settled, read_ecc, read_signs
+from kubeletplugin.nvidiatimes import NvmlGpuTimes
 from kubeletplugin.nvml import LIBRARY, NvmlSession, Opened, ask, error_code, pynvml
 
 _LIBRARIES = (
@@ -92,6 +93,10 @@ class NvidiaDiscovery(DiscoveryBackend):
                 return tuple(figures for handle in handles if handle is not None for figures in _measure(handle))
         except StateError:
             return ()  # there is no driver now; discover() says so
+
+    @override
+    def gpu_times(self) -> NvmlGpuTimes:
+        return NvmlGpuTimes(self._session)
 
     @override
     def wait(self, timeout_s: float) -> bool:

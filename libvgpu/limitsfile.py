@@ -46,6 +46,8 @@ class Limits:
     context_bytes: int = 0
     """What a CUDA context takes of the device itself: charged for each where the driver does not say it to the process.
     0: nothing said."""
+    steered_at_ns: int = 0
+    """When the agent last stood by charge_permille, by time.monotonic_ns(); it counts for ten seconds."""
 
 
 class LimitsReader:
@@ -115,6 +117,7 @@ def _decode(path: Path, raw: bytes) -> Limits:
         granted_percent=view.granted_percent,
         charge_permille=view.charge_permille,
         context_bytes=view.context_bytes if view.size >= _CONTEXT_BYTES_END else 0,
+        steered_at_ns=view.steered_at_ns,
     )
     check(path, limits)
     return limits
@@ -127,12 +130,12 @@ def encode(directory: Path, limits: Limits) -> bytes:
     view = layout().limits()
     view.magic = constants.VGPU_LIMITS_MAGIC
     view.version = constants.VGPU_VERSION
-    view.size = _CONTEXT_BYTES_END
     view.flags = (
         limits.suspended * constants.VGPU_SUSPENDED
         + limits.oversubscribe * constants.VGPU_OVERSUBSCRIBE
         + limits.kill_overuse * constants.VGPU_KILL_OVERUSE
     )
+    view.size = layout().ffi.offsetof("struct vgpu_limits", "reserved1")
     view.memory_bytes = limits.memory_bytes
     view.host_memory_bytes = limits.host_memory_bytes
     view.cores_percent = limits.cores_percent
@@ -140,6 +143,7 @@ def encode(directory: Path, limits: Limits) -> bytes:
     view.granted_percent = limits.granted_percent
     view.charge_permille = limits.charge_permille
     view.context_bytes = limits.context_bytes
+    view.steered_at_ns = limits.steered_at_ns
     view.policy = _POLICIES[limits.policy]
     view.priority = limits.priority
     view.device_uuid = limits.device_uuid.encode()

@@ -11,6 +11,7 @@ enum {
     FIRST_SAMPLES = 8,            /* measure the first launches of new work */
     SAMPLE_EVERY = 256,           /* then one of about so many launches */
     SAMPLE_EVERY_NS = 250 * 1000, /* or one per so much GPU time: long work is measured each time */
+    LONG_NS = 2 * 1000 * 1000,    /* longer than the turns that processes take: neighbours are in most samples */
     OUTLIER = 8,                  /* a sample of more than so many estimates is a neighbour's doing */
 };
 
@@ -131,25 +132,33 @@ static void add_sample(struct vgpu_estimate *estimate, const struct vgpu_group *
     window->samples++;
     window->launches += group->launches;
     window->charged_ns += group->charged_ns;
-    window->sum_ns += known > 0 && gpu_ns > OUTLIER * known ? OUTLIER * known : gpu_ns;
+    window->sum_ns += gpu_ns;
+    window->trimmed_ns += known > 0 && gpu_ns > OUTLIER * known ? OUTLIER * known : gpu_ns;
 }
 
-static uint64_t estimated(const struct vgpu_estimate *estimate) {
+static uint64_t estimated(const struct vgpu_estimate *estimate, bool corrected) {
     const struct vgpu_estimate_window *now = &estimate->window[0], *before = &estimate->window[1];
-    uint64_t mean = (now->sum_ns + before->sum_ns) / (now->samples + before->samples);
+    uint32_t samples = now->samples + before->samples;
+    uint64_t whole = (now->sum_ns + before->sum_ns) / samples;
+    if (corrected && whole >= LONG_NS && now->launches + before->launches == samples)
+        return whole;
+    uint64_t mean = (now->trimmed_ns + before->trimmed_ns) / samples;
     uint64_t least = least_known(now->least_ns, before->least_ns);
     if (least == 0)
         return mean;
     return least > mean / 2 ? least : mean / 2;
 }
 
-int64_t vgpu_estimate_measured(struct vgpu_estimate *estimate, const struct vgpu_group *group, uint64_t gpu_ns) {
+int64_t vgpu_estimate_measured(struct vgpu_estimate *estimate, const struct vgpu_group *group, uint64_t gpu_ns,
+                               bool corrected) {
     lock(estimate);
     add_sample(estimate, group, gpu_ns > 0 ? gpu_ns : 1);
-    uint64_t new_ns = estimated(estimate);
+    uint64_t new_ns = estimated(estimate, corrected);
     struct vgpu_estimate_window *window = &estimate->window[0];
-    int64_t owed = (int64_t)(window->launches * new_ns - window->charged_ns);
-    window->charged_ns = window->launches * new_ns;
+    bool exact = corrected && new_ns >= LONG_NS && window->launches == window->samples;
+    uint64_t cost_ns = exact ? window->sum_ns : window->launches * new_ns;
+    int64_t owed = (int64_t)(cost_ns - window->charged_ns);
+    window->charged_ns = cost_ns;
     store64(&estimate->gpu_ns, new_ns > 0 ? new_ns : 1);
     store32(&estimate->measured, load32(&estimate->measured) + 1);
     unlock(estimate);

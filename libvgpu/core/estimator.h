@@ -8,7 +8,8 @@
  * their slices too, and nothing in it says how much. So the estimate is the least mean of two launches in a row among
  * the last 32 to 64: among so many, one pair is free of neighbours, and work that takes turns between long and short is
  * taken for its mean. It is at least half of the mean of all of them: work that varies wildly cannot hide behind its
- * shortest runs. What bias is left, the node agent measures and corrects from outside (charge_permille).
+ * shortest runs. What bias is left, the node agent measures and corrects from outside (charge_permille). While it does,
+ * long work is taken for its mean: that contains the neighbours, as the correction knows, and it is what varies least.
  *
  * A measured launch stands for its group: the launches of its kind since the one measured before. When an estimate
  * changes, what was charged for the groups of the window is settled: charged too little is owed, too much comes back.
@@ -32,7 +33,7 @@ struct vgpu_estimate_window {
     uint32_t samples;
     uint32_t padding;
     uint64_t launches, charged_ns; /* of the groups of its samples */
-    uint64_t sum_ns;               /* of the samples */
+    uint64_t sum_ns, trimmed_ns;   /* of the samples; without what is far out of the ordinary */
     uint64_t least_ns;             /* mean of a pair; 0: no pair yet */
 };
 
@@ -68,8 +69,10 @@ bool vgpu_estimate_unknown(const struct vgpu_estimate *estimate);
 struct vgpu_group vgpu_estimate_group(struct vgpu_estimate *estimate);
 void vgpu_estimate_ungroup(struct vgpu_estimate *estimate, const struct vgpu_group *group);
 
-/* Feed one measurement. Returns what is to be charged on top, or given back (negative). */
-int64_t vgpu_estimate_measured(struct vgpu_estimate *estimate, const struct vgpu_group *group, uint64_t gpu_ns);
+/* Feed one measurement; corrected: the agent corrects what is charged. Returns what is to be charged on top, or given
+ * back (negative). */
+int64_t vgpu_estimate_measured(struct vgpu_estimate *estimate, const struct vgpu_group *group, uint64_t gpu_ns,
+                               bool corrected);
 
 /* The key means other work now: measure anew. Until then what is known is a guess. */
 void vgpu_estimate_renew(struct vgpu_estimate *estimate);

@@ -26,8 +26,10 @@ void vgpu_bucket_refill(struct vgpu_books *books, uint64_t now_ns, uint32_t rate
     if (now_ns >= then && now_ns - then < REFILL_STEP_NS)
         return;
     if (!__atomic_compare_exchange_n(&books->refilled_at_ns, &then, now_ns, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
-        return;                       /* another thread has this step */
-    if (then == 0 || now_ns < then) { /* first use, or the machine was started anew */
+        return; /* another thread has this step */
+    if (then == 0)
+        return;          /* the first time: nothing has passed */
+    if (now_ns < then) { /* the machine was started anew */
         __atomic_store_n(&books->bucket_ns, 0, __ATOMIC_RELAXED);
         return;
     }
@@ -61,6 +63,15 @@ uint32_t vgpu_limiter_rate_percent(const struct vgpu_device *device) {
     return rate > UNLIMITED ? UNLIMITED : rate;
 }
 
+static uint32_t charge_permille(const struct vgpu_share *share) {
+    uint32_t permille = __atomic_load_n(&share->charge_permille, __ATOMIC_RELAXED);
+    return permille != 0 ? permille : 1000;
+}
+
+bool vgpu_limiter_corrected(const struct vgpu_device *device) {
+    return device->count > 0 && __atomic_load_n(&device->shares[0]->charge_permille, __ATOMIC_RELAXED) != 0;
+}
+
 void vgpu_limiter_charge(struct vgpu_device *device, int64_t gpu_ns) {
     uint32_t total = 0;
     for (uint32_t i = 0; i < device->count; i++)
@@ -68,7 +79,7 @@ void vgpu_limiter_charge(struct vgpu_device *device, int64_t gpu_ns) {
     for (uint32_t i = 0; i < device->count; i++) {
         struct vgpu_share *share = device->shares[i];
         int64_t part = device->count == 1 ? gpu_ns : gpu_ns / total * vgpu_limits_rate_percent(share->limits);
-        part = part * (int64_t)vgpu_limits_charge_permille(share->limits) / 1000;
+        part = part * (int64_t)charge_permille(share) / 1000;
         vgpu_bucket_draw(share->books, part);
         __atomic_fetch_sub(&share->own_bucket_ns, part, __ATOMIC_RELAXED);
     }
@@ -125,7 +136,7 @@ uint64_t vgpu_limiter_pay(struct vgpu_device *device, int64_t gpu_ns) {
         if (vgpu_limiter_suspended(device))
             wait = SUSPENDED_SLEEP_NS;
         else if (vgpu_limiter_rate_percent(device) < UNLIMITED)
-            wait = longest_wait_ns(device, now, false);
+            wait = longest_wait_ns(device, now, now != start); /* time slept here was asked for */
         if (wait == 0)
             break;
         vgpu_sleep_until(now + (wait < LONGEST_SLEEP_NS ? wait : LONGEST_SLEEP_NS));
@@ -153,19 +164,32 @@ void vgpu_limiter_account(struct vgpu_device *device, uint64_t launches, uint64_
     if (device->count == 0)
         return;
     struct vgpu_share *share = device->shares[0];
-    __atomic_fetch_add(&share->slot->predicted_ns, gpu_ns, __ATOMIC_RELAXED);
-    gpu_ns = gpu_ns * vgpu_limits_charge_permille(share->limits) / 1000;
+    gpu_ns = gpu_ns * charge_permille(share) / 1000;
     __atomic_fetch_add(&share->slot->launches, launches, __ATOMIC_RELAXED);
     __atomic_fetch_add(&share->slot->gpu_time_ns, gpu_ns, __ATOMIC_RELAXED);
     if (throttled_ns > 0)
         __atomic_fetch_add(&share->slot->throttled_ns, throttled_ns, __ATOMIC_RELAXED);
     __atomic_fetch_add(&share->books->charged_ns, gpu_ns, __ATOMIC_RELAXED);
-    roll_window(share->books, vgpu_now_ns());
+    uint64_t now = vgpu_now_ns();
+    for (uint32_t i = 0; i < device->count; i++)
+        __atomic_store_n(&device->shares[i]->charge_permille,
+                         vgpu_limits_charge_permille(device->shares[i]->limits, now), __ATOMIC_RELAXED);
+    roll_window(share->books, now);
 }
 
 /* ---- What is under way ---- */
 
+void vgpu_limiter_settle(struct vgpu_device *device, int64_t gpu_ns) {
+    if (gpu_ns == 0 || device->count == 0)
+        return;
+    __atomic_fetch_add(&device->shares[0]->slot->predicted_ns, (uint64_t)gpu_ns, __ATOMIC_RELAXED);
+    if (vgpu_limiter_rate_percent(device) < UNLIMITED)
+        vgpu_limiter_charge(device, gpu_ns);
+}
+
 uint64_t vgpu_limiter_launched(struct vgpu_device *device, uint64_t gpu_ns) {
+    if (gpu_ns > 0 && device->count > 0)
+        __atomic_fetch_add(&device->shares[0]->slot->predicted_ns, gpu_ns, __ATOMIC_RELAXED);
     return __atomic_add_fetch(&device->launched_ns, gpu_ns, __ATOMIC_RELAXED);
 }
 

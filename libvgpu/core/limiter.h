@@ -39,6 +39,9 @@ bool vgpu_limiter_holds(const struct vgpu_device *device);
 /* Charge without waiting, in proportion too; scaled by what the agent measured (charge_permille). */
 void vgpu_limiter_charge(struct vgpu_device *device, int64_t gpu_ns);
 
+/* True if the agent corrects what is charged (charge_permille), as seen when something was accounted last. */
+bool vgpu_limiter_corrected(const struct vgpu_device *device);
+
 /* Percent of the GPU that all shares of the device may use together, 1..100. */
 uint32_t vgpu_limiter_rate_percent(const struct vgpu_device *device);
 
@@ -52,6 +55,9 @@ static inline bool vgpu_limiter_suspended(const struct vgpu_device *device) {
 
 /* Book what a thread has launched since it last said so. */
 void vgpu_limiter_account(struct vgpu_device *device, uint64_t launches, uint64_t gpu_ns, uint64_t throttled_ns);
+
+/* Charge at once, or give back (negative), what measurements say about work that was launched before. */
+void vgpu_limiter_settle(struct vgpu_device *device, int64_t gpu_ns);
 
 /* Predicted GPU time that this process has under way on a device. Launched returns a mark; when the work at a mark is
  * seen to be done, all before it is. */

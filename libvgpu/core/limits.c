@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -94,4 +95,12 @@ uint32_t vgpu_limits_rate_percent(const struct vgpu_limits *limits) {
     uint32_t granted = __atomic_load_n(&limits->granted_percent, __ATOMIC_RELAXED);
     uint32_t rate = granted != 0 && granted < ceiling ? granted : ceiling;
     return rate < 1 ? 1 : rate > 100 ? 100 : rate;
+}
+
+uint32_t vgpu_limits_charge_permille(const struct vgpu_limits *limits, uint64_t now_ns) {
+    enum { LEAST = 20, MOST = 20000 };
+    uint32_t permille = __atomic_load_n(&limits->charge_permille, __ATOMIC_RELAXED);
+    uint64_t said_at = __atomic_load_n(&limits->steered_at_ns, __ATOMIC_RELAXED);
+    bool late = now_ns > said_at && now_ns - said_at > UINT64_C(10) * 1000 * 1000 * 1000;
+    return late || permille < LEAST || permille > MOST ? 0 : permille;
 }

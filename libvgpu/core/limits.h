@@ -35,14 +35,10 @@ static inline uint64_t vgpu_limits_context_bytes(const struct vgpu_limits *limit
     return __atomic_load_n(&limits->context_bytes, __ATOMIC_RELAXED);
 }
 
-enum { VGPU_CHARGE_LEAST = 20, VGPU_CHARGE_MOST = 20000 };
-
 /* Events around work contain the neighbours' slices, and long work has always some; copies and fills are in no
- * estimate: the agent, who sees real GPU time, says how much of it stands behind 1000 parts that were predicted. */
-static inline uint32_t vgpu_limits_charge_permille(const struct vgpu_limits *limits) {
-    uint32_t permille = __atomic_load_n(&limits->charge_permille, __ATOMIC_RELAXED);
-    return permille >= VGPU_CHARGE_LEAST && permille <= VGPU_CHARGE_MOST ? permille : 1000;
-}
+ * estimate: the agent, who sees real GPU time, says how much of it stands behind 1000 parts that were predicted. 0:
+ * nobody says so, or nobody has for a while: neighbours may have gone. */
+uint32_t vgpu_limits_charge_permille(const struct vgpu_limits *limits, uint64_t now_ns);
 
 /* GPU time that the share may use now, 1..100 percent: what the agent grants, never above the ceiling. */
 uint32_t vgpu_limits_rate_percent(const struct vgpu_limits *limits);

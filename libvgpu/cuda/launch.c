@@ -107,8 +107,7 @@ static void turn_to(struct vgpu_device *device) {
 static void harvest(CUcontext context) {
     int64_t owed = vgpu__sample_harvest(context);
     thread.gpu_ns += owed;
-    if (owed != 0 && vgpu_limiter_rate_percent(thread.device) < 100)
-        vgpu_limiter_charge(thread.device, owed);
+    vgpu_limiter_settle(thread.device, owed);
 }
 
 /* New work is launched again and again, and nobody knows yet what it takes: let the first measurement come in. Where

@@ -135,7 +135,8 @@ static int64_t harvest_one(struct vgpu__sample *sample) {
         VGPU_CALL(result, cuEventElapsedTime, &milliseconds, sample->start, sample->end);
     int64_t owed_ns = 0;
     if (result == CUDA_SUCCESS && milliseconds >= 0)
-        owed_ns = vgpu_estimate_measured(sample->estimate, &sample->group, (uint64_t)((double)milliseconds * 1e6));
+        owed_ns = vgpu_estimate_measured(sample->estimate, &sample->group, (uint64_t)((double)milliseconds * 1e6),
+                                         vgpu_limiter_corrected(sample->device));
     else
         vgpu_estimate_ungroup(sample->estimate, &sample->group);
     count(sample, -1);

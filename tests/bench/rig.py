@@ -6,6 +6,7 @@ Called by tests.bench.compute. Tenants are the native program load.c: they ask f
 import contextlib
 import os
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -107,10 +108,12 @@ class Rig:
             return base
         return {**base, "VGPU_SHARES_DIR": str(self.shares / share), "LD_PRELOAD": str(library_path())}
 
-    def run(self, tenants: Sequence[Tenant], seconds: float) -> Run:
-        """Let tenants load the card for a time; shares must exist."""
+    def run(self, tenants: Sequence[Tenant], seconds: float, *, steered: bool = True) -> Run:
+        """Let tenants load the card for a time; shares must exist. With or without what the node agent does."""
         run = Run()
         with contextlib.ExitStack() as stack:
+            if steered:
+                stack.enter_context(self._steered())
             owners: dict[int, str] = {}
             waiting: list[tuple[float, list[subprocess.Popen[str]]]] = []
             for tenant in tenants:
@@ -137,6 +140,17 @@ class Rig:
                     run.used_s[share].append(used - base[share])
                 threading.Event().wait(_STEP_S)
         return run
+
+    @contextlib.contextmanager
+    def _steered(self) -> Iterator[None]:
+        command = [sys.executable, "-m", "tests.bench.steer", str(self.root / "driver"), str(self.shares)]
+        with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            try:
+                yield
+            finally:
+                process.communicate("", timeout=30)
 
     def _start(self, tenant: Tenant, seconds: float) -> "subprocess.Popen[str]":
         lengths = ",".join(map(str, tenant.lengths_ns))

@@ -79,7 +79,8 @@ struct vgpu_limits {
     char device_uuid[48];     /* "GPU-...", NUL-terminated */
     char share[128];          /* NUL-terminated */
     uint64_t context_bytes; /* what a context takes itself, charged where the driver does not say it; 0: nothing said */
-    uint8_t reserved1[3848];
+    uint64_t steered_at_ns; /* CLOCK_MONOTONIC, when the agent last stood by charge_permille; 0: it never did */
+    uint8_t reserved1[3840];
 };
 
 struct vgpu_slot {

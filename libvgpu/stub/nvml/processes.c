@@ -151,17 +151,46 @@ EXPORT nvmlReturn_t nvmlDeviceGetRunningProcessDetailList(nvmlDevice_t device, n
 
 /* ---- Load of processes ---- */
 
+#define TENTH_NS 100000000u
+
 static uint64_t wall_us(void) {
     struct timespec wall;
     clock_gettime(CLOCK_REALTIME, &wall);
     return (uint64_t)wall.tv_sec * 1000000u + (uint64_t)wall.tv_nsec / 1000u;
 }
 
-/* Processes that used the engine in the last second. */
-static unsigned find_busy(nvmlDevice_t device, struct found *found) {
-    unsigned count = find_processes(device, found), busy = 0;
+/* The whole tenths of a second since a time stamp, a second at most: [first, end) */
+struct span {
+    uint64_t first, end;
+    uint64_t end_us; /* as a time stamp */
+};
+
+static struct span span_since(unsigned long long last_seen_us) {
+    uint64_t now = now_ns(), now_us = wall_us();
+    struct span span = {.end = now / TENTH_NS};
+    span.end_us = now_us - now % TENTH_NS / 1000;
+    uint64_t tenths = span.end_us > last_seen_us ? (span.end_us - last_seen_us + 50000) / 100000 : 0;
+    span.first = span.end - (tenths < 10 ? tenths : 10);
+    return span;
+}
+
+/* On average over the span, in whole percent. */
+static unsigned percent_in(const struct stub_slot *slot, const struct span *span) {
+    uint64_t busy = 0;
+    for (uint64_t tenth = span->first; tenth < span->end; tenth++) {
+        const struct stub_usage *bucket = &slot->usage[tenth % STUB_SLOT_USAGE];
+        if (LOAD_RELAXED(bucket->tenth) == tenth)
+            busy += LOAD_RELAXED(bucket->busy_ns);
+    }
+    uint64_t length = (span->end - span->first) * TENTH_NS;
+    return length > 0 ? (unsigned)((busy * 100 + length / 2) / length) : 0;
+}
+
+/* Processes that used the engine in the span. */
+static unsigned find_busy(nvmlDevice_t device, struct found *found, const struct span *span) {
+    unsigned count = span->first < span->end ? find_processes(device, found) : 0, busy = 0;
     for (unsigned i = 0; i < count; i++)
-        if (usage_last_second(found[i].slot->usage, STUB_SLOT_USAGE, now_ns()))
+        if (percent_in(found[i].slot, span))
             found[busy++] = found[i];
     return busy;
 }
@@ -171,15 +200,15 @@ EXPORT nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device, nvmlPro
     TRY(check_device(device));
     REQUIRE(count, NVML_ERROR_INVALID_ARGUMENT);
     struct found found[STUB_SLOTS];
-    uint64_t now = wall_us();
-    unsigned there = now > last_seen ? find_busy(device, found) : 0;
+    struct span span = span_since(last_seen);
+    unsigned there = find_busy(device, found, &span);
     unsigned room = samples ? *count : 0;
     *count = there;
     REQUIRE(there > 0, NVML_ERROR_NOT_FOUND);
     REQUIRE(there <= room, NVML_ERROR_INSUFFICIENT_SIZE);
     for (unsigned i = 0; i < there; i++) {
-        unsigned percent = busy_percent(found[i].slot->usage, STUB_SLOT_USAGE);
-        samples[i] = (nvmlProcessUtilizationSample_t){found[i].pid, now, percent, percent / 2, 0, 0};
+        unsigned percent = percent_in(found[i].slot, &span);
+        samples[i] = (nvmlProcessUtilizationSample_t){found[i].pid, span.end_us, percent, percent / 2, 0, 0};
     }
     return NVML_SUCCESS;
 }
@@ -191,16 +220,16 @@ EXPORT nvmlReturn_t nvmlDeviceGetProcessesUtilizationInfo(nvmlDevice_t device,
     REQUIRE(info->version == NVML_STRUCT_VERSION(nvmlProcessesUtilizationInfo_v1_t, 1),
             NVML_ERROR_ARGUMENT_VERSION_MISMATCH);
     struct found found[STUB_SLOTS];
-    uint64_t now = wall_us();
-    unsigned there = now > info->lastSeenTimeStamp ? find_busy(device, found) : 0;
+    struct span span = span_since(info->lastSeenTimeStamp);
+    unsigned there = find_busy(device, found, &span);
     unsigned room = info->procUtilArray ? info->processSamplesCount : 0;
     info->processSamplesCount = there;
     REQUIRE(there > 0, NVML_ERROR_NOT_FOUND);
     REQUIRE(there <= room, NVML_ERROR_INSUFFICIENT_SIZE);
     for (unsigned i = 0; i < there; i++) {
-        unsigned percent = busy_percent(found[i].slot->usage, STUB_SLOT_USAGE);
+        unsigned percent = percent_in(found[i].slot, &span);
         info->procUtilArray[i] = (nvmlProcessUtilizationInfo_v1_t){
-            .timeStamp = now, .pid = found[i].pid, .smUtil = percent, .memUtil = percent / 2};
+            .timeStamp = span.end_us, .pid = found[i].pid, .smUtil = percent, .memUtil = percent / 2};
     }
     return NVML_SUCCESS;
 }

@@ -12,9 +12,10 @@ def share(
     policy: Policy = Policy.BURST,
     ceiling: int = 100,
     device: str = "GPU-1",
+    priority: int = 0,
 ) -> Activity:
     ceiling = cores if policy is Policy.FIXED else ceiling
-    return Activity(Limits(name, device, 1 << 30, cores, ceiling, policy), active)
+    return Activity(Limits(name, device, 1 << 30, cores, ceiling, policy, priority), active)
 
 
 def test_alone_on_its_device_a_share_may_use_its_ceiling() -> None:
@@ -47,3 +48,10 @@ def test_no_grant_exceeds_the_ceiling() -> None:
 
 def test_a_fixed_share_is_granted_nothing() -> None:
     assert grants([share("a", 30, policy=Policy.FIXED)]) == {}
+
+
+def test_idle_time_goes_to_the_highest_priority_at_work() -> None:
+    low, high = share("low", 10), share("high", 20, priority=1)
+    assert grants([low, high, share("fixed", 30, policy=Policy.FIXED)]) == {"low": 10, "high": 60}
+    assert grants([low, share("high", 20, priority=1, active=False)])["low"] == 100
+    assert grants([low, share("fixed", 30, policy=Policy.FIXED, priority=1)]) == {"low": 10}

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from kubeletplugin.metrics import NodeCollector, NodeFigures
 from kubeletplugin.monitoring import Monitor
 from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice
 from libvgpu.layout import layout
-from libvgpu.shares import Limits, Policy, create_share, read_limits, update_limits
+from libvgpu.shares import Limits, Policy, create_share
 
 GIB = 1 << 30
 
@@ -73,45 +72,6 @@ def test_a_share_that_is_gone_has_no_metrics(node: Node) -> None:
     node.monitor.run_once()
 
     assert node.monitor.readings() == []
-
-
-def test_a_burst_share_yields_while_a_neighbour_is_active_and_gets_it_back(node: Node) -> None:
-    burst, fixed = node.add("burst", 20, Policy.BURST), node.add("fixed", 50, Policy.FIXED)
-
-    def granted() -> int:
-        node.monitor.run_once()
-        return read_limits(burst).granted_percent
-
-    assert granted() == 100
-    use(fixed, 1_000)
-    assert granted() == 50
-    assert granted() == 100  # the neighbour has done nothing since
-
-
-def test_grants_leave_all_other_limits_alone(node: Node) -> None:
-    burst = node.add("burst", 20, Policy.BURST)
-    before = read_limits(burst)
-
-    node.monitor.run_once()
-
-    after = read_limits(burst)
-    assert (before.memory_bytes, before.cores_percent, before.ceiling_percent) == (
-        after.memory_bytes,
-        after.cores_percent,
-        after.ceiling_percent,
-    )
-
-
-def test_a_grant_does_not_undo_limits_that_were_changed_while_books_were_read(node: Node) -> None:
-    burst = node.add("burst", 20, Policy.BURST)
-
-    def change(_delay_s: float) -> None:
-        update_limits(burst, replace(read_limits(burst), memory_bytes=GIB, device_uuid="GPU-2"))
-
-    Monitor(node.ledger, node.shares_dir, change).run_once()
-
-    after = read_limits(burst)
-    assert (after.memory_bytes, after.device_uuid, after.granted_percent) == (GIB, "GPU-2", 100)
 
 
 @pytest.mark.parametrize("damage", [b"", b"\xff" * 266240, b"short"])

@@ -78,10 +78,37 @@ def test_a_burst_share_falls_back_to_what_the_agent_grants(machine: "Machine") -
 
 
 def test_the_agent_can_correct_what_is_charged(machine: "Machine") -> None:
-    machine.share(1 << 30, cores_percent=20, charge_permille=500)
+    machine.share(1 << 30, cores_percent=20, charge_permille=500, steered_at_ns=time.monotonic_ns())
     with machine.start(LOAD.format(seconds=2, gpu_ns=1_000_000, after="")) as program:
         program.communicate(timeout=60)
     assert _percent(machine, program.pid, 2) == pytest.approx(40, abs=3)
+
+
+def test_a_correction_that_the_agent_has_not_repeated_for_ten_seconds_does_not_count(machine: "Machine") -> None:
+    said_ns = time.monotonic_ns() - 11_000_000_000
+    machine.share(1 << 30, cores_percent=20, charge_permille=100, steered_at_ns=said_ns)
+    with machine.start(LOAD.format(seconds=1, gpu_ns=1_000_000, after="")) as program:
+        program.communicate(timeout=60)
+    assert _percent(machine, program.pid, 1) == pytest.approx(20, abs=3)
+
+
+@pytest.mark.parametrize("lengths", ["200_000, 1_800_000", "50_000, 350_000"])
+def test_work_that_takes_turns_long_and_short_is_held_to_the_share(lengths: str, machine: "Machine") -> None:
+    share = machine.share(1 << 30, cores_percent=20)
+    code = f"""
+        import itertools, time
+        start()
+        function = kernel()
+        lengths = itertools.cycle(({lengths}))
+        end = time.monotonic() + 1
+        while time.monotonic() < end:
+            launch(function, next(lengths))
+        synchronize()
+    """
+    with machine.start(code) as program:
+        program.communicate(timeout=60)
+    assert _percent(machine, program.pid, 1) == pytest.approx(20, abs=3)
+    assert read_books(share).gpu_time_ns / 1e7 == pytest.approx(20, abs=3)
 
 
 def test_two_shares_of_one_gpu_in_a_container_add_up_their_cores(machine: "Machine") -> None:

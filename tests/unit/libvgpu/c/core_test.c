@@ -122,7 +122,7 @@ static int64_t measured(struct vgpu_estimate *estimate, uint64_t gpu_ns) {
     bool sample;
     vgpu_estimate_launch(estimate, &sample);
     struct vgpu_group group = vgpu_estimate_group(estimate);
-    return vgpu_estimate_measured(estimate, &group, gpu_ns);
+    return vgpu_estimate_measured(estimate, &group, gpu_ns, false);
 }
 
 static uint64_t estimate_ns(struct vgpu_estimate *estimate) {
@@ -139,11 +139,11 @@ static void new_work_is_measured_and_paid_for_once_it_is_known(void) {
     CHECK(vgpu_estimate_launch(estimate, &sample), 0);
     CHECK(vgpu_estimate_unknown(estimate), 1);
     struct vgpu_group group = vgpu_estimate_group(estimate);
-    CHECK(vgpu_estimate_measured(estimate, &group, 5000), 10000);
+    CHECK(vgpu_estimate_measured(estimate, &group, 5000, false), 10000);
     CHECK(vgpu_estimate_unknown(estimate), 0);
     CHECK(vgpu_estimate_launch(estimate, &sample), 5000);
     group = vgpu_estimate_group(estimate);
-    CHECK(vgpu_estimate_measured(estimate, &group, 5000), 0);
+    CHECK(vgpu_estimate_measured(estimate, &group, 5000, false), 0);
 }
 
 static void an_estimate_is_the_least_pair_of_late_and_what_was_charged_above_it_comes_back(void) {
@@ -170,7 +170,7 @@ static void work_in_turns_long_and_short_is_charged_for_what_it_takes(void) {
         bool sample;
         paid += (int64_t)vgpu_estimate_launch(estimate, &sample);
         struct vgpu_group group = vgpu_estimate_group(estimate);
-        paid += vgpu_estimate_measured(estimate, &group, i % 2 ? 1800000 : 200000);
+        paid += vgpu_estimate_measured(estimate, &group, i % 2 ? 1800000 : 200000, false);
     }
     CHECK(paid > 990 * 1000000 && paid < 1010 * 1000000, 1);
 }
@@ -194,7 +194,7 @@ static void a_measurement_stands_for_the_launches_since_the_one_before(void) {
     CHECK(group.charged_ns, 9000);
     vgpu_estimate_ungroup(estimate, &group); /* its events failed */
     CHECK(vgpu_estimate_group(estimate).launches, 9);
-    CHECK(vgpu_estimate_measured(estimate, &none, 1000), 0);
+    CHECK(vgpu_estimate_measured(estimate, &none, 1000, false), 0);
 }
 
 static void known_short_work_is_measured_seldom_and_in_pairs(void) {
@@ -238,7 +238,7 @@ static void renewed_work_is_a_guess_until_it_is_measured(void) {
     struct vgpu_group group = vgpu_estimate_group(estimate);
     group.launches = 2;
     group.charged_ns = 2000;
-    CHECK(vgpu_estimate_measured(estimate, &group, 5000000), 2 * 5000000 - 2000);
+    CHECK(vgpu_estimate_measured(estimate, &group, 5000000, false), 2 * 5000000 - 2000);
 }
 
 static void more_kinds_of_work_than_the_table_holds_share_estimates(void) {

@@ -1,0 +1,80 @@
+"""The ratio of real to predicted GPU time."""
+
+import pytest
+
+from kubeletplugin.correcting import LEAST, MOST, Correction
+
+ALONE, BOTH = frozenset({"a"}), frozenset({"a", "b"})
+
+
+def test_nothing_is_corrected_before_something_was_measured() -> None:
+    correction = Correction()
+    correction.meet(ALONE)
+    assert correction.ratio("a") == 1.0
+    assert correction.ratio("nobody") == 1.0
+
+
+def test_predictions_that_contain_the_neighbours_slices_are_corrected_within_a_second() -> None:
+    correction = Correction()
+    correction.meet(BOTH)
+    for _ in range(4):
+        correction.add(0.25, {"a": 0.175, "b": 0.075}, {"a": 0.25, "b": 0.075})
+    assert correction.ratio("a") == pytest.approx(0.7, abs=0.02)
+    assert correction.ratio("b") == pytest.approx(1.0, abs=0.05)
+
+
+def test_work_that_is_predicted_low_is_corrected_upwards() -> None:
+    correction = Correction()
+    correction.meet(ALONE)
+    correction.add(0.25, {"a": 0.2}, {"a": 0.1})
+    assert correction.ratio("a") == pytest.approx(2.0, abs=0.01)
+
+
+def test_a_correction_does_not_feed_itself() -> None:
+    correction = Correction()
+    correction.meet(ALONE)
+    found = set()
+    for _ in range(40):
+        correction.add(0.25, {"a": 0.05}, {"a": 0.1})  # whatever was charged for it meanwhile
+        found.add(round(correction.ratio("a"), 2))
+    assert found == {0.5}
+
+
+def test_a_new_set_of_neighbours_starts_over_and_a_former_one_is_remembered() -> None:
+    correction = Correction()
+    correction.meet(BOTH)
+    for _ in range(8):
+        correction.add(0.25, {"a": 0.1, "b": 0.1}, {"a": 0.2, "b": 0.2})
+    correction.meet(ALONE)
+    assert correction.ratio("a") == 1.0
+    correction.add(0.25, {"a": 0.2}, {"a": 0.2})
+    assert correction.ratio("a") == pytest.approx(1.0, abs=0.01)
+    correction.meet(BOTH)
+    assert correction.ratio("a") == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_share_that_is_hardly_seen_is_corrected_like_its_device() -> None:
+    correction = Correction()
+    correction.meet(BOTH)
+    correction.add(0.25, {"a": 0.2, "b": 0.0}, {"a": 0.4, "b": 0.02})  # less than half a percent counts as none
+    assert correction.ratio("b") == pytest.approx(0.48, abs=0.02)
+
+
+@pytest.mark.parametrize(("real_s", "predicted_s", "expected"), [(0.0001, 0.25, LEAST), (0.25, 0.0001, MOST)])
+def test_a_correction_stays_within_bounds(real_s: float, predicted_s: float, expected: float) -> None:
+    correction = Correction()
+    correction.meet(ALONE)
+    for _ in range(20):
+        correction.add(0.25, {"a": real_s}, {"a": predicted_s})
+    assert LEAST <= correction.ratio("a") <= MOST
+    if expected == MOST:
+        assert correction.ratio("a") == MOST
+
+
+def test_a_share_that_is_gone_is_forgotten() -> None:
+    correction = Correction()
+    correction.meet(ALONE)
+    correction.add(0.25, {"a": 0.1}, {"a": 0.2})
+    correction.forget(ALONE)
+    correction.meet(ALONE)
+    assert correction.ratio("a") == 1.0

@@ -1,0 +1,171 @@
+"""Steering shares by what they and the driver say, round by round."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from api.vgpuconfig import Policy
+from kubeletplugin.gputimes import FakeGpuTimes, GpuTimes
+from kubeletplugin.steering import Steering
+from libvgpu.layout import layout
+from libvgpu.shares import Limits, create_share, read_limits, update_limits
+
+DEVICE = "GPU-1"
+
+
+class Processes:
+    """Each process id stands for the share of that place in the list."""
+
+    def __init__(self, shares: list[str]) -> None:
+        self.shares = shares
+
+    def shares_of(self, pid: int) -> frozenset[str]:
+        return frozenset({self.shares[pid]}) if pid < len(self.shares) else frozenset()
+
+    def keep(self, pids: Iterable[int]) -> None:
+        pass
+
+
+class Node:
+    """Shares of one device, whose books the test writes, at a time that the test tells."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.folders: dict[str, Path] = {}
+        self.times = FakeGpuTimes()
+        self.owners = Processes([])
+        self.steering = Steering(lambda: self.folders, self.times, self.owners)
+        self.now_s = time.monotonic()
+
+    def add(self, name: str, cores: int, policy: Policy = Policy.BURST, priority: int = 0) -> Path:
+        ceiling = cores if policy is Policy.FIXED else 100
+        create_share(self.folder / name, Limits(name, DEVICE, 1 << 30, cores, ceiling, policy, priority))
+        self.folders[name] = self.folder / name
+        self.owners.shares.append(name)
+        return self.folder / name
+
+    def use(self, *names: str, predicted_ns: int = 0) -> None:
+        """Let shares launch work; its GPU time is predicted by a process with id 1."""
+        for name in names:
+            path = self.folders[name] / "books"
+            raw = bytearray(path.read_bytes())
+            books = layout().books(raw)
+            books.charged_ns += 1
+            books.slots_high = 1
+            books.slots[0].pid = 1
+            books.slots[0].predicted_ns += predicted_ns
+            path.write_bytes(raw)
+
+    def round(self, passed_s: float = 0.1) -> None:
+        self.now_s += passed_s
+        self.steering.run_once(self.now_s)
+
+    def granted(self, name: str) -> int:
+        return read_limits(self.folders[name]).granted_percent
+
+    def charge(self, name: str) -> int:
+        return read_limits(self.folders[name]).charge_permille
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    return Node(tmp_path)
+
+
+def test_a_burst_share_yields_at_the_next_look_and_gets_it_back_when_its_neighbour_is_idle(node: Node) -> None:
+    node.add("burst", 20)
+    node.add("fixed", 50, Policy.FIXED)
+    node.round()
+    node.use("burst")
+    node.round()
+    assert node.granted("burst") == 100
+    node.use("fixed")
+    node.round()
+    assert node.granted("burst") == 50
+    node.round(0.4)
+    assert node.granted("burst") == 50  # it may only be waiting
+    node.round(0.2)
+    assert node.granted("burst") == 100
+
+
+def test_a_share_of_low_priority_keeps_its_guarantee_only_while_one_of_high_priority_works(node: Node) -> None:
+    node.add("low", 10)
+    node.add("high", 20, priority=5)
+    node.round()
+    node.use("low", "high")
+    node.round()
+    assert (node.granted("low"), node.granted("high")) == (10, 90)
+
+
+def test_charges_are_corrected_by_what_the_driver_counts(node: Node) -> None:
+    node.add("a", 70, Policy.FIXED)
+    node.add("b", 30, Policy.FIXED)
+    node.round()
+    for _ in range(8):
+        node.use("a", predicted_ns=250_000_000)
+        node.use("b", predicted_ns=75_000_000)
+        node.times.next[DEVICE] = GpuTimes(node.now_s, node.now_s + 0.25, {0: 0.175, 1: 0.075})
+        node.round(0.25)
+    assert node.charge("a") == pytest.approx(700, abs=30)
+    assert node.charge("b") == pytest.approx(1000, abs=30)
+    assert time.monotonic_ns() - read_limits(node.folders["a"]).steered_at_ns < 10e9
+
+
+def test_a_correction_is_said_again_while_the_share_works_and_not_while_it_is_idle(node: Node) -> None:
+    folder = node.add("a", 70, Policy.FIXED)
+    node.round()
+    node.use("a")
+    node.round()
+    assert node.charge("a") == 1000
+    said_ns = time.monotonic_ns() - 4_000_000_000
+    update_limits(folder, replace(read_limits(folder), steered_at_ns=said_ns))
+    node.round(1.1)  # idle
+    assert read_limits(folder).steered_at_ns == said_ns
+    node.use("a")
+    node.round()
+    assert read_limits(folder).steered_at_ns > said_ns
+
+
+def test_limits_are_written_only_when_something_changes(node: Node) -> None:
+    folder = node.add("a", 20)
+    node.add("b", 20)
+    node.round()
+    node.use("a", "b")
+    node.round()
+    before = (folder / "limits").read_bytes()
+    for _ in range(20):
+        node.use("a", "b")
+        node.round(0.05)
+    assert (folder / "limits").read_bytes() == before
+
+
+def test_grants_leave_limits_alone_that_were_changed_meanwhile(node: Node) -> None:
+    folder = node.add("burst", 20)
+    node.round()
+    update_limits(folder, replace(read_limits(folder), memory_bytes=1 << 20, suspended=True))
+    node.use("burst")
+    node.round(0.1)
+    after = read_limits(folder)
+    assert (after.memory_bytes, after.suspended, after.granted_percent) == (1 << 20, True, 100)
+
+
+def test_shares_that_come_go_or_are_damaged_disturb_nobody(node: Node) -> None:
+    node.add("good", 20)
+    damaged = node.add("damaged", 20)
+    gone = node.add("gone", 20)
+    node.round()
+    (damaged / "books").write_bytes(b"short")
+    (gone / "books").unlink()
+    (gone / "limits").unlink()
+    node.use("good")
+    node.round(1.1)
+    assert node.granted("good") == 100
+    del node.folders["gone"]
+    node.add("new", 30)
+    node.round(1.1)
+    node.use("new", "good")
+    node.round()
+    assert (node.granted("good"), node.granted("new")) == (45, 55)
