@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -148,22 +149,26 @@ int vgpu_books_recount(int descriptor, struct vgpu_books *books) {
 }
 
 bool vgpu_books_reap(const char *path, struct vgpu_books *books) {
-    int saved = errno;
+    int saved = errno, cancel_state;
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state); /* a descriptor is open, with locks */
     int descriptor = open(path, O_RDWR | O_CLOEXEC);
     bool progress = descriptor >= 0 && vgpu_books_reap_locked(descriptor, books);
     if (descriptor >= 0)
         close(descriptor);
+    pthread_setcancelstate(cancel_state, NULL);
     errno = saved;
     return progress;
 }
 
 void vgpu_books_relieve(const char *path, struct vgpu_books *books) {
-    int saved = errno;
+    int saved = errno, cancel_state;
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state); /* a descriptor is open, with locks */
     int descriptor = open(path, O_RDWR | O_CLOEXEC);
     if (descriptor >= 0) {
         vgpu_books_recount(descriptor, books);
         close(descriptor);
     }
+    pthread_setcancelstate(cancel_state, NULL);
     errno = saved;
 }
 

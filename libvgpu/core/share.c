@@ -10,6 +10,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <limits.h>
+#include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -129,8 +130,8 @@ struct vgpu_process *vgpu__attach(void) {
     struct vgpu_process *process = pages();
     if (process == NULL)
         return NULL;
-    int saved = errno;
-    int state = VGPU_UNATTACHED;
+    int saved = errno, cancel_state, state = VGPU_UNATTACHED;
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state); /* others would wait for this thread for ever */
     if (__atomic_compare_exchange_n(&process->state, &state, VGPU_ATTACHING, false, __ATOMIC_ACQ_REL,
                                     __ATOMIC_ACQUIRE)) {
         void (*forget)(void) = __atomic_load_n(&forget_parent, __ATOMIC_ACQUIRE);
@@ -143,6 +144,7 @@ struct vgpu_process *vgpu__attach(void) {
         sched_yield();
         state = __atomic_load_n(&process->state, __ATOMIC_ACQUIRE);
     }
+    pthread_setcancelstate(cancel_state, NULL);
     errno = saved;
     return state == VGPU_ATTACHED ? process : NULL;
 }

@@ -68,9 +68,11 @@ CUresult cuCtxCreate_v4(CUcontext *ctx, CUctxCreateParams *params, unsigned int 
 #define DESTROY(symbol, ctx)                                                                                           \
     do {                                                                                                               \
         CUresult result;                                                                                               \
-        vgpu__launch_leave_context(ctx);                                                                               \
+        bool ours = vgpu__ours();                                                                                      \
+        if (ours)                                                                                                      \
+            vgpu__launch_leave_context(ctx);                                                                           \
         VGPU_CALL(result, symbol, ctx);                                                                                \
-        if (result == CUDA_SUCCESS)                                                                                    \
+        if (result == CUDA_SUCCESS && ours)                                                                            \
             context_gone(ctx);                                                                                         \
         return result;                                                                                                 \
     } while (0)
@@ -87,9 +89,11 @@ CUresult cuCtxDestroy_v2(CUcontext ctx) {
 CUresult cuCtxDetach(CUcontext ctx) {
     CUresult result, alive;
     unsigned int version;
+    if (!vgpu__ours())
+        return VGPU_REAL(cuCtxDetach)(ctx);
     vgpu__launch_leave_context(ctx);
     VGPU_CALL(result, cuCtxDetach, ctx);
-    if (result != CUDA_SUCCESS || vgpu__inside > 0)
+    if (result != CUDA_SUCCESS)
         return result;
     VGPU_CALL(alive, cuCtxGetApiVersion, ctx, &version);
     if (alive != CUDA_SUCCESS)
@@ -122,7 +126,7 @@ static CUcontext primary_context(CUdevice dev) {
 
 CUresult cuDevicePrimaryCtxRetain(CUcontext *ctx, CUdevice dev) {
     CUresult result;
-    if (vgpu__inside == 0 && vgpu__cuda_device(dev, &result) == NULL)
+    if (vgpu__ours() && vgpu__cuda_device(dev, &result) == NULL)
         return result;
     if (primary_active(dev)) {
         VGPU_CALL(result, cuDevicePrimaryCtxRetain, ctx, dev);
@@ -134,7 +138,8 @@ CUresult cuDevicePrimaryCtxRetain(CUcontext *ctx, CUdevice dev) {
 #define PRIMARY_ENDS(symbol, dev)                                                                                      \
     do {                                                                                                               \
         CUresult result;                                                                                               \
-        CUcontext context = primary_context(dev);                                                                      \
+        bool ours = vgpu__ours();                                                                                      \
+        CUcontext context = ours ? primary_context(dev) : NULL;                                                        \
         vgpu__launch_leave_context(context);                                                                           \
         VGPU_CALL(result, symbol, dev);                                                                                \
         if (result == CUDA_SUCCESS && context != NULL && primary_context(dev) != context)                              \
@@ -154,7 +159,8 @@ CUresult cuDevicePrimaryCtxRelease_v2(CUdevice dev) {
 #define PRIMARY_RESETS(symbol, dev)                                                                                    \
     do {                                                                                                               \
         CUresult result;                                                                                               \
-        CUcontext context = primary_context(dev);                                                                      \
+        bool ours = vgpu__ours();                                                                                      \
+        CUcontext context = ours ? primary_context(dev) : NULL;                                                        \
         vgpu__launch_leave_context(context);                                                                           \
         VGPU_CALL(result, symbol, dev);                                                                                \
         if (result == CUDA_SUCCESS && context != NULL)                                                                 \
@@ -204,7 +210,7 @@ CUresult cuGreenCtxDestroy(CUgreenCtx green) {
     CUresult result;
     CUcontext own = NULL, primary = NULL;
     struct vgpu_charge known = {0};
-    bool ours = vgpu__inside == 0 && vgpu_ptrmap_take((uintptr_t)green, VGPU_KIND_GREEN, &known);
+    bool ours = vgpu__ours() && vgpu_ptrmap_take((uintptr_t)green, VGPU_KIND_GREEN, &known);
     if (ours) {
         VGPU_CALL(result, cuCtxFromGreenCtx, &own, green);
         primary = result == CUDA_SUCCESS ? primary_context((CUdevice)known.bytes) : NULL;

@@ -4,6 +4,7 @@
  */
 #include "cuda/device.h"
 
+#include "core/lock.h"
 #include "core/log.h"
 #include "cuda/footprint.h"
 #include "cuda/launch.h"
@@ -12,7 +13,6 @@
 #include "cuda/visible.h"
 #include "cuda/vmm.h"
 
-#include <pthread.h>
 #include <stddef.h>
 #include <stdio.h>
 
@@ -76,11 +76,10 @@ struct vgpu_device *vgpu__cuda_current(CUcontext *context, CUresult *result) {
     return *result == CUDA_SUCCESS ? vgpu__cuda_device(ordinal, result) : NULL;
 }
 
-static pthread_mutex_t starting = PTHREAD_MUTEX_INITIALIZER; /* the driver's start, with its environment */
+static struct vgpu_lock starting = VGPU_UNLOCKED; /* the driver's start, with its environment */
 
 static void forget_parent(void) {
-    pthread_mutex_t fresh = PTHREAD_MUTEX_INITIALIZER;
-    starting = fresh;
+    vgpu_lock_renew(&starting);
     vgpu__memory_forget();
     vgpu__pools_forget();
     vgpu__vmm_forget();
@@ -103,13 +102,13 @@ CUresult cuInit(unsigned int flags) {
     struct vgpu_process *process = vgpu_process();
     if (process == NULL)
         return CUDA_ERROR_NOT_PERMITTED;
-    pthread_mutex_lock(&starting);
+    vgpu_lock(&starting);
     bool first = !process->started;
     char **environment = first ? vgpu__visible_begin(process) : NULL;
     VGPU_CALL(result, cuInit, flags);
     vgpu__visible_end(environment);
     process->started |= result == CUDA_SUCCESS;
-    pthread_mutex_unlock(&starting);
+    vgpu_unlock(&starting);
     if (result == CUDA_SUCCESS)
         find_only_device(process);
     return result;

@@ -13,6 +13,12 @@
  * hooks is part of that call, and not charged again. */
 extern __thread int vgpu__inside __attribute__((tls_model("initial-exec")));
 
+/* True if a call is the application's, and this process may use a GPU. To be asked before anything that the process
+ * keeps is looked at: a fork's child forgets here what its parent kept, and locked. */
+static inline bool vgpu__ours(void) {
+    return vgpu__inside == 0 && vgpu_process() != NULL;
+}
+
 /* Forward a call to the driver. */
 #define VGPU_CALL(result, symbol, ...)                                                                                 \
     do {                                                                                                               \

@@ -2,11 +2,11 @@
 #include "cuda/footprint.h"
 
 #include "core/limits.h"
+#include "core/lock.h"
 #include "core/quota.h"
 #include "cuda/memory.h"
 #include "nvml/real.h"
 
-#include <pthread.h>
 #include <stddef.h>
 #include <string.h>
 #include <unistd.h>
@@ -22,14 +22,13 @@ struct footprint {
     int64_t managed_bytes; /* changed without the lock */
 };
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct vgpu_lock lock = VGPU_UNLOCKED;
 static struct footprint footprints[VGPU_MAX_SHARES];
 static int imported;
 static __thread unsigned int allocations __attribute__((tls_model("initial-exec")));
 
 void vgpu__footprint_forget(void) {
-    pthread_mutex_t fresh = PTHREAD_MUTEX_INITIALIZER;
-    lock = fresh;
+    vgpu_lock_renew(&lock);
     memset(footprints, 0, sizeof footprints);
     imported = 0;
 }
@@ -139,7 +138,7 @@ static uint64_t expected_bytes(const struct vgpu_device *device) {
 }
 
 CUresult vgpu__footprint_coming(struct vgpu_device *device) {
-    pthread_mutex_lock(&lock);
+    vgpu_lock(&lock);
     struct footprint *footprint = footprint_of(device);
     watch(footprint);
     uint64_t bytes = expected_bytes(device);
@@ -148,12 +147,12 @@ CUresult vgpu__footprint_coming(struct vgpu_device *device) {
         footprint->charged_bytes += bytes;
         footprint->contexts++;
     }
-    pthread_mutex_unlock(&lock);
+    vgpu_unlock(&lock);
     return good ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 CUresult vgpu__footprint_came(struct vgpu_device *device, bool made) {
-    pthread_mutex_lock(&lock);
+    vgpu_lock(&lock);
     struct footprint *footprint = footprint_of(device);
     bool first = footprint->contexts == 1;
     if (!made)
@@ -161,38 +160,38 @@ CUresult vgpu__footprint_came(struct vgpu_device *device, bool made) {
     bool good = settle(footprint, !made);
     if (made && good && first && footprint->driver == TRUSTED)
         __atomic_store_n(&device->shares[0]->books->context_bytes, footprint->charged_bytes, __ATOMIC_RELAXED);
-    pthread_mutex_unlock(&lock);
+    vgpu_unlock(&lock);
     return good ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 void vgpu__footprint_context_gone(struct vgpu_device *device) {
-    pthread_mutex_lock(&lock);
+    vgpu_lock(&lock);
     struct footprint *footprint = footprint_of(device);
     if (footprint->contexts > 0)
         footprint->contexts--;
     settle(footprint, true);
-    pthread_mutex_unlock(&lock);
+    vgpu_unlock(&lock);
 }
 
 CUresult vgpu__footprint_grown(struct vgpu_device *device) {
-    pthread_mutex_lock(&lock);
+    vgpu_lock(&lock);
     bool good = settle(footprint_of(device), false);
-    pthread_mutex_unlock(&lock);
+    vgpu_unlock(&lock);
     return good ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 void vgpu__footprint_settle(struct vgpu_device *device) {
-    pthread_mutex_lock(&lock);
+    vgpu_lock(&lock);
     settle(footprint_of(device), true);
-    pthread_mutex_unlock(&lock);
+    vgpu_unlock(&lock);
 }
 
 void vgpu__footprint_tick(struct vgpu_device *device) {
     if (__builtin_expect(++allocations % ALLOCATIONS_PER_LOOK != 0, 1))
         return;
-    pthread_mutex_lock(&lock);
+    vgpu_lock(&lock);
     struct footprint *footprint = footprint_of(device);
     if (footprint->driver == TRUSTED)
         settle(footprint, true);
-    pthread_mutex_unlock(&lock);
+    vgpu_unlock(&lock);
 }

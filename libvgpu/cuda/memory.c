@@ -66,7 +66,7 @@ CUresult vgpu__taken(struct vgpu__taking *taking, CUresult result, enum vgpu_kin
 
 struct vgpu_charge vgpu__give(enum vgpu_kind kind, uint64_t key) {
     struct vgpu_charge charge = {0};
-    if (vgpu__inside == 0)
+    if (vgpu__ours())
         vgpu_ptrmap_take(key, kind, &charge);
     return charge;
 }

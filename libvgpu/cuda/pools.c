@@ -9,11 +9,11 @@
  */
 #include "cuda/pools.h"
 
+#include "core/lock.h"
 #include "core/quota.h"
 #include "cuda/launch.h"
 #include "cuda/memory.h"
 
-#include <pthread.h>
 #include <stddef.h>
 #include <stdlib.h>
 
@@ -28,12 +28,11 @@ struct pool {
     uint64_t coming_bytes; /* that launches may take which the driver is at: not to be given back meanwhile */
 };
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct vgpu_lock lock = VGPU_UNLOCKED;
 static struct pool *pools;
 
 void vgpu__pools_forget(void) {
-    pthread_mutex_t fresh = PTHREAD_MUTEX_INITIALIZER;
-    lock = fresh;
+    vgpu_lock_renew(&lock);
     pools = NULL;
 }
 
@@ -97,6 +96,17 @@ static bool settle(struct pool *pool) {
     return true;
 }
 
+/* The record of a destroyed pool goes with the last allocation of it. */
+static void drop_if_unused(struct pool *pool) {
+    if (pool->handle != NULL || pool->of_graphs || pool->live_bytes > 0)
+        return;
+    struct pool **link = &pools;
+    while (*link != pool)
+        link = &(*link)->next;
+    *link = pool->next;
+    free(pool);
+}
+
 static bool shrink(struct vgpu_device *device, bool trim_first) {
     bool progress = false;
     for (struct pool *pool = pools; pool != NULL; pool = pool->next) {
@@ -112,17 +122,17 @@ static bool shrink(struct vgpu_device *device, bool trim_first) {
 void vgpu__pools_settle(struct vgpu_device *device) {
     if (__atomic_load_n(&pools, __ATOMIC_ACQUIRE) == NULL)
         return;
-    pthread_mutex_lock(&lock);
+    vgpu_lock(&lock);
     shrink(device, false);
-    pthread_mutex_unlock(&lock);
+    vgpu_unlock(&lock);
 }
 
 bool vgpu__pools_shrink(struct vgpu_device *device) {
     if (__atomic_load_n(&pools, __ATOMIC_ACQUIRE) == NULL)
         return false;
-    pthread_mutex_lock(&lock);
+    vgpu_lock(&lock);
     bool progress = shrink(device, true);
-    pthread_mutex_unlock(&lock);
+    vgpu_unlock(&lock);
     return progress;
 }
 
@@ -220,7 +230,7 @@ static CUresult allocate(struct request r) {
         if (result != CUDA_SUCCESS)
             return result;
     }
-    pthread_mutex_lock(&lock);
+    vgpu_lock(&lock);
     struct pool *pool = pool_of(handle);
     if (pool == NULL)
         result = CUDA_ERROR_OUT_OF_MEMORY;
@@ -228,7 +238,7 @@ static CUresult allocate(struct request r) {
         result = forward(&r);
     else
         result = allocate_from(pool, &r);
-    pthread_mutex_unlock(&lock);
+    vgpu_unlock(&lock);
     return result;
 }
 
@@ -258,10 +268,11 @@ void vgpu__pooled_freed(const struct vgpu_charge *charge) {
     struct pool *pool = charge->owner;
     if (pool == NULL)
         return;
-    pthread_mutex_lock(&lock);
+    vgpu_lock(&lock);
     pool->live_bytes -= charge->bytes < pool->live_bytes ? charge->bytes : pool->live_bytes;
     settle(pool);
-    pthread_mutex_unlock(&lock);
+    drop_if_unused(pool);
+    vgpu_unlock(&lock);
 }
 
 /* Memory that is not from a pool may be freed in stream order too. */
@@ -333,83 +344,103 @@ CUresult vgpu__pools_graph_launch(uint64_t bytes, bool first, CUresult (*launch)
     VGPU_CALL(result, cuCtxGetDevice, &ordinal);
     if (result != CUDA_SUCCESS)
         return result;
-    pthread_mutex_lock(&lock);
+    vgpu_lock(&lock);
     struct pool *pool = pool_of_graphs(ordinal, device);
     if (pool != NULL)
         pool->live_bytes = first ? used_by_graphs(ordinal) : 0;
     if (pool == NULL || !reserve_for_graph(pool, bytes)) {
-        pthread_mutex_unlock(&lock);
+        vgpu_unlock(&lock);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
     pool->coming_bytes += bytes; /* what is held may be trimmed before the driver takes it */
-    pthread_mutex_unlock(&lock);
+    vgpu_unlock(&lock);
     result = launch(argument);
-    pthread_mutex_lock(&lock);
+    vgpu_lock(&lock);
     pool->coming_bytes -= bytes;
     if (pool->coming_bytes == 0)
         charge_growth(pool, 0);
     else
         settle(pool);
-    pthread_mutex_unlock(&lock);
+    vgpu_unlock(&lock);
     return result;
 }
 
 CUresult cuDeviceGraphMemTrim(CUdevice ordinal) {
     CUresult result;
+    bool ours = vgpu__ours();
     VGPU_CALL(result, cuDeviceGraphMemTrim, ordinal);
-    if (result == CUDA_SUCCESS && vgpu__inside == 0) {
-        pthread_mutex_lock(&lock);
+    if (result == CUDA_SUCCESS && ours) {
+        vgpu_lock(&lock);
         for (struct pool *pool = pools; pool != NULL; pool = pool->next)
             if (pool->of_graphs && pool->ordinal == ordinal)
                 settle(pool);
-        pthread_mutex_unlock(&lock);
+        vgpu_unlock(&lock);
     }
     return result;
 }
 
 /* ---- Pools themselves ---- */
 
+/* Whose memory a pool gives out: its device's; that of the current one for managed memory, which may lie on any. NULL:
+ * memory of the host. False: of a device without a share. */
+static bool device_of_pool(const CUmemPoolProps *props, struct vgpu_device **device, CUresult *result) {
+    CUcontext context;
+    *device = NULL;
+    if (props == NULL)
+        return true;
+    if (props->location.type == CU_MEM_LOCATION_TYPE_DEVICE)
+        *device = vgpu__cuda_device(props->location.id, result);
+    else if (props->allocType == CU_MEM_ALLOCATION_TYPE_MANAGED)
+        *device = vgpu__cuda_current(&context, result);
+    else
+        return true;
+    return *device != NULL;
+}
+
 CUresult cuMemPoolCreate(CUmemoryPool *handle, const CUmemPoolProps *props) {
     CUresult result;
-    struct vgpu_device *device = NULL;
-    if (vgpu__inside == 0 && props != NULL && props->location.type == CU_MEM_LOCATION_TYPE_DEVICE) {
-        device = vgpu__cuda_device(props->location.id, &result);
-        if (device == NULL)
-            return result;
-    }
-    pthread_mutex_lock(&lock);
+    struct vgpu_device *device;
+    if (!vgpu__ours())
+        return VGPU_REAL(cuMemPoolCreate)(handle, props);
+    if (!device_of_pool(props, &device, &result))
+        return result;
+    vgpu_lock(&lock);
     VGPU_CALL(result, cuMemPoolCreate, handle, props);
-    if (result == CUDA_SUCCESS && vgpu__inside == 0)
+    if (result == CUDA_SUCCESS)
         remember(*handle, device);
-    pthread_mutex_unlock(&lock);
+    vgpu_unlock(&lock);
     return result;
 }
 
 /* What is still in use of a destroyed pool lives on until it is freed. */
 CUresult cuMemPoolDestroy(CUmemoryPool handle) {
     CUresult result;
-    pthread_mutex_lock(&lock);
+    if (!vgpu__ours())
+        return VGPU_REAL(cuMemPoolDestroy)(handle);
+    vgpu_lock(&lock);
     struct pool *pool = pools;
-    while (pool != NULL && pool->handle != handle)
+    while (pool != NULL && (pool->handle != handle || pool->of_graphs))
         pool = pool->next;
     VGPU_CALL(result, cuMemPoolDestroy, handle);
     if (result == CUDA_SUCCESS && pool != NULL) {
         pool->handle = NULL;
         settle(pool);
+        drop_if_unused(pool);
     }
-    pthread_mutex_unlock(&lock);
+    vgpu_unlock(&lock);
     return result;
 }
 
 CUresult cuMemPoolTrimTo(CUmemoryPool handle, size_t keep_bytes) {
     CUresult result;
+    bool ours = vgpu__ours();
     VGPU_CALL(result, cuMemPoolTrimTo, handle, keep_bytes);
-    if (result == CUDA_SUCCESS && vgpu__inside == 0) {
-        pthread_mutex_lock(&lock);
+    if (result == CUDA_SUCCESS && ours) {
+        vgpu_lock(&lock);
         for (struct pool *pool = pools; pool != NULL; pool = pool->next)
-            if (pool->handle == handle)
+            if (pool->handle == handle && !pool->of_graphs)
                 settle(pool);
-        pthread_mutex_unlock(&lock);
+        vgpu_unlock(&lock);
     }
     return result;
 }

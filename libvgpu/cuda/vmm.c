@@ -8,10 +8,10 @@
  */
 #include "cuda/vmm.h"
 
+#include "core/lock.h"
 #include "core/quota.h"
 #include "cuda/memory.h"
 
-#include <pthread.h>
 #include <stddef.h>
 #include <stdlib.h>
 
@@ -34,13 +34,12 @@ struct mapping {
     struct block *block;
 };
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct vgpu_lock lock = VGPU_UNLOCKED;
 static struct block *blocks;
 static struct mapping *mappings;
 
 void vgpu__vmm_forget(void) {
-    pthread_mutex_t fresh = PTHREAD_MUTEX_INITIALIZER;
-    lock = fresh;
+    vgpu_lock_renew(&lock);
     blocks = NULL;
     mappings = NULL;
 }
@@ -125,92 +124,92 @@ CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, const CU
     }
     *block = (struct block){
         .handle = *handle, .handles = 1, .device = taking.device, .ordinal = prop->location.id, .bytes = taking.bytes};
-    pthread_mutex_lock(&lock);
+    vgpu_lock(&lock);
     block->next = blocks;
     blocks = block;
-    pthread_mutex_unlock(&lock);
+    vgpu_unlock(&lock);
     return result;
 }
 
 /* The driver's call is made under the lock in all of these: otherwise another thread could be given a value that we
  * still know by its old meaning. */
 CUresult cuMemRelease(CUmemGenericAllocationHandle handle) {
-    if (vgpu__inside > 0)
+    if (!vgpu__ours())
         return VGPU_REAL(cuMemRelease)(handle);
     CUresult result;
-    pthread_mutex_lock(&lock);
+    vgpu_lock(&lock);
     VGPU_CALL(result, cuMemRelease, handle);
     struct block *block = result == CUDA_SUCCESS ? block_of_handle(handle) : NULL;
     if (block != NULL) {
         block->handles--;
         drop_if_unused(block);
     }
-    pthread_mutex_unlock(&lock);
+    vgpu_unlock(&lock);
     return result;
 }
 
 CUresult cuMemRetainAllocationHandle(CUmemGenericAllocationHandle *handle, void *address) {
-    if (vgpu__inside > 0)
+    if (!vgpu__ours())
         return VGPU_REAL(cuMemRetainAllocationHandle)(handle, address);
     CUresult result;
-    pthread_mutex_lock(&lock);
+    vgpu_lock(&lock);
     VGPU_CALL(result, cuMemRetainAllocationHandle, handle, address);
     struct mapping *mapping = result == CUDA_SUCCESS ? mapping_at((CUdeviceptr)(uintptr_t)address) : NULL;
     if (mapping != NULL) {
         mapping->block->handle = *handle;
         mapping->block->handles++;
     }
-    pthread_mutex_unlock(&lock);
+    vgpu_unlock(&lock);
     return result;
 }
 
 CUresult cuMemMap(CUdeviceptr dptr, size_t size, size_t offset, CUmemGenericAllocationHandle handle,
                   unsigned long long flags) {
-    if (vgpu__inside > 0)
+    if (!vgpu__ours())
         return VGPU_REAL(cuMemMap)(dptr, size, offset, handle, flags);
     CUresult result;
     struct mapping *mapping = malloc(sizeof *mapping);
     if (mapping == NULL)
         return CUDA_ERROR_OUT_OF_MEMORY;
-    pthread_mutex_lock(&lock);
+    vgpu_lock(&lock);
     VGPU_CALL(result, cuMemMap, dptr, size, offset, handle, flags);
     struct block *block = result == CUDA_SUCCESS ? block_of_handle(handle) : NULL;
     if (block != NULL)
         remember_mapping(mapping, (struct mapping){.start = dptr, .size = size, .block = block});
-    pthread_mutex_unlock(&lock);
+    vgpu_unlock(&lock);
     if (block == NULL)
         free(mapping);
     return result;
 }
 
 CUresult cuMemUnmap(CUdeviceptr dptr, size_t size) {
-    if (vgpu__inside > 0)
+    if (!vgpu__ours())
         return VGPU_REAL(cuMemUnmap)(dptr, size);
     CUresult result;
-    pthread_mutex_lock(&lock);
+    vgpu_lock(&lock);
     VGPU_CALL(result, cuMemUnmap, dptr, size);
     if (result == CUDA_SUCCESS)
         drop_mappings(0, ANY_DEVICE, dptr, size);
-    pthread_mutex_unlock(&lock);
+    vgpu_unlock(&lock);
     return result;
 }
 
 /* ---- Multicast objects ---- */
 
 CUresult cuMulticastCreate(CUmemGenericAllocationHandle *handle, const CUmulticastObjectProp *prop) {
-    if (vgpu__inside > 0)
+    if (!vgpu__ours())
         return VGPU_REAL(cuMulticastCreate)(handle, prop);
     CUresult result;
     struct block *block = malloc(sizeof *block);
     if (block == NULL)
         return CUDA_ERROR_OUT_OF_MEMORY;
-    pthread_mutex_lock(&lock);
+    vgpu_lock(&lock);
     VGPU_CALL(result, cuMulticastCreate, handle, prop);
     if (result == CUDA_SUCCESS) {
         *block = (struct block){.next = blocks, .handle = *handle, .handles = 1, .ordinal = ANY_DEVICE};
         blocks = block;
     }
-    pthread_mutex_unlock(&lock);
+    vgpu_unlock(&lock);
     if (result != CUDA_SUCCESS)
         free(block);
     return result;
@@ -219,20 +218,20 @@ CUresult cuMulticastCreate(CUmemGenericAllocationHandle *handle, const CUmultica
 /* `block_found` is evaluated under the lock, when the driver has bound it. */
 #define BIND(object_handle, offset, bound_size, block_found, symbol, ...)                                              \
     do {                                                                                                               \
-        if (vgpu__inside > 0)                                                                                          \
+        if (!vgpu__ours())                                                                                             \
             return VGPU_REAL(symbol)(__VA_ARGS__);                                                                     \
         CUresult result;                                                                                               \
         struct mapping *mapping = malloc(sizeof *mapping);                                                             \
         if (mapping == NULL)                                                                                           \
             return CUDA_ERROR_OUT_OF_MEMORY;                                                                           \
-        pthread_mutex_lock(&lock);                                                                                     \
+        vgpu_lock(&lock);                                                                                              \
         VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
         struct block *block = result == CUDA_SUCCESS ? (block_found) : NULL;                                           \
         if (block != NULL)                                                                                             \
             remember_mapping(                                                                                          \
                 mapping,                                                                                               \
                 (struct mapping){.object = (object_handle), .start = (offset), .size = (bound_size), .block = block}); \
-        pthread_mutex_unlock(&lock);                                                                                   \
+        vgpu_unlock(&lock);                                                                                            \
         if (block == NULL)                                                                                             \
             free(mapping);                                                                                             \
         return result;                                                                                                 \
@@ -267,13 +266,13 @@ CUresult cuMulticastBindAddr_v2(CUmemGenericAllocationHandle handle, CUdevice de
 }
 
 CUresult cuMulticastUnbind(CUmemGenericAllocationHandle handle, CUdevice dev, size_t offset, size_t size) {
-    if (vgpu__inside > 0)
+    if (!vgpu__ours())
         return VGPU_REAL(cuMulticastUnbind)(handle, dev, offset, size);
     CUresult result;
-    pthread_mutex_lock(&lock);
+    vgpu_lock(&lock);
     VGPU_CALL(result, cuMulticastUnbind, handle, dev, offset, size);
     if (result == CUDA_SUCCESS)
         drop_mappings(handle, dev, offset, size);
-    pthread_mutex_unlock(&lock);
+    vgpu_unlock(&lock);
     return result;
 }

@@ -58,7 +58,7 @@ bool device_charge(struct device *device, uint64_t bytes) {
 }
 
 void device_credit(struct device *device, uint64_t bytes) {
-    if (bytes)
+    if (bytes && device->card.slot) /* a fork's child has none: what it inherited is its parent's */
         card_credit(&device->card, bytes);
 }
 
