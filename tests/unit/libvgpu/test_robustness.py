@@ -1,4 +1,4 @@
-"""Forks at a bad moment, threads that are cancelled, pools that come and go: nothing hangs, and the books stay exact."""
+"""Forks at a bad moment, cancelled threads, pools that come and go: nothing hangs, and the books stay exact."""
 
 from typing import TYPE_CHECKING
 
