@@ -6,12 +6,17 @@
 import json
 import subprocess
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from api.httpkube import HTTPKubeClient
 from deploy.demo import tenants
+from deploy.demo.asking import Dialect, dialect_of
 from deploy.demo.tenants import Tenant
 from deploy.local.cluster import Cluster
 from libvgpu.stub import StubCard, StubGPU, create_driver_root, read_card
@@ -34,6 +39,16 @@ class Scenario(ABC):
     def card(self, index: int = 0) -> StubCard:
         """Return what a simulated GPU counted for itself."""
         return read_card(self.driver_root / "dev" / f"nvidia{index}")
+
+    @cached_property
+    def dialect(self) -> Dialect:
+        """How claims are written for this cluster."""
+        return dialect_of(HTTPKubeClient(str(self.cluster.kubeconfig)), self.cluster.node().name)
+
+    def apply(self, namespace: str, objects: Iterable[Mapping[str, Any]]) -> None:
+        """Create objects that were written for v1 and consumable capacity, in the form that this cluster takes."""
+        text = yaml.safe_dump_all([self.dialect.say(obj) for obj in objects])
+        self.cluster.kubectl("-n", namespace, "apply", "-f", "-", stdin=text)
 
     def json(self, *arguments: str) -> dict[str, Any]:
         """Return what `kubectl ... -o json` prints."""
@@ -85,7 +100,7 @@ def build_worker(folder: Path) -> Path:
 
 def start_tenants(scenario: Scenario) -> None:
     """Create what the manifest has, and wait until both tenants run."""
-    scenario.cluster.kubectl("apply", "-f", str(tenants.MANIFEST))
+    scenario.apply(tenants.NAMESPACE, yaml.safe_load_all(tenants.MANIFEST.read_text()))
     for tenant in tenants.TENANTS:
         deployment = f"deployment/{tenant.name}"
         scenario.cluster.kubectl("-n", tenants.NAMESPACE, "rollout", "status", deployment, "--timeout=60s")

@@ -97,13 +97,14 @@ def test_tenants_compute_while_there_is_no_api_server(workloads: Workloads) -> N
 
 
 def test_slices_that_somebody_deletes_come_back(workloads: Workloads) -> None:
-    resource = slices("v1")
+    resource = slices(workloads.scenario.dialect.version)
     listed = workloads.kube.list(resource)
-    assert listed["items"]
+    before = {item["metadata"]["name"]: item["spec"]["devices"] for item in listed["items"]}
+    assert before
     workloads.kubectl("delete", "resourceslices", "--all")
     watch = workloads.kube.watch(resource, listed["metadata"]["resourceVersion"], Selection(), 60)
     created = next(event.object for event in watch if event.type == "ADDED")
-    assert created["spec"]["devices"] == listed["items"][0]["spec"]["devices"]
+    assert created["spec"]["devices"] == before[created["metadata"]["name"]]
 
 
 def test_a_share_whose_limits_are_damaged_does_not_run_at_all(workloads: Workloads) -> None:

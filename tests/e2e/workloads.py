@@ -5,8 +5,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
 from api.errors import KubeError
 from api.httpkube import HTTPKubeClient
 from api.kube import EVENTS, PODS, Resource, Selection
@@ -52,7 +50,8 @@ class Workloads:
         return self.scenario.cluster.kubectl("-n", self.namespace, *arguments, stdin=stdin)
 
     def apply(self, *objects: dict[str, Any]) -> None:
-        self.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(objects))
+        """Create objects that are written for v1 and consumable capacity, in the form that the cluster takes."""
+        self.scenario.apply(self.namespace, objects)
 
     def start(self, name: str, asked: Asked, *containers: Container) -> None:
         """Create a template and a pod that uses it."""
