@@ -9,6 +9,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from api import names
 from api.kube import KubeClient
 from api.offerrules import OfferModeName, OfferRule
+from controller.following import PERIOD_S, VersionFollower
 from controller.leading import LeaderElector, LeaseSettings
 from controller.metrics import Metrics
 from controller.terms import Term, TermSettings
@@ -31,6 +32,7 @@ class ControllerSettings:
     lease_duration_s: float = 15.0
     renew_deadline_s: float = 10.0
     retry_s: float = 2.0
+    version_period_s: float = PERIOD_S
 
     @property
     def lease(self) -> LeaseSettings:
@@ -59,6 +61,7 @@ class Controller:
         self._metrics = Metrics(registry)
         self._lock = threading.Lock()
         self._term: Term | None = None
+        self._follower: VersionFollower | None = None
         self._started = False
         self._elector = LeaderElector(kube, settings.lease, on_started=self._begin, on_stopped=self._end)
 
@@ -92,17 +95,41 @@ class Controller:
             return self._term is not None and self._term.idle()
 
     def _begin(self) -> None:
-        mine = self._settings
-        settings = TermSettings(mine.driver_name, mine.identity, mine.offer_mode, mine.rules)
-        term = Term(self._kube, settings, self._elector.is_leading, self._metrics)
+        term = self._make_term()
+        follower = VersionFollower(self._kube, self._version, self._begin_anew, self._settings.version_period_s)
         with self._lock:
-            self._term = term
+            self._term, self._follower = term, follower
         self._metrics.leader.set(1)
         term.start()
+        follower.start()
+
+    def _make_term(self) -> Term:
+        mine = self._settings
+        settings = TermSettings(mine.driver_name, mine.identity, mine.offer_mode, mine.rules)
+        return Term(self._kube, settings, self._elector.is_leading, self._metrics)
+
+    def _version(self) -> str | None:
+        with self._lock:
+            return self._term.version if self._term is not None else None
+
+    def _begin_anew(self) -> None:
+        """Work with the version that the API server serves now: caches, queues and mode all depend on it."""
+        with self._lock:
+            old = self._term
+        if old is None:
+            return
+        old.stop()
+        with self._lock:
+            if self._term is old:  # and not: the Lease was lost meanwhile
+                self._term = self._make_term()
+                self._term.start()
 
     def _end(self) -> None:
         self._metrics.leader.set(0)
         with self._lock:
             term, self._term = self._term, None
+            follower, self._follower = self._follower, None
+        if follower is not None:
+            follower.stop()
         if term is not None:
             term.stop()

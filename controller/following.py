@@ -22,9 +22,9 @@ class VersionFollower:
     """Asks for the version in a thread of its own, from `start` to `stop`."""
 
     def __init__(
-        self, kube: KubeClient, in_use: Callable[[], str | None], on_change: Callable[[str], None], period_s: float
+        self, kube: KubeClient, in_use: Callable[[], str | None], on_change: Callable[[], None], period_s: float
     ) -> None:
-        """Call `on_change` with the new version when it is not the one `in_use`; None: none is in use yet."""
+        """Call `on_change` when the best version is not the one `in_use`; None: none is in use yet."""
         self._kube = kube
         self._in_use = in_use
         self._on_change = on_change
@@ -53,4 +53,4 @@ class VersionFollower:
             if seen >= SEEN_IN_A_ROW and not self._stopping.is_set():
                 seen = 0
                 log.info("the API server serves another version", extra={"version": found, "before": in_use})
-                self._on_change(found)
+                self._on_change()

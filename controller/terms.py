@@ -75,6 +75,8 @@ class Term:
         self._stopping = threading.Event()
         self._cache: ClusterCache | None = None
         self._trouble = "starting"
+        self.version: str | None = None
+        """Version of resource.k8s.io in use; None: not known yet. Another one takes another term."""
         self._main = threading.Thread(target=self._run, name="term", daemon=True)
 
     def start(self) -> None:
@@ -138,6 +140,7 @@ class Term:
         if found is None:
             return None
         version, mode, policy = found
+        self.version = version
         listeners = Listeners(
             pool=self._note_pool,
             claim=lambda key: self._topics.add(Topic("claim", key)),
