@@ -117,6 +117,9 @@ BOOKS_FILE: Final = "books"
 
 CONTAINER_SHARES_DIR: Final = "/run/vgpu/shares"
 CONTAINER_LIBRARY_DIR: Final = "/usr/lib/vgpu"
+CONTAINER_DRIVER_DIR: Final = "/usr/lib/vgpu-driver"
+"""Where a container has the driver's own GATED_LIBRARIES; what it finds under their usual paths is the gate."""
+GATED_LIBRARIES: Final = ("libcuda.so.1", "libnvidia-ml.so.1")
 CONTAINER_PRELOAD_FILE: Final = "/etc/ld.so.preload"
 
 # --- Environment ---------------------------------------------------------------------------------------------------

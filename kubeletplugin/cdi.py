@@ -8,7 +8,7 @@ library). Called by preparing, unpreparing and the agent. Source: Container Devi
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from api import names
 from api.errors import StateError
 from api.names import ClaimUID
 from kubeletplugin.devices import Device, DeviceFile, Driver
+from kubeletplugin.driverroots import CONTAINER_LIBRARY_FOLDERS
 from kubeletplugin.files import read_if_there, remove, write_atomically
 from kubeletplugin.libraries import InstalledLibrary
 from libvgpu.files import locked
@@ -42,7 +43,7 @@ def claim_id(vendor: str, share: str) -> str:
 def gpu_spec(vendor: str, devices: Iterable[Device], driver: Driver) -> Spec | None:
     """Return the spec of a node's devices; None without any: a spec must have a device."""
     entries = [{"name": device.name, "containerEdits": _edits(device.files)} for device in devices if device.files]
-    common = _edits(driver.files) | {"env": [_NO_LEGACY_HOOK]}
+    common = _edits([*driver.files, *_private(driver)]) | {"env": [_NO_LEGACY_HOOK]}
     return _spec(f"{vendor}/{names.CDI_CLASS_GPU}", entries, common) if entries else None
 
 
@@ -72,12 +73,26 @@ def claim_spec(vendor: str, shares: Iterable[str], shares_dir: Path, library: In
         [
             _mount(library.path, library.container_path, _READ_ONLY),
             _mount(library.preload_path, names.CONTAINER_PRELOAD_FILE, _READ_ONLY),
+            # In the place of what the spec of the devices has there: the later mount on a path counts.
+            *(
+                _mount(gate, folder / name, _READ_ONLY)
+                for gate, name in library.gate_mounts()
+                for folder in CONTAINER_LIBRARY_FOLDERS
+            ),
         ]
         if library is not None
         else []
     )
     common = {"mounts": libraries} if libraries else {}
     return _spec(f"{vendor}/{names.CDI_CLASS_CLAIM}", entries, common)
+
+
+def _private(driver: Driver) -> Iterator[DeviceFile]:
+    """Yield the driver's own libraries once more, for the gate that stands in their place."""
+    found = {file.container_path.name: file.host_path for file in driver.files}
+    for name in names.GATED_LIBRARIES:
+        if name in found:
+            yield DeviceFile(found[name], Path(names.CONTAINER_DRIVER_DIR) / name)
 
 
 def _share_mount(shares_dir: Path, share: str, file: str, options: list[str]) -> dict[str, Any]:

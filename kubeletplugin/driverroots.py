@@ -16,7 +16,7 @@ from kubeletplugin.devices import DeviceFile
 
 _MULTIARCH = f"{platform.machine()}-linux-gnu"
 LIBRARY_FOLDERS = (f"usr/lib/{_MULTIARCH}", "usr/lib64", f"lib/{_MULTIARCH}", "lib64", "usr/lib")
-_CONTAINER_LIBRARY_FOLDERS = (Path("/usr/lib") / _MULTIARCH, Path("/usr/lib64"))
+CONTAINER_LIBRARY_FOLDERS = (Path("/usr/lib") / _MULTIARCH, Path("/usr/lib64"))
 """Where the dynamic loaders of Debian and Red Hat look without a cache."""
 _MAX_LINKS = 16
 
@@ -48,7 +48,7 @@ class DriverRoot:
         """Yield a mount for each library that matches a pattern, at each place where a loader looks for it."""
         for pattern in patterns:
             for path in self._matches(pattern):
-                for folder in _CONTAINER_LIBRARY_FOLDERS:
+                for folder in CONTAINER_LIBRARY_FOLDERS:
                     yield DeviceFile(self.host_path(self.resolve(path)), folder / path.name)
 
     def binaries(self, programs: Iterable[str]) -> Iterator[DeviceFile]:

@@ -10,7 +10,7 @@ import hashlib
 import os
 import time
 import weakref
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,10 @@ from api import names
 from api.errors import StateError
 from kubeletplugin.files import read_if_there, write_durably
 from libvgpu.files import locked
+from libvgpu.paths import gate_paths
 
 _HASH_DIGITS = 12
+_BUILT_FOR = b"libvgpu-" + b"0" * _HASH_DIGITS + b".so"
 _GRACE_S = 24 * 3600.0
 """Of a build that nothing refers to."""
 
@@ -31,6 +33,13 @@ class InstalledLibrary:
     path: Path
     preload_path: Path
     """A file for /etc/ld.so.preload that names the library."""
+    gates: tuple[Path, ...] = ()
+    """What containers find in the place of the driver's libraries; `libvgpu/gate` has what they do."""
+
+    def gate_mounts(self) -> Iterator[tuple[Path, str]]:
+        """Yield each gate with the name of the library that it stands for."""
+        for gate in self.gates:
+            yield gate, gate.name.removeprefix(f"{self.path.name}.")
 
     def keep(self) -> None:
         """Let nobody remove this build as long as this process lives, or uses the object."""
@@ -58,12 +67,19 @@ def install_library(source: Path, folder: Path) -> InstalledLibrary:
     try:
         content = source.read_bytes()
         folder.mkdir(parents=True, exist_ok=True, mode=0o755)
-        name = f"libvgpu-{hashlib.sha256(content).hexdigest()[:_HASH_DIGITS]}.so"
-        installed = InstalledLibrary(folder / name, folder / f"{name}.preload")
+        gates = {path.name: path.read_bytes() for path in gate_paths(source)}
+        digest = hashlib.sha256(b"".join((content, *gates.values()))).hexdigest()[:_HASH_DIGITS]
+        name = f"libvgpu-{digest}.so"
+        installed = InstalledLibrary(
+            folder / name, folder / f"{name}.preload", tuple(folder / f"{name}.{gate}" for gate in gates)
+        )
         with locked(folder):  # a second instance of the agent installs the same files
             _install(installed.path, content, 0o755)
             installed.keep()
             _install(installed.preload_path, f"{installed.container_path}\n".encode(), 0o644)
+            for path, gate in zip(installed.gates, gates.values(), strict=True):
+                # They need this very library: its name has the length of the one that they were built with.
+                _install(path, gate.replace(_BUILT_FOR, name.encode()), 0o755)
     except OSError as error:
         raise StateError(f"library {source}: cannot be installed in {folder}: {error}") from error
     return installed
@@ -84,7 +100,8 @@ def remove_old_libraries(current: InstalledLibrary, needed: Container[Path]) -> 
         for path in sorted(current.path.parent.glob("libvgpu-*.so")):
             age_s = time.time() - path.stat().st_mtime
             if path != current.path and path not in needed and age_s >= _GRACE_S and not _is_in_use(path):
-                path.with_name(f"{path.name}.preload").unlink(missing_ok=True)
+                for beside in path.parent.glob(f"{path.name}.*"):
+                    beside.unlink()
                 path.unlink()
                 removed.append(path)
     return removed

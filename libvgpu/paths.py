@@ -5,10 +5,16 @@ Called by `dra-driver run` and by the node agent when it installs the library on
 
 from pathlib import Path
 
+from api import names
 from api.errors import StateError
 
 _PACKAGE = Path(__file__).parent
 _NAME = "libvgpu.so"
+
+
+def gate_paths(library: Path) -> tuple[Path, ...]:
+    """Return what stands in the place of the driver's libraries in a container (libvgpu/gate), built with a library."""
+    return tuple(path for name in names.GATED_LIBRARIES if (path := library.parent / "gate" / name).is_file())
 
 
 def library_path() -> Path:
@@ -17,7 +23,7 @@ def library_path() -> Path:
     Raises:
         StateError: it was neither packaged nor built.
     """
-    packaged = _PACKAGE / "_native" / _NAME
+    packaged = _PACKAGE / "_native" / _NAME  # the gate lies beside it, in both places
     built = _PACKAGE.parent / "build" / _NAME
     for path in (packaged, built):
         if path.is_file():

@@ -143,7 +143,8 @@ def application() -> Image:
     files = python() | packages | libraries(extensions)
     for package in OUR_PACKAGES:
         files |= tree(REPOSITORY / package, f"{SOURCES}/{package}", skip={"stub"})
-    files |= {f"{SOURCES}/libvgpu/_native/libvgpu.so": REPOSITORY / "build" / "libvgpu.so"}
+    built = ("libvgpu.so", "gate/libcuda.so.1", "gate/libnvidia-ml.so.1")
+    files |= {f"{SOURCES}/libvgpu/_native/{name}": REPOSITORY / "build" / name for name in built}
     # Says which version this is; the sources themselves come from the checkout.
     for entry in importlib.metadata.distribution("dra-driver-vgpu").files or []:
         if entry.name == "METADATA":

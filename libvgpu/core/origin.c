@@ -15,6 +15,8 @@
 /* linux/magic.h */
 #define PROC_MAGIC 0x9fa0
 
+const char vgpu_driver_folder[] = VGPU_CONTAINER_DRIVER_DIR "/";
+
 enum { LINE_BYTES = 8192, ROOT_BYTES = 1024 };
 
 /* Of a file that is a mount point of its own: the filesystem, and the path of the source in it. */

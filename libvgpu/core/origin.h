@@ -14,8 +14,12 @@
 
 /* Container paths and folders of the node agent: api/names.py has the same, a test compares. */
 #define VGPU_CONTAINER_LIBRARY_DIR "/usr/lib/vgpu"
+#define VGPU_CONTAINER_DRIVER_DIR  "/usr/lib/vgpu-driver"
 #define VGPU_SHARES_SUBDIR         "shares"
 #define VGPU_LIBRARY_SUBDIR        "lib"
+
+/* VGPU_CONTAINER_DRIVER_DIR with a slash. */
+extern const char vgpu_driver_folder[];
 
 /* True in a container of the node agent's, by the path of the library that it mounts: the environment says nothing
  * about shares there. */

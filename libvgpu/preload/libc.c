@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "preload/libc.h"
 
+#include "core/origin.h"
+
 #include <dlfcn.h>
 #include <elf.h>
 #include <link.h>
@@ -133,10 +135,33 @@ void *vgpu__libc_loaded(const char *library) {
     return open_library(library, RTLD_LAZY | RTLD_NOLOAD);
 }
 
+/* Where the gate stands in the driver's place, its own library lies under a private path. Mounts are made before any
+ * process starts: what is not there at first never will be. */
+static void *open_private(const char *library) {
+    static bool absent;
+    char path[128];
+    size_t length = 0;
+    for (const char *folder = vgpu_driver_folder; *folder != '\0'; folder++)
+        path[length++] = *folder;
+    while (*library != '\0' && length < sizeof path - 1)
+        path[length++] = *library++;
+    path[length] = '\0';
+    if (__atomic_load_n(&absent, __ATOMIC_RELAXED))
+        return NULL;
+    void *handle = open_library(path, RTLD_LAZY | RTLD_LOCAL);
+    if (handle == NULL)
+        __atomic_store_n(&absent, true, __ATOMIC_RELAXED);
+    return handle;
+}
+
 void (*vgpu__libc_driver_symbol(const char *library, const char *symbol))(void) {
-    void *handle = vgpu__libc_loaded(library);
+    void *handle = open_private(library);
+    if (handle == NULL)
+        handle = vgpu__libc_loaded(library);
     if (handle == NULL)
         handle = open_library(library, RTLD_LAZY | RTLD_LOCAL);
     vgpu_dlsym_function look_up = vgpu__libc_dlsym();
-    return handle != NULL && look_up != NULL ? (void (*)(void))look_up(handle, symbol) : NULL;
+    if (handle == NULL || look_up == NULL || look_up(handle, "vgpu_is_gate") != NULL)
+        return NULL; /* a gate with no driver behind it leads back to us */
+    return (void (*)(void))look_up(handle, symbol);
 }

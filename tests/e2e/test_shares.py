@@ -70,6 +70,32 @@ def test_a_tenant_cannot_change_its_limits(workloads: Workloads) -> None:
     assert output.strip().endswith("status 3")
 
 
+def test_a_loader_that_preloads_nothing_finds_the_share_in_the_place_of_the_driver(workloads: Workloads) -> None:
+    # As that of an image with a C library of its own, or one that a label keeps from the file of the preload.
+    script = "until [ -x /tmp/ld ]; do sleep 0.1; done; /tmp/ld $(command -v worker) grab 1100; echo status $?"
+    workloads.start("loader", Asked(), Container(["sh", "-c", script]))
+    workloads.wait_for_phase("loader", "Running")
+    (root,) = {process / "root" for process in Path("/proc").glob("[0-9]*") if _is_of_pod(process, "loader")}
+    loader = (root / "lib64/ld-linux-x86-64.so.2").read_bytes()
+    path = root / "tmp/ld.new"
+    path.write_bytes(loader.replace(b"/etc/ld.so.preload", b"/etc/ld.so.nothing"))
+    path.chmod(0o755)
+    path.rename(root / "tmp/ld")
+
+    output = workloads.finish("loader")
+
+    assert "total_mib=1024" in output
+    assert output.strip().endswith("status 3")
+
+
+def _is_of_pod(process: Path, name: str) -> bool:
+    try:
+        is_shell = (process / "cmdline").read_bytes().startswith(b"sh\0")
+        return is_shell and f"HOSTNAME={name}\0".encode() in (process / "environ").read_bytes()
+    except OSError:
+        return False
+
+
 @pytest.mark.parametrize("file", _EXAMPLES, ids=lambda file: file.stem)
 def test_an_example_runs_as_it_is_written(workloads: Workloads, file: Path) -> None:
     ours = rf"\1image: {IMAGE}\n\1imagePullPolicy: Never"

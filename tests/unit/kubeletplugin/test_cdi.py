@@ -1,6 +1,8 @@
 """CDI specs: valid by the specification, and with exactly what a container needs."""
 
 import json
+import platform
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,10 @@ def test_every_gpu_is_a_device_and_the_driver_comes_with_each() -> None:
     assert spec["kind"] == "vgpu.dra-driver.io/gpu"
     assert [device["name"] for device in spec["devices"]] == [gpu(0).name, gpu(1).name]
     assert spec["devices"][1]["containerEdits"] == {"deviceNodes": [{"path": "/dev/nvidia1"}]}
-    assert mounts(spec["containerEdits"]) == {"/usr/lib64/libcuda.so.1": ("/usr/lib64/libcuda.so.1", "ro")}
+    assert mounts(spec["containerEdits"]) == {
+        "/usr/lib64/libcuda.so.1": ("/usr/lib64/libcuda.so.1", "ro"),
+        "/usr/lib/vgpu-driver/libcuda.so.1": ("/usr/lib64/libcuda.so.1", "ro"),
+    }
 
 
 def test_a_legacy_runtime_hook_is_told_to_add_nothing() -> None:
@@ -90,6 +95,15 @@ def test_the_library_and_its_preload_file_are_read_only() -> None:
         "/etc/ld.so.preload": (str(LIBRARY.preload_path), "ro"),
     }
     assert "env" not in spec["containerEdits"]  # a tenant could unset it
+
+
+def test_a_gate_stands_wherever_a_loader_looks_for_the_driver() -> None:
+    gated = replace(LIBRARY, gates=(LIBRARY.path.with_name(f"{LIBRARY.path.name}.libcuda.so.1"),))
+    spec = valid(cdi.claim_spec(VENDOR, ["1f-0"], Path("/state/shares"), gated))
+
+    there = mounts(spec["containerEdits"])
+    for folder in ("/usr/lib64", f"/usr/lib/{platform.machine()}-linux-gnu"):
+        assert there[f"{folder}/libcuda.so.1"] == (f"{LIBRARY.path}.libcuda.so.1", "ro")
 
 
 def test_a_whole_device_has_limits_and_books_and_no_library() -> None:

@@ -114,7 +114,7 @@ def test_every_entry_point_of_the_driver_is_in_one_table(machine: "Machine") -> 
 
 def test_exactly_the_hooks_are_exported(built: Path) -> None:
     nvml = re.findall(r"^HOOK\((\w+)\)$", (LIBVGPU / "nvml/hooks.def").read_text(encoding="utf-8"), flags=re.MULTILINE)
-    hooks = {"dlsym", "dlvsym", "dlmopen", *nvml}
+    hooks = {"dlsym", "dlvsym", "dlmopen", "vgpu_open_gate", *nvml}
     hooks |= {entry.symbol for entry in entry_points() if entry.effect != "passed"}
     command = ["nm", "-D", "--defined-only", str(built / "libvgpu.so")]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -134,6 +134,7 @@ def test_headers_and_python_name_the_same_paths() -> None:
     assert defined == {
         "VGPU_CONTAINER_SHARES_DIR": names.CONTAINER_SHARES_DIR,
         "VGPU_CONTAINER_LIBRARY_DIR": names.CONTAINER_LIBRARY_DIR,
+        "VGPU_CONTAINER_DRIVER_DIR": names.CONTAINER_DRIVER_DIR,
         "VGPU_SHARES_SUBDIR": names.SHARES_SUBDIR,
         "VGPU_LIBRARY_SUBDIR": names.LIBRARY_SUBDIR,
         "VGPU_ENV_SHARES_DIR": names.ENV_SHARES_DIR,
