@@ -73,6 +73,16 @@ class InventorySpec(_Model):
     ] = None
 
 
+class OfferedRoom(_Model):
+    """What the controller offers of a device where that is more than the device has."""
+
+    device: Annotated[str, Field(description="Name of the device.")]
+    memory_bytes: Annotated[
+        int, Field(ge=0, description="Memory of all shares together.", json_schema_extra={"format": "int64"})
+    ]
+    cores: Annotated[int, Field(ge=0, description="Cores of all shares together, in percent of the device.")]
+
+
 class InventoryStatus(_Model):
     """What the agent saw last."""
 
@@ -86,6 +96,10 @@ class InventoryStatus(_Model):
     message: Annotated[
         str, Field(description="What keeps the agent from seeing all devices; empty if nothing does.")
     ] = ""
+    offers: Annotated[
+        list[OfferedRoom] | None,
+        Field(description="Devices of which more is offered than they have. Written by the controller, not the agent."),
+    ] = None
 
 
 class NodeInventory(_Model):

@@ -5,11 +5,12 @@ stand in the modules that it calls.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from api import names
 from api.claims import Object
-from controller.forms import GPU, Division, Form, Kind
+from api.nodeinventory import OfferedRoom
+from controller.forms import GPU, Division, Form, Kind, total
 from controller.migrating import Withdrawals, read_published
 from controller.offering import NoMode, Offer, OfferMode, Withheld, fixed_device
 from controller.ordering import Orders
@@ -42,7 +43,7 @@ class Composer:
         divisions = [(gpu, _divide(mode, gpu)) for gpu in gpus]
         self._withdrawals.note(node, published, _forms(division for _, division in divisions))
         withheld += [_left_out(gpu, mode) for gpu, division in divisions if not division.devices]
-        return Offer(mode.pack(divisions), tuple(withheld))
+        return Offer(mode.pack(divisions), tuple(withheld), tuple(_rooms(gpus)))
 
     def due_in_s(self, node: str) -> float | None:
         """Return after how many seconds the offer may be another one though nothing changed; None: never."""
@@ -61,6 +62,16 @@ def _divide(mode: OfferMode, gpu: GPU) -> Division:
     # A part that the hardware made: it has its limits already and is handed out as it is, in every mode.
     form = Form(gpu.name, Kind.WHOLE, gpu.room)
     return Division(((fixed_device(gpu, form), form),))
+
+
+def _rooms(gpus: Iterable[GPU]) -> Iterator[OfferedRoom]:
+    for gpu in gpus:
+        # What claims hold stays theirs when the scaling goes down.
+        held = total(holding.amount for holding in gpu.held)
+        memory_bytes = max(gpu.room.memory_bytes, held.memory_bytes)
+        cores = max(gpu.room.cores_percent, held.cores_percent)
+        if memory_bytes > gpu.facts.memory_bytes or cores > names.CORES_PER_DEVICE:
+            yield OfferedRoom(device=gpu.name, memory_bytes=memory_bytes, cores=cores)
 
 
 def _forms(divisions: Iterable[Division]) -> list[Form]:

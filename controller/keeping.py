@@ -15,7 +15,7 @@ from api import kube as kube_api
 from api.claims import Object
 from api.errors import ConflictError, NotFoundError
 from api.kube import KubeClient
-from api.nodeinventory import InventoryStatus
+from api.nodeinventory import InventoryStatus, OfferedRoom
 from controller.comparing import lost_fields
 from controller.composing import Composer
 from controller.deciding import HEARTBEAT_LIMIT_S, Action, NodeState, decide
@@ -162,11 +162,20 @@ class PoolKeeper:
         devices = self._sources.devices(node, inventory)
         offer = self._composer.compose(node, devices, self._mode, self._policy, stored)
         self._withheld[node] = offer.withheld
+        self._tell(node, inventory, offer.rooms)
         pool = Pool(self._driver, node, node_uid, offer.slices, self.version)
         writes = plan(pool, stored, self._settled.get(node))
         if writes.creates:
             self._created_under[node] = inventory.heartbeat_time
         self._apply(node, writes)
+
+    def _tell(self, node: str, inventory: InventoryStatus, rooms: tuple[OfferedRoom, ...]) -> None:
+        """Tell a node's agent of which devices more is offered than they have, before any claim can hold it."""
+        if tuple(inventory.offers or ()) == rooms or not self._may_write():
+            return
+        offers = [room.model_dump(mode="json", by_alias=True) for room in rooms] or None
+        target = {"metadata": {"name": node}}
+        self._kube.patch(kube_api.NODE_INVENTORIES, target, {"status": {"offers": offers}}, "status")
 
     def _apply(self, node: str, writes: Plan) -> None:
         for obj in writes.deletes:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from api import names
-from api.nodeinventory import DeviceFacts
+from api.nodeinventory import DeviceFacts, OfferedRoom
 from api.quantities import format_bytes
 from api.slices import MAX_ADVANCED_DEVICES, MAX_DEVICES, AttributeValue, Capacity, CounterSet, Device, Version
 from controller.forms import GPU, Amount, Division, Form, Kind
@@ -46,6 +46,8 @@ class Offer:
 
     slices: tuple[SliceContent, ...] = (SliceContent(),)
     withheld: tuple[Withheld, ...] = ()
+    rooms: tuple[OfferedRoom, ...] = ()
+    """Of the devices of which more is offered, or held, than they have: for their node agent."""
 
 
 class OfferMode(Protocol):

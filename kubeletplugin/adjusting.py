@@ -118,8 +118,6 @@ def following(claim: Limits, present: Limits) -> Limits:
     """Return the limits of a share with what its claim says; what the agent steers by itself stays."""
     return replace(
         claim,
-        oversubscribe=present.oversubscribe,
-        host_memory_bytes=present.host_memory_bytes,
         granted_percent=present.granted_percent,
         charge_permille=present.charge_permille,
     )

@@ -233,7 +233,8 @@ class NodeAgent:
             _log.info("devices discovered", extra={"devices": [device.name for device in found.devices]})
         self._problem = problem
         settings = self._settings
-        self._view = NodeView(settings.driver_name, settings.node_name, DeviceTable(found.devices))
+        table = DeviceTable(found.devices)
+        self._view = NodeView(settings.driver_name, settings.node_name, table, self._inventory.offers)
         self._board.update(found.devices)
         assert self._state is not None
         self._state.specs.write_gpus(gpu_spec(settings.driver_name, found.devices, found.driver))
@@ -250,6 +251,7 @@ class NodeAgent:
             delay_s = settings.heartbeat_s
             try:
                 self._inventory.write(self._discover())
+                self._view = dataclasses.replace(self._view, offers=self._inventory.offers)
                 self._reader.refresh()
             except (VGPUError, OSError) as error:
                 delay_s = settings.retry_s

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from api import kube
-from api.errors import ConflictError, NotFoundError
+from api.errors import ConflictError, NotFoundError, StateError
 from api.kube import KubeClient
-from api.nodeinventory import DeviceFacts, InventoryStatus, to_object
+from api.nodeinventory import DeviceFacts, InventoryStatus, NodeInventory, OfferedRoom, to_object
 from kubeletplugin.devices import Device, Discovery
 
 _HEARTBEAT = "heartbeatTime"
@@ -29,6 +29,8 @@ class InventoryWriter:
         self._node_uid = ""
         self._stored: Mapping[str, Any] | None = None
         """Status as the API server has it; None: not known."""
+        self.offers: Mapping[str, OfferedRoom] = {}
+        """Devices of which the controller offers more than they have, as of the last write."""
 
     def write(self, found: Discovery, now: datetime | None = None) -> None:
         """State what was found, as of now.
@@ -54,6 +56,9 @@ class InventoryWriter:
             stored = self._create(wanted)
         # What somebody else wrote into it is overwritten the next time.
         self._stored = stored.get("status")
+        with contextlib.suppress(StateError):  # by somebody else, or by a version to come
+            read = NodeInventory.from_object(stored).status
+            self.offers = {room.device: room for room in (read.offers if read else None) or ()}
 
     def _patch(self, wanted: Mapping[str, Any], known: Mapping[str, Any] | None) -> Mapping[str, Any]:
         status = wanted["status"]

@@ -5,12 +5,13 @@ in the allocation; a share never gets more than was allocated to its claim, nor 
 device has; what is not said never means unlimited.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from api import names
 from api.claims import AllocationResult, ClaimView, vgpu_config
 from api.errors import CapacityError, ClaimError
+from api.nodeinventory import OfferedRoom
 from api.quantities import format_bytes
 from api.slots import gpu_of, parse_slot
 from api.vgpuconfig import Overuse, Policy, VGPUConfig
@@ -28,6 +29,17 @@ class NodeView:
     pool: str
     """Name of the node's pool of devices."""
     devices: DeviceTable
+    offers: Mapping[str, OfferedRoom] = field(default_factory=dict)
+    """Devices of which the controller offers more than they have, by name."""
+
+    def room(self, device: Device) -> OfferedRoom:
+        """Return how much all shares of a device may have together: what it has, or what is offered above that."""
+        offered = self.offers.get(device.name)
+        return OfferedRoom(
+            device=device.name,
+            memory_bytes=max(device.memory_bytes, offered.memory_bytes if offered else 0),
+            cores=max(names.CORES_PER_DEVICE, offered.cores if offered else 0),
+        )
 
 
 def plan(claim: ClaimView, node: NodeView, prepared: Prepared) -> PreparedClaim:
@@ -50,7 +62,8 @@ def plan(claim: ClaimView, node: NodeView, prepared: Prepared) -> PreparedClaim:
         devices=tuple(_plan_device(claim, result, node) for result in _our_results(claim, node)),
     )
     for uuid in {limits.device_uuid for limits in planned.shares()}:
-        _check_capacity(planned, node.devices.find(names.device_name(uuid), str(claim)), prepared)
+        device = node.devices.find(names.device_name(uuid), str(claim))
+        _check_capacity(planned, device, node.room(device), prepared)
     return planned
 
 
@@ -79,36 +92,39 @@ def _plan_device(claim: ClaimView, result: AllocationResult, node: NodeView) -> 
         pool=result.pool,
         device=names.DeviceName(result.device),
         share_id=result.share_id,
-        limits=None if bare else _plan_limits(claim, result, device, node.driver_name),
-        held=None if bare else _hold(claim, result, device, node.driver_name),
+        limits=None if bare else _plan_limits(claim, result, device, node),
+        held=None if bare else _hold(claim, result, device, node),
     )
 
 
-def _hold(claim: ClaimView, result: AllocationResult, device: Device, driver_name: str) -> Held:
-    memory_bytes, cores = _allocated(result, device, f"{claim}: request {result.request}")
-    return Held(memory_bytes, cores, whole=_takes_all(claim, result, device, driver_name))
+def _hold(claim: ClaimView, result: AllocationResult, device: Device, node: NodeView) -> Held:
+    memory_bytes, cores = _allocated(result, device, node.room(device), f"{claim}: request {result.request}")
+    return Held(memory_bytes, cores, whole=_takes_all(claim, result, device, node))
 
 
-def _takes_all(claim: ClaimView, result: AllocationResult, device: Device, driver_name: str) -> bool:
+def _takes_all(claim: ClaimView, result: AllocationResult, device: Device, node: NodeView) -> bool:
     """Return whether a claim was given all of a GPU, and says nothing that has to be enforced on it."""
+    if parse_slot(result.device) or device.name in node.offers:
+        return False  # a part of it; or all that there is, with others beside it that were promised more
     all_memory_bytes = device.memory_bytes - device.memory_bytes % names.MEMORY_STEP_BYTES
     if result.consumed.get(names.CAPACITY_MEMORY, 0) < all_memory_bytes:
         return False
     if result.consumed.get(names.CAPACITY_CORES, 0) < names.CORES_PER_DEVICE:
         return False
     assert claim.allocation is not None
-    config = vgpu_config(claim.allocation.configs, result.request, driver_name, str(claim))
+    config = vgpu_config(claim.allocation.configs, result.request, node.driver_name, str(claim))
     nothing_said = (config.memory, config.cores, config.policy) == (None, None, None)
     return nothing_said and config.overuse is Overuse.REPORT
 
 
-def _plan_limits(claim: ClaimView, result: AllocationResult, device: Device, driver_name: str) -> Limits:
+def _plan_limits(claim: ClaimView, result: AllocationResult, device: Device, node: NodeView) -> Limits:
     where = f"{claim}: request {result.request}"
     if not device.shareable:
         raise ClaimError(f"{where}: device {device.name} cannot be shared: {device.reason}")
     assert claim.allocation is not None
-    config = vgpu_config(claim.allocation.configs, result.request, driver_name, str(claim))
-    allocated_memory_bytes, allocated_cores = _allocated(result, device, where)
+    config = vgpu_config(claim.allocation.configs, result.request, node.driver_name, str(claim))
+    room = node.room(device)
+    allocated_memory_bytes, allocated_cores = _allocated(result, device, room, where)
     memory_bytes = allocated_memory_bytes
     if config.memory is not None:
         if config.memory > allocated_memory_bytes:
@@ -127,18 +143,21 @@ def _plan_limits(claim: ClaimView, result: AllocationResult, device: Device, dri
         policy=policy,
         priority=config.priority,
         kill_overuse=config.overuse is Overuse.KILL,
+        oversubscribe=room.memory_bytes > device.memory_bytes,
+        # Of what is offered above the device, each share answers for its part.
+        host_memory_bytes=memory_bytes * (room.memory_bytes - device.memory_bytes) // max(room.memory_bytes, 1),
     )
 
 
-def _allocated(result: AllocationResult, device: Device, where: str) -> tuple[int, int]:
-    """Return the bytes and percent that were allocated."""
+def _allocated(result: AllocationResult, device: Device, room: OfferedRoom, where: str) -> tuple[int, int]:
+    """Return the bytes and percent that were allocated, of a device with so much room for all its shares."""
     slot = parse_slot(result.device)
     if slot is not None:
         # Of a fixed size, which stands in its name; whatever else the result says must not make it larger.
-        if slot.memory_bytes > device.memory_bytes:
+        if slot.memory_bytes > room.memory_bytes:
             raise ClaimError(
                 f"{where}: memory of {result.device}: found {format_bytes(slot.memory_bytes)}, expected at most the "
-                f"{format_bytes(device.memory_bytes)} of {device.name}"
+                f"{format_bytes(room.memory_bytes)} of {device.name}"
             )
         return slot.memory_bytes, slot.cores_percent
     if not result.consumed and result.share_id is None:
@@ -146,10 +165,10 @@ def _allocated(result: AllocationResult, device: Device, where: str) -> tuple[in
         return device.memory_bytes, names.CORES_PER_DEVICE
     memory_bytes = result.consumed.get(names.CAPACITY_MEMORY, 0)
     cores = result.consumed.get(names.CAPACITY_CORES, 0)
-    if not 0 < memory_bytes <= device.memory_bytes:
+    if not 0 < memory_bytes <= room.memory_bytes:
         raise ClaimError(
             f"{where}: consumedCapacity of {names.CAPACITY_MEMORY}: found {format_bytes(memory_bytes)}, expected "
-            f"above 0 and at most the {format_bytes(device.memory_bytes)} of {device.name}"
+            f"above 0 and at most the {format_bytes(room.memory_bytes)} of {device.name}"
         )
     if cores > names.CORES_PER_DEVICE:
         raise ClaimError(
@@ -172,8 +191,8 @@ def _compute_share(allocated: int, config: VGPUConfig, where: str) -> tuple[int,
     return cores, cores, Policy.FIXED
 
 
-def _check_capacity(planned: PreparedClaim, device: Device, prepared: Prepared) -> None:
-    """Refuse what a device does not have: before 1.36 the scheduler could give out one device twice."""
+def _check_capacity(planned: PreparedClaim, device: Device, room: OfferedRoom, prepared: Prepared) -> None:
+    """Refuse what a device has no room for: before 1.36 the scheduler could give out one device twice."""
     claims = [planned, *(claim for uid, claim in prepared.items() if uid != planned.uid)]
     holders = [
         (claim, prepared_device.limits)
@@ -182,15 +201,13 @@ def _check_capacity(planned: PreparedClaim, device: Device, prepared: Prepared) 
         if prepared_device.limits is not None and prepared_device.limits.device_uuid == device.uuid
     ]
     memory_bytes = sum(limits.memory_bytes for _, limits in holders)
-    if memory_bytes > device.memory_bytes:
+    if memory_bytes > room.memory_bytes:
         held = _held(holders, lambda limits: limits.memory_bytes, format_bytes)
-        raise CapacityError(
-            f"{device.name}: memory: found {held}, expected at most {format_bytes(device.memory_bytes)}"
-        )
+        raise CapacityError(f"{device.name}: memory: found {held}, expected at most {format_bytes(room.memory_bytes)}")
     cores = sum(limits.cores_percent for _, limits in holders)
-    if cores > names.CORES_PER_DEVICE:
+    if cores > room.cores:
         held = _held(holders, lambda limits: limits.cores_percent, str)
-        raise CapacityError(f"{device.name}: cores: found {held}, expected at most {names.CORES_PER_DEVICE}")
+        raise CapacityError(f"{device.name}: cores: found {held}, expected at most {room.cores}")
 
 
 def _held(

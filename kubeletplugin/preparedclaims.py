@@ -186,6 +186,8 @@ def _encode_limits(limits: Limits) -> dict[str, Any]:
         "policy": limits.policy.value,
         "priority": limits.priority,
         "killOveruse": limits.kill_overuse,
+        "oversubscribe": limits.oversubscribe,
+        "hostMemoryBytes": limits.host_memory_bytes,
     }
 
 
@@ -199,6 +201,8 @@ def _decode_limits(fields: Mapping[str, Any]) -> Limits:
         policy=Policy(fields["policy"]),
         priority=_number(fields.get("priority", 0)),
         kill_overuse=fields.get("killOveruse", False) is True,
+        oversubscribe=fields.get("oversubscribe", False) is True,
+        host_memory_bytes=_number(fields.get("hostMemoryBytes", 0)),
     )
 
 

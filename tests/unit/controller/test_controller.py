@@ -12,6 +12,7 @@ from api.claims import Object
 from api.errors import KubeError
 from api.kube import JSON, Resource
 from api.kubefake import FakeKube
+from api.offerrules import OfferRule
 from controller import terms
 from controller.controller import Controller
 from tests.unit.controller.builders import (
@@ -521,4 +522,23 @@ def test_a_fault_at_the_begin_of_a_term_is_tried_again_while_the_lease_is_held(
     wait_until(lambda: SLICE_N1 in slices(kube))
     assert not faults
     assert controller.ready() == ""
+    controller.stop()
+
+
+def test_scaling_is_offered_marked_and_told_to_the_agent_until_it_is_taken_back(kube: FakeKube) -> None:
+    rule = OfferRule.model_validate({"memoryScaling": 1.5})
+    controller = make_controller(kube, rules=(rule,))
+    add_node(kube)
+    state_inventory(kube, "n1", status(facts()))
+    controller.start()
+    wait_until(lambda: SLICE_N1 in slices(kube))
+    (device,) = slices(kube)[SLICE_N1]["spec"]["devices"]
+    assert device["capacity"]["memory"]["value"] == "15Gi"
+    assert device["capacity"]["memory"]["requestPolicy"]["default"] == "10Gi"
+    assert device["attributes"]["oversubscribed"] == {"bool": True}
+    (inventory,) = kube.objects(kube_api.NODE_INVENTORIES)
+    assert inventory["status"]["offers"] == [{"device": facts().name, "memoryBytes": 15 * GI, "cores": 100}]
+    kube.patch(kube_api.NODE_INVENTORIES, {"metadata": {"name": "n1"}}, {"spec": {"memoryScaling": 1.0}})
+    wait_until(lambda: "offers" not in kube.objects(kube_api.NODE_INVENTORIES)[0]["status"])
+    wait_until(lambda: "10Gi" in str(slices(kube)[SLICE_N1]["spec"]["devices"][0]["capacity"]["memory"]["value"]))
     controller.stop()

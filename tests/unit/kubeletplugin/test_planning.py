@@ -8,6 +8,7 @@ import pytest
 from api.claims import ClaimView
 from api.errors import CapacityError, ClaimError, ConfigError
 from api.names import ClaimUID
+from api.nodeinventory import OfferedRoom
 from kubeletplugin.devices import DeviceTable
 from kubeletplugin.ledgers import Prepared
 from kubeletplugin.planning import NodeView, plan
@@ -329,3 +330,20 @@ def test_a_gpu_that_was_given_out_whole_is_full() -> None:
         f"{A.name}: memory: found 1Gi for ResourceClaim default/train and 10Gi for ResourceClaim default/holder, "
         "expected at most 10Gi"
     )
+
+
+def test_shares_of_a_device_that_is_oversubscribed_may_have_what_is_offered_together() -> None:
+    offered = OfferedRoom(device=A.name, memory_bytes=20 * GIB, cores=200)
+    view = NodeView("vgpu.dra-driver.io", NODE, DeviceTable([A]), {A.name: offered})
+    prepared: dict[ClaimUID, PreparedClaim] = {}
+    for name, memory in ("a", "10Gi"), ("b", "8Gi"):
+        claim = ClaimView.from_object(claim_object(name, [result(A, memory, "100")]))
+        prepared[claim.uid] = plan(claim, view, prepared)
+        (limits,) = prepared[claim.uid].shares()
+        assert limits.oversubscribe
+        assert limits.host_memory_bytes == limits.memory_bytes // 2
+        (device,) = prepared[claim.uid].devices
+        assert device.held is not None
+        assert not device.held.whole, "another share may be beside it"
+    with pytest.raises(CapacityError, match=r"memory: found 4Gi for .* expected at most 20Gi"):
+        plan(ClaimView.from_object(claim_object("c", [result(A, "4Gi", "0")])), view, prepared)
