@@ -8,7 +8,10 @@
 #include "core/clock.h"
 #include "core/limiter.h"
 #include "cuda/sampling.h"
+#include "preload/libc.h"
 
+#include <dlfcn.h>
+#include <pthread.h>
 #include <stddef.h>
 
 enum {
@@ -32,6 +35,7 @@ struct thread_state {
     uint64_t launched_ns; /* of gpu_ns: predicted at launch */
     uint64_t key;         /* of the last launch */
     struct vgpu_estimate *estimate;
+    bool watched; /* thread_ends will be called */
 };
 
 static __thread struct thread_state thread __attribute__((tls_model("initial-exec")));
@@ -42,8 +46,10 @@ void vgpu__launch_capture(int change) {
 }
 
 void vgpu__launch_leave_context(CUcontext context) {
-    if (context != NULL)
-        vgpu__sample_drop(context);
+    if (context == NULL)
+        return;
+    vgpu__sample_drop(context);
+    vgpu_estimator_renew(); /* its functions end with it */
 }
 
 void vgpu__launch_forget(void) {
@@ -57,6 +63,11 @@ void vgpu__launch_renew(uint64_t key) {
     struct vgpu_estimate *estimate = vgpu_estimate_of(key);
     vgpu__sample_disown(estimate);
     vgpu_estimate_renew(estimate);
+}
+
+void vgpu__launch_renew_all(void) {
+    vgpu__sample_disown(NULL);
+    vgpu_estimator_renew();
 }
 
 uint64_t vgpu__launch_key(const void *handle, uint64_t blocks) {
@@ -87,12 +98,6 @@ __attribute__((destructor)) static void account_at_exit(void) {
         account();
 }
 
-static void charge(uint64_t gpu_ns) {
-    thread.gpu_ns += (int64_t)gpu_ns;
-    thread.launched_ns += gpu_ns;
-    thread.credit_ns -= (int64_t)gpu_ns;
-}
-
 static void turn_to(struct vgpu_device *device) {
     if (thread.device != NULL) {
         account();
@@ -100,6 +105,53 @@ static void turn_to(struct vgpu_device *device) {
     }
     thread.device = device;
     thread.credit_ns = 0;
+}
+
+/* ---- The end of a thread ---- */
+
+/* A destructor of thread-specific data: looked up, since where it lives depends on the version of the C library. */
+struct thread_keys {
+    int (*create)(pthread_key_t *key, void (*destructor)(void *value));
+    int (*set)(pthread_key_t key, const void *value);
+    pthread_key_t key;
+    int state; /* 0: not made, 1: being made, 2: made, 3: there are no threads */
+};
+static struct thread_keys keys;
+
+static void thread_ends(void *value) {
+    (void)value;
+    struct vgpu_process *process = vgpu__process;
+    if (process != NULL && __atomic_load_n(&process->state, __ATOMIC_ACQUIRE) == VGPU_ATTACHED)
+        turn_to(NULL);
+}
+
+static void make_key(void) {
+    int unmade = 0;
+    if (!__atomic_compare_exchange_n(&keys.state, &unmade, 1, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
+        return;
+    vgpu_dlsym_function look_up = vgpu__libc_dlsym();
+    if (look_up != NULL) {
+        *(void **)&keys.create = look_up(RTLD_DEFAULT, "pthread_key_create");
+        *(void **)&keys.set = look_up(RTLD_DEFAULT, "pthread_setspecific");
+    }
+    bool made = keys.create != NULL && keys.set != NULL && keys.create(&keys.key, thread_ends) == 0;
+    __atomic_store_n(&keys.state, made ? 2 : 3, __ATOMIC_RELEASE);
+}
+
+static void watch_thread(void) {
+    make_key();
+    int state = __atomic_load_n(&keys.state, __ATOMIC_ACQUIRE);
+    if (state == 2)
+        keys.set(keys.key, &thread);
+    thread.watched = state > 1;
+}
+
+/* ---- Paying ---- */
+
+static void charge(uint64_t gpu_ns) {
+    thread.gpu_ns += (int64_t)gpu_ns;
+    thread.launched_ns += gpu_ns;
+    thread.credit_ns -= (int64_t)gpu_ns;
 }
 
 /* Settle what measurements say about launches that were charged before: at once, so that whoever launches next waits
@@ -159,6 +211,8 @@ static void pay(struct vgpu_device *device) {
 static void settle(struct vgpu__launch *launch, struct vgpu_estimate *estimate, bool sample, uint64_t gpu_ns) {
     CUcontext context = NULL;
     CUresult result;
+    if (!thread.watched)
+        watch_thread();
     VGPU_CALL(result, cuCtxGetCurrent, &context);
     bool measurable = result == CUDA_SUCCESS && context != NULL && __atomic_load_n(&captures, __ATOMIC_RELAXED) <= 0;
     if (measurable) {
@@ -284,18 +338,53 @@ CUresult cuLaunchCooperativeKernel_ptsz(CUfunction function, unsigned int grid_x
            hStream, params);
 }
 
-/* One kernel per device. Paid one by one on the current device, measured never: estimates come from other launches. */
-CUresult cuLaunchCooperativeKernelMultiDevice(CUDA_LAUNCH_PARAMS *list, unsigned int count, unsigned int flags) {
-    CUresult result = CUDA_SUCCESS;
-    for (unsigned int i = 0; list != NULL && i < count; i++) {
-        struct vgpu__launch launch;
-        uint64_t size = blocks(list[i].gridDimX, list[i].gridDimY, list[i].gridDimZ);
-        result = vgpu__launch_begin(&launch, vgpu__launch_key(list[i].function, size), list[i].hStream);
-        if (result != CUDA_SUCCESS)
-            return result;
-        vgpu__launch_end(&launch, CUDA_ERROR_UNKNOWN); /* nothing of ours may stand between the kernels */
+/* One kernel per device, each paid on its own, and measured from before all of them to behind them: nothing of ours may
+ * stand between. The context of its stream is made current for that. */
+static CUresult enter(CUstream stream) {
+    CUcontext context = NULL;
+    CUresult result;
+    VGPU_CALL(result, cuStreamGetCtx, stream, &context);
+    if (result == CUDA_SUCCESS)
+        VGPU_CALL(result, cuCtxPushCurrent_v2, context);
+    return result;
+}
+
+static void leave(void) {
+    CUcontext context;
+    CUresult ignored;
+    VGPU_CALL(ignored, cuCtxPopCurrent_v2, &context);
+    (void)ignored;
+}
+
+static void end_all(struct vgpu__launch *launches, const CUDA_LAUNCH_PARAMS *list, unsigned int count,
+                    CUresult result) {
+    for (unsigned int i = 0; i < count; i++) {
+        if (launches[i].sample == NULL || enter(list[i].hStream) != CUDA_SUCCESS)
+            continue;
+        vgpu__launch_end(&launches[i], result);
+        leave();
     }
-    VGPU_CALL(result, cuLaunchCooperativeKernelMultiDevice, list, count, flags);
+}
+
+CUresult cuLaunchCooperativeKernelMultiDevice(CUDA_LAUNCH_PARAMS *list, unsigned int count, unsigned int flags) {
+    struct vgpu__launch launches[VGPU_MAX_ORDINALS];
+    CUresult result = CUDA_SUCCESS;
+    unsigned int paid = 0;
+    if (list == NULL || count > VGPU_MAX_ORDINALS)
+        return CUDA_ERROR_INVALID_VALUE; /* more than one for each device */
+    for (; result == CUDA_SUCCESS && paid < count; paid++) {
+        const CUDA_LAUNCH_PARAMS *one = &list[paid];
+        uint64_t key = vgpu__launch_key(one->function, blocks(one->gridDimX, one->gridDimY, one->gridDimZ));
+        launches[paid].sample = NULL;
+        result = enter(one->hStream);
+        if (result != CUDA_SUCCESS)
+            break;
+        result = vgpu__launch_begin(&launches[paid], key, one->hStream);
+        leave();
+    }
+    if (result == CUDA_SUCCESS)
+        VGPU_CALL(result, cuLaunchCooperativeKernelMultiDevice, list, count, flags);
+    end_all(launches, list, paid, result);
     return result;
 }
 

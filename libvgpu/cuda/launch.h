@@ -37,6 +37,7 @@ static inline CUstream vgpu__per_thread(CUstream stream) {
 
 /* The handle stands for other work from now on, whatever was known of it. */
 void vgpu__launch_renew(uint64_t key);
+void vgpu__launch_renew_all(void);
 
 /* A stream capture begins (+1) or ends (-1): what is launched into it runs later, and nothing may be measured
  * meanwhile. */

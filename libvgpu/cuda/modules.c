@@ -5,6 +5,7 @@
  */
 #include "core/quota.h"
 #include "cuda/footprint.h"
+#include "cuda/launch.h"
 #include "cuda/memory.h"
 
 #include <stddef.h>
@@ -59,6 +60,8 @@ CUresult cuLibraryLoadFromFile(CUlibrary *library, const char *path, CUjit_optio
         CUresult result, found;                                                                                        \
         CUcontext context;                                                                                             \
         VGPU_CALL(result, symbol, what);                                                                               \
+        if (vgpu__inside == 0)                                                                                         \
+            vgpu__launch_renew_all(); /* functions of the next module may get their handles */                         \
         struct vgpu_device *device =                                                                                   \
             result == CUDA_SUCCESS && vgpu__inside == 0 ? vgpu__cuda_current(&context, &found) : NULL;                 \
         if (device != NULL)                                                                                            \

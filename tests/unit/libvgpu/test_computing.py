@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from libvgpu.shares import Policy, read_books, read_limits, update_limits
-from libvgpu.stub import read_card
+from libvgpu.stub import StubGPU, create_driver_root, read_card
 
 if TYPE_CHECKING:
     from conftest import Machine
@@ -156,6 +156,10 @@ LAUNCHES = {
     "cuLaunchKernelEx_ptsz": "cuda.cuLaunchKernelEx_ptsz(config, function, params, None)",
     "cuLaunchCooperativeKernel": "cuda.cuLaunchCooperativeKernel(function, *ones, c_uint(0), None, params)",
     "cuLaunchCooperativeKernel_ptsz": "cuda.cuLaunchCooperativeKernel_ptsz(function, *ones, c_uint(0), None, params)",
+    "cuLaunchCooperativeKernelMultiDevice": "cuda.cuLaunchCooperativeKernelMultiDevice(entry, 1, 0)",
+    "cuLaunch": "cuda.cuLaunch(function)",
+    "cuLaunchGrid": "cuda.cuLaunchGrid(function, 1, 1)",
+    "cuLaunchGridAsync": "cuda.cuLaunchGridAsync(function, 1, 1, stream)",
     "cuGraphLaunch": "cuda.cuGraphLaunch(graph_exec, None)",
     "cuGraphLaunch_ptsz": "cuda.cuGraphLaunch_ptsz(graph_exec, None)",
 }
@@ -174,6 +178,11 @@ def test_every_way_to_launch_is_held_to_the_share(function: str, machine: "Machi
         config = (c_ulonglong * 8)(1 << 32 | 1, 1 << 32 | 1, 1 << 32 | 1)
         stream, graph, graph_exec = c_void_p(), c_void_p(), c_void_p()
         check(cuda.cuStreamCreate(byref(stream), 1))
+        entry = (c_ulonglong * 7)(function.value, 1 << 32 | 1, 1 << 32 | 1, 1 << 32 | 1, 0, stream.value,
+                                  ctypes.addressof(params))
+        check(cuda.cuFuncSetBlockShape(function, 1, 1, 1))
+        check(cuda.cuParamSetv(function, 0, byref(argument), 8))
+        check(cuda.cuParamSetSize(function, 8))
         check(cuda.cuStreamBeginCapture_v2(stream, 1))
         launch(function, 1_000_000, stream)
         check(cuda.cuStreamEndCapture(stream, byref(graph)))
@@ -187,6 +196,51 @@ def test_every_way_to_launch_is_held_to_the_share(function: str, machine: "Machi
         program.communicate(timeout=60)
     assert program.returncode == 0
     assert _percent(machine, program.pid, 1) == pytest.approx(25, abs=4)
+
+
+def test_launches_of_threads_that_end_are_in_the_books(machine: "Machine") -> None:
+    share = machine.share(cores_percent=50)
+    machine.run("""
+        import threading
+        context = start()
+        function = kernel()
+
+        def work():
+            check(cuda.cuCtxSetCurrent(context))
+            for _ in range(37):
+                launch(function, 1_000)
+
+        for _ in range(10):
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join()
+    """)
+    assert read_books(share).launches == 370
+
+
+def test_a_cooperative_launch_on_two_devices_is_paid_on_each(machine: "Machine") -> None:
+    uuids = [f"GPU-00000000-0000-4000-8000-00000000000{number}" for number in range(1, 3)]
+    create_driver_root(machine.root, [StubGPU("Stub", 1 << 30, uuid) for uuid in uuids])
+    first, second = (machine.share(name=uuid, cores_percent=50, device_uuid=uuid) for uuid in uuids)
+    machine.run("""
+        argument = c_ulonglong(1_000_000)
+        params = (c_void_p * 1)(ctypes.addressof(argument))
+        entries = (c_ulonglong * 14)()
+        for device in range(2):
+            start(device)
+            function, stream = kernel(), c_void_p()
+            check(cuda.cuStreamCreate(byref(stream), 1))
+            entries[7 * device : 7 * device + 7] = (
+                function.value, 1 << 32 | 1, 1 << 32 | 1, 1 << 32 | 1, 0, stream.value, ctypes.addressof(params)
+            )
+        for _ in range(21):
+            check(cuda.cuLaunchCooperativeKernelMultiDevice(entries, 2, 0))
+            for device in range(2):
+                check(cuda.cuStreamSynchronize(c_void_p(entries[7 * device + 5])))
+    """)
+    for share in (first, second):
+        assert read_books(share).gpu_time_ns == pytest.approx(21e6, rel=0.1)
+        assert read_books(share).launches == 21
 
 
 def test_many_kernels_that_nobody_knows_yet_are_not_held_up(machine: "Machine") -> None:
