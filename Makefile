@@ -65,8 +65,12 @@ e2e: cluster ## The end-to-end tests on a real node (K8S=1.34 GATES=DRAConsumabl
 	$(BIN)/pytest tests/e2e
 
 .PHONY: bench
-bench: cluster ## Measure: figures as ratios against native in the same run
+bench: cluster bench-library ## Measure: figures as ratios against native in the same run
 	$(BIN)/python -m tests.bench
+
+.PHONY: bench-library
+bench-library: build ## Measure the interception library alone, into docs/performance.md
+	$(BIN)/python -m tests.bench.library
 
 .PHONY: lint
 lint: build ## ruff, mypy strict, import-linter, clang-format, generated files, compiler warnings as errors

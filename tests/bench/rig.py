@@ -5,6 +5,7 @@ Called by tests.bench.compute. Tenants are the native program load.c: they ask f
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -88,15 +89,22 @@ class Rig:
         self.load = build("load", root)
 
     def reset(self) -> None:
-        """Make a new card."""
+        """Make a new card, without shares."""
+        shutil.rmtree(self.shares, ignore_errors=True)
         create_driver_root(self.root / "driver", [StubGPU("Stub", 64 << 30, UUID)])
 
-    def share(self, tenant: Tenant) -> Path:
+    def share(self, tenant: Tenant, memory_bytes: int = 1 << 30) -> Path:
         """Create the share of a tenant; return its folder."""
         fixed = tenant.policy is Policy.FIXED
         folder = self.shares / tenant.share / tenant.share
         limits = Limits(
-            tenant.share, UUID, 1 << 30, tenant.cores, tenant.cores if fixed else 100, tenant.policy, tenant.priority
+            tenant.share,
+            UUID,
+            memory_bytes,
+            tenant.cores,
+            tenant.cores if fixed else 100,
+            tenant.policy,
+            tenant.priority,
         )
         create_share(folder, limits, durable=False)
         return folder
