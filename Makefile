@@ -60,9 +60,20 @@ test: cluster ## All tests: unit, integration with a real API server, end to end
 unit: build ## The unit tests only
 	$(BIN)/pytest tests/unit
 
+.PHONY: sanitize
+sanitize: build ## The tests of the library with ASan, UBSan and TSan
+	for sanitizer in address undefined thread; do \
+	  echo "==> $$sanitizer"; \
+	  VGPU_SANITIZE=$$sanitizer $(BIN)/pytest tests/unit/libvgpu; \
+	done
+
 .PHONY: e2e
 e2e: cluster ## The end-to-end tests on a real node (K8S=1.34 GATES=DRAConsumableCapacity=true, for example)
 	$(BIN)/pytest tests/e2e
+
+.PHONY: gpu
+gpu: build ## The tests on this machine's NVIDIA GPU (GPU=stub tries the tests themselves)
+	VGPU_GPU=$(GPU) $(BIN)/pytest -rs tests/gpu
 
 .PHONY: bench
 bench: cluster bench-library ## Measure: figures as ratios against native in the same run

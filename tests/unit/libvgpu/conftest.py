@@ -20,11 +20,45 @@ FLAGS = ["-std=c11", "-O1", "-g", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror"
 INCLUDES = [f"-I{ROOT / 'libvgpu'}", f"-I{ROOT / 'libvgpu' / 'include'}", f"-I{SOURCES}"]
 
 
+# ---- make sanitize: the library and its core with a sanitizer, whose runtime must come before all other libraries ----
+
+SANITIZER = os.environ.get("VGPU_SANITIZE", "")
+"""address, undefined or thread; none in other runs."""
+SANITIZE = [f"-fsanitize={SANITIZER}", "-fno-sanitize-recover=all"] if SANITIZER else []
+if SANITIZER == "thread":
+    SANITIZE += ["-Wno-tsan"]  # it does not know the fence of a seqlock, whose writer is another process anyway
+RUNTIMES = {"address": "libasan.so", "undefined": "libubsan.so", "thread": "libtsan.so"}
+# Python leaks by design. Wrong sizes must fail as they do without a sanitizer, and children of threads must live.
+SANITIZER_OPTIONS = {
+    "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:handle_segv=0:handle_sigbus=0",
+    "UBSAN_OPTIONS": "print_stacktrace=1",
+    "TSAN_OPTIONS": "die_after_fork=0:halt_on_error=1:handle_segv=0:handle_sigbus=0",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what cannot be tried beside a sanitizer."""
+    skip = pytest.mark.skip(reason="cannot be tried beside a sanitizer")
+    for item in items:
+        if SANITIZER and item.get_closest_marker("no_sanitizer"):
+            item.add_marker(skip)
+
+
+def preloads(*libraries: Path) -> str:
+    """Return LD_PRELOAD for libraries, with what a sanitizer needs."""
+    if not SANITIZER:
+        return ":".join(map(str, libraries))
+    command = ["cc", f"-print-file-name={RUNTIMES[SANITIZER]}"]
+    runtime = Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()).resolve()
+    return ":".join(map(str, (runtime, *libraries)))
+
+
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the library and its core into a folder of this session."""
     folder = tmp_path_factory.mktemp("libvgpu")
-    command = ["make", "-s", "-C", str(ROOT / "libvgpu"), f"BUILD={folder}", "all", "core"]
+    sanitize = [f"SANITIZE={' '.join(SANITIZE)}"]
+    command = ["make", "-s", "-C", str(ROOT / "libvgpu"), f"BUILD={folder}", *sanitize, "all", "core"]
     subprocess.run(command, check=True, timeout=120)
     return folder
 
@@ -37,7 +71,17 @@ def core_program(built: Path) -> Callable[[str], Path]:
         program = built / name
         if not program.exists():
             source = str(SOURCES / f"{name}.c")
-            command = ["cc", *FLAGS, *INCLUDES, "-o", str(program), source, str(built / "libvgpu-core.a"), "-lpthread"]
+            command = [
+                "cc",
+                *FLAGS,
+                *SANITIZE,
+                *INCLUDES,
+                "-o",
+                str(program),
+                source,
+                str(built / "libvgpu-core.a"),
+                "-lpthread",
+            ]
             subprocess.run(command, check=True, timeout=60)
         return program
 
@@ -79,7 +123,8 @@ class Machine:
             **os.environ,
             **stub_environment(self.root),
             "VGPU_SHARES_DIR": str(self.shares / container),
-            "LD_PRELOAD": str(self.library),
+            "LD_PRELOAD": preloads(self.library),
+            **(SANITIZER_OPTIONS if SANITIZER else {}),
             "PYTHONPATH": str(Path(__file__).parent),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
@@ -120,7 +165,9 @@ def threads_program(built: Path) -> Path:
     program = built / "threads"
     stub = [f"-L{library_directory()}", "-l:libcuda.so.1", "-lpthread"]
     subprocess.run(
-        ["cc", *FLAGS, *INCLUDES, "-o", str(program), str(SOURCES / "threads.c"), *stub], check=True, timeout=60
+        ["cc", *FLAGS, *SANITIZE, *INCLUDES, "-o", str(program), str(SOURCES / "threads.c"), *stub],
+        check=True,
+        timeout=60,
     )
     return program
 

@@ -326,6 +326,7 @@ def test_launches_into_a_capture_cost_nothing_after_an_end_without_a_beginning(m
     assert read_books(share).launches == 1
 
 
+@pytest.mark.no_sanitizer
 def test_a_new_graph_with_the_handle_of_an_old_one_is_charged_for_what_it_takes(machine: "Machine") -> None:
     share = machine.share(cores_percent=50)
     output = machine.run("""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from conftest import Attempt, Container
 
 LIMIT = 64 << 20
+pytestmark = pytest.mark.no_sanitizer  # nothing of the environment counts, so no runtime can come first
 REFUSED = "the GPU is refused\n"
 
 # What the tenant does before it starts the driver, and how that ends: what it gets in MiB, and what the library says.

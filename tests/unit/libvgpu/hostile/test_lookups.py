@@ -50,6 +50,7 @@ def test_a_copy_of_the_driver_under_another_name_is_the_driver(
     assert read_card(machine.card).peak_bytes == 64 * MIB
 
 
+@pytest.mark.no_sanitizer
 @pytest.mark.parametrize("order", ["before:ours", "ours:before"])
 def test_a_preloaded_library_of_the_tenants_own_comes_back_to_ours(
     order: str, machine: "Machine", hostile_program: Callable[..., Path]
@@ -61,6 +62,7 @@ def test_a_preloaded_library_of_the_tenants_own_comes_back_to_ours(
     assert read_card(machine.card).peak_bytes == 64 * MIB
 
 
+@pytest.mark.no_sanitizer
 def test_a_library_in_a_namespace_of_its_own_meets_the_hooks_there(
     machine: "Machine", hostile_program: Callable[..., Path]
 ) -> None:
