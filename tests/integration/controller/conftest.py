@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from api import kube as kube_api
 from api import names, nodeinventory
-from api.errors import ConflictError, NotFoundError
+from api.errors import ConflictError, KubeError, NotFoundError
 from api.httpkube import HTTPKubeClient
 from api.kube import JSON, KubeClient, Resource
 from controller.controller import Controller, ControllerSettings
@@ -97,19 +97,25 @@ def cluster(api_server: LocalCluster) -> Iterator[Cluster]:
 def _is_served(kube: KubeClient) -> bool:
     try:
         kube.list(kube_api.NODE_INVENTORIES)
-    except NotFoundError:
+    except KubeError:
+        # Not found, or, for a moment, 429: the API server prepares the new kind's storage.
         return False
     return True
 
 
 @pytest.fixture
-def start_controller(cluster: Cluster) -> Iterator[Callable[[str], Controller]]:
+def start_controller(cluster: Cluster) -> Iterator[Callable[..., Controller]]:
     """Start controllers, which end with the test."""
     started: list[Controller] = []
 
-    def start(identity: str) -> Controller:
+    def start(identity: str, **options: Any) -> Controller:
         settings = ControllerSettings(
-            namespace=cluster.namespace, identity=identity, lease_duration_s=3, renew_deadline_s=2, retry_s=0.3
+            namespace=cluster.namespace,
+            identity=identity,
+            lease_duration_s=3,
+            renew_deadline_s=2,
+            retry_s=0.3,
+            **options,
         )
         controller = Controller(HTTPKubeClient(cluster.kubeconfig), settings, CollectorRegistry())
         started.append(controller)
