@@ -45,8 +45,13 @@ static void context_gone(CUcontext context) {
             return CUDA_SUCCESS;                                                                                       \
         }                                                                                                              \
         unmake;                                                                                                        \
-        vgpu__footprint_context_gone(device);                                                                          \
-        return room;                                                                                                   \
+        if (result == CUDA_SUCCESS) {                                                                                  \
+            vgpu__footprint_context_gone(device);                                                                      \
+            return room;                                                                                               \
+        }                                                                                                              \
+        vgpu__footprint_settle(device); /* not undone: it is there, and charged */                                     \
+        remember(context, device);                                                                                     \
+        return CUDA_SUCCESS;                                                                                           \
     } while (0)
 
 CUresult cuCtxCreate(CUcontext *ctx, unsigned int flags, CUdevice dev) {
@@ -103,25 +108,43 @@ CUresult cuCtxDetach(CUcontext ctx) {
 
 /* ---- The primary context of a device ---- */
 
-static bool primary_active(CUdevice dev) {
+enum { TRIES = 3 }; /* of questions whose answer decides what is charged */
+
+static CUresult ask_active(CUdevice dev, bool *active) {
     unsigned int flags;
-    int active = 0;
-    CUresult result;
-    VGPU_CALL(result, cuDevicePrimaryCtxGetState, dev, &flags, &active);
-    return result == CUDA_SUCCESS && active;
+    int answer = 0;
+    CUresult result = CUDA_ERROR_UNKNOWN;
+    for (int try = 0; try < TRIES && result != CUDA_SUCCESS; try++)
+        VGPU_CALL(result, cuDevicePrimaryCtxGetState, dev, &flags, &answer);
+    *active = answer != 0;
+    return result;
+}
+
+static bool primary_active(CUdevice dev) {
+    bool active;
+    return ask_active(dev, &active) == CUDA_SUCCESS && active;
 }
 
 /* Retaining it for a moment is the only way to learn its handle. NULL: it is not active. */
-static CUcontext primary_context(CUdevice dev) {
-    CUresult result;
-    CUcontext context = NULL;
-    if (!primary_active(dev))
-        return NULL;
-    VGPU_CALL(result, cuDevicePrimaryCtxRetain, &context, dev);
-    if (result != CUDA_SUCCESS)
-        return NULL;
-    VGPU_CALL(result, cuDevicePrimaryCtxRelease_v2, dev);
-    return context;
+static CUresult find_primary(CUdevice dev, CUcontext *context) {
+    bool active;
+    *context = NULL;
+    CUresult result = ask_active(dev, &active), released = CUDA_ERROR_UNKNOWN;
+    if (result != CUDA_SUCCESS || !active)
+        return result;
+    VGPU_CALL(result, cuDevicePrimaryCtxRetain, context, dev);
+    for (int try = 0; try < TRIES && result == CUDA_SUCCESS && released != CUDA_SUCCESS; try++)
+        VGPU_CALL(released, cuDevicePrimaryCtxRelease_v2, dev);
+    return result;
+}
+
+/* Has this primary context ended? Not, if nobody can tell: what it holds stays charged. */
+static bool primary_ended(CUdevice dev, CUcontext context) {
+    CUcontext now;
+    for (int try = 0; try < TRIES; try++)
+        if (find_primary(dev, &now) == CUDA_SUCCESS)
+            return now != context;
+    return false;
 }
 
 CUresult cuDevicePrimaryCtxRetain(CUcontext *ctx, CUdevice dev) {
@@ -139,10 +162,12 @@ CUresult cuDevicePrimaryCtxRetain(CUcontext *ctx, CUdevice dev) {
     do {                                                                                                               \
         CUresult result;                                                                                               \
         bool ours = vgpu__ours();                                                                                      \
-        CUcontext context = ours ? primary_context(dev) : NULL;                                                        \
+        CUcontext context = NULL;                                                                                      \
+        if (ours && (result = find_primary(dev, &context)) != CUDA_SUCCESS)                                            \
+            return result;                                                                                             \
         vgpu__launch_leave_context(context);                                                                           \
         VGPU_CALL(result, symbol, dev);                                                                                \
-        if (result == CUDA_SUCCESS && context != NULL && primary_context(dev) != context)                              \
+        if (result == CUDA_SUCCESS && context != NULL && primary_ended(dev, context))                                  \
             context_gone(context);                                                                                     \
         return result;                                                                                                 \
     } while (0)
@@ -160,7 +185,9 @@ CUresult cuDevicePrimaryCtxRelease_v2(CUdevice dev) {
     do {                                                                                                               \
         CUresult result;                                                                                               \
         bool ours = vgpu__ours();                                                                                      \
-        CUcontext context = ours ? primary_context(dev) : NULL;                                                        \
+        CUcontext context = NULL;                                                                                      \
+        if (ours && (result = find_primary(dev, &context)) != CUDA_SUCCESS)                                            \
+            return result;                                                                                             \
         vgpu__launch_leave_context(context);                                                                           \
         VGPU_CALL(result, symbol, dev);                                                                                \
         if (result == CUDA_SUCCESS && context != NULL)                                                                 \
@@ -210,21 +237,23 @@ CUresult cuGreenCtxDestroy(CUgreenCtx green) {
     CUresult result;
     CUcontext own = NULL, primary = NULL;
     struct vgpu_charge known = {0};
-    bool ours = vgpu__ours() && vgpu_ptrmap_take((uintptr_t)green, VGPU_KIND_GREEN, &known);
-    if (ours) {
-        VGPU_CALL(result, cuCtxFromGreenCtx, &own, green);
-        primary = result == CUDA_SUCCESS ? primary_context((CUdevice)known.bytes) : NULL;
-        vgpu__launch_leave_context(own);
-    }
-    VGPU_CALL(result, cuGreenCtxDestroy, green);
     struct vgpu_charge replaced;
-    if (ours && result != CUDA_SUCCESS)
+    if (!vgpu__ours() || !vgpu_ptrmap_take((uintptr_t)green, VGPU_KIND_GREEN, &known))
+        return VGPU_REAL(cuGreenCtxDestroy)(green);
+    VGPU_CALL(result, cuCtxFromGreenCtx, &own, green);
+    if (result == CUDA_SUCCESS)
+        result = find_primary((CUdevice)known.bytes, &primary);
+    if (result == CUDA_SUCCESS) {
+        vgpu__launch_leave_context(own);
+        VGPU_CALL(result, cuGreenCtxDestroy, green);
+    }
+    if (result != CUDA_SUCCESS) {
         vgpu_ptrmap_put(&known, &replaced);
-    if (!ours || result != CUDA_SUCCESS || primary == NULL)
         return result;
-    if (own != primary)
+    }
+    if (own != primary && primary != NULL)
         vgpu_ptrmap_hand_over(own, primary);
-    if (primary_context((CUdevice)known.bytes) != primary)
+    if (primary != NULL && primary_ended((CUdevice)known.bytes, primary))
         context_gone(primary);
     vgpu__footprint_settle(known.device);
     return result;

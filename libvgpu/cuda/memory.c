@@ -135,10 +135,13 @@ static CUresult settle_pitch(struct vgpu__taking *taking, CUdeviceptr dptr, uint
         taking->bytes = bytes;
         return CUDA_SUCCESS;
     }
-    CUresult ignored;
-    VGPU_CALL(ignored, cuMemFree_v2, dptr);
-    (void)ignored;
-    return CUDA_ERROR_OUT_OF_MEMORY;
+    CUresult freed;
+    VGPU_CALL(freed, cuMemFree_v2, dptr);
+    if (freed == CUDA_SUCCESS)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    vgpu_charge(taking->device, bytes - taking->bytes); /* it is there, and charged */
+    taking->bytes = bytes;
+    return CUDA_SUCCESS;
 }
 
 /* a * b, or more than any limit where that does not fit. */

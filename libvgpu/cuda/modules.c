@@ -10,20 +10,29 @@
 
 #include <stddef.h>
 
-/* `unmake` undoes the call. A library may be loaded without a context: then it takes nothing yet. */
+/* The share that is to pay. False: *result says why nobody can be told. A library may be loaded without a context: then
+ * it takes nothing yet, and *device is NULL. */
+static bool payer(struct vgpu_device **device, CUresult *result) {
+    CUcontext context;
+    *device = vgpu__cuda_current(&context, result);
+    return *device != NULL || *result == CUDA_ERROR_INVALID_CONTEXT;
+}
+
+/* `unmake` undoes the call. */
 #define LOAD(unmake, symbol, ...)                                                                                      \
     do {                                                                                                               \
         CUresult result, room;                                                                                         \
-        CUcontext context;                                                                                             \
-        VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
-        if (result != CUDA_SUCCESS || vgpu__inside > 0)                                                                \
+        struct vgpu_device *device;                                                                                    \
+        if (vgpu__inside > 0)                                                                                          \
+            return VGPU_REAL(symbol)(__VA_ARGS__);                                                                     \
+        if (!payer(&device, &result))                                                                                  \
             return result;                                                                                             \
-        struct vgpu_device *device = vgpu__cuda_current(&context, &room);                                              \
-        if (device == NULL || (room = vgpu__footprint_grown(device)) == CUDA_SUCCESS)                                  \
+        VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
+        if (result != CUDA_SUCCESS || device == NULL || (room = vgpu__footprint_grown(device)) == CUDA_SUCCESS)        \
             return result;                                                                                             \
         unmake;                                                                                                        \
         vgpu__footprint_settle(device);                                                                                \
-        return room;                                                                                                   \
+        return result == CUDA_SUCCESS ? room : CUDA_SUCCESS; /* not undone: it is there, and charged */                \
     } while (0)
 
 CUresult cuModuleLoad(CUmodule *module, const char *path) {
@@ -57,14 +66,15 @@ CUresult cuLibraryLoadFromFile(CUlibrary *library, const char *path, CUjit_optio
 
 #define UNLOAD(symbol, what)                                                                                           \
     do {                                                                                                               \
-        CUresult result, found;                                                                                        \
-        CUcontext context;                                                                                             \
+        CUresult result;                                                                                               \
+        struct vgpu_device *device;                                                                                    \
+        if (vgpu__inside > 0)                                                                                          \
+            return VGPU_REAL(symbol)(what);                                                                            \
+        if (!payer(&device, &result))                                                                                  \
+            return result;                                                                                             \
         VGPU_CALL(result, symbol, what);                                                                               \
-        if (vgpu__inside == 0)                                                                                         \
-            vgpu__launch_renew_all(); /* functions of the next module may get their handles */                         \
-        struct vgpu_device *device =                                                                                   \
-            result == CUDA_SUCCESS && vgpu__inside == 0 ? vgpu__cuda_current(&context, &found) : NULL;                 \
-        if (device != NULL)                                                                                            \
+        vgpu__launch_renew_all(); /* functions of the next module may get their handles */ \
+        if (result == CUDA_SUCCESS && device != NULL)                                                                  \
             vgpu__footprint_settle(device);                                                                            \
         return result;                                                                                                 \
     } while (0)
@@ -100,14 +110,17 @@ static CUresult look_up(CUcontext context, CUlimit limit, struct vgpu_charge *ch
 CUresult cuCtxSetLimit(CUlimit limit, size_t value) {
     CUresult result;
     CUcontext context;
-    bool heap = limit == CU_LIMIT_MALLOC_HEAP_SIZE || limit == CU_LIMIT_PRINTF_FIFO_SIZE;
-    struct vgpu_device *device = heap && vgpu__inside == 0 ? vgpu__cuda_current(&context, &result) : NULL;
+    struct vgpu_device *device;
     struct vgpu_charge charge, replaced;
     uint64_t free_bytes;
-    if (device == NULL || look_up(context, limit, &charge, &free_bytes) != CUDA_SUCCESS) {
+    bool heap = limit == CU_LIMIT_MALLOC_HEAP_SIZE || limit == CU_LIMIT_PRINTF_FIFO_SIZE;
+    if (!heap || vgpu__inside > 0) {
         VGPU_CALL(result, cuCtxSetLimit, limit, value);
         return result;
     }
+    if ((device = vgpu__cuda_current(&context, &result)) == NULL ||
+        (result = look_up(context, limit, &charge, &free_bytes)) != CUDA_SUCCESS)
+        return result;
     uint64_t before = charge.bytes, after = value > free_bytes ? value - free_bytes : 0;
     if (after > before && vgpu__reserve(device, after - before) != VGPU_OK)
         return CUDA_ERROR_OUT_OF_MEMORY;
