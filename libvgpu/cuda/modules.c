@@ -73,7 +73,7 @@ CUresult cuLibraryLoadFromFile(CUlibrary *library, const char *path, CUjit_optio
         if (!payer(&device, &result))                                                                                  \
             return result;                                                                                             \
         VGPU_CALL(result, symbol, what);                                                                               \
-        vgpu__launch_renew_all(); /* functions of the next module may get their handles */ \
+        vgpu__launch_renew_all(); /* functions of the next module may get their handles */                             \
         if (result == CUDA_SUCCESS && device != NULL)                                                                  \
             vgpu__footprint_settle(device);                                                                            \
         return result;                                                                                                 \

@@ -73,7 +73,7 @@ for nth in range(1, MOST_CALLS):
 
 PROP = "(c_int * 16)(1, 0, 1, 0)"
 FREE = "lambda: cuda.cuMemFree_v2(p)"
-GRAPH = f"""
+GRAPH = """
 def graph_of(size):
     stream, graph, executable, pointer = c_void_p(), c_void_p(), c_void_p(), Pointer()
     if not take(None, cuda.cuStreamCreate, byref(stream), 1):
@@ -112,7 +112,7 @@ SCENARIOS = {
     ),
     "pool": (
         "pool, p = c_void_p(), Pointer()\n"
-        f"if take(lambda: cuda.cuMemPoolDestroy(pool), cuda.cuMemPoolCreate, byref(pool), (c_int * 22)(1, 0, 1, 0)):\n"
+        "if take(lambda: cuda.cuMemPoolDestroy(pool), cuda.cuMemPoolCreate, byref(pool), (c_int * 22)(1, 0, 1, 0)):\n"
         "    take(lambda: cuda.cuMemFreeAsync(p, None), cuda.cuMemAllocFromPoolAsync, byref(p), c_size_t(5 * MIB), "
         "pool, None)"
     ),
@@ -162,7 +162,7 @@ SCENARIOS = {
     ),
     "pool without room": (
         "p, q = Pointer(), Pointer()\n"
-        f"take(lambda: cuda.cuMemFree_v2(q), cuda.cuMemAlloc_v2, byref(q), c_size_t(116 * MIB))\n"
+        "take(lambda: cuda.cuMemFree_v2(q), cuda.cuMemAlloc_v2, byref(q), c_size_t(116 * MIB))\n"
         "take(lambda: cuda.cuMemFreeAsync(p, None), cuda.cuMemAllocAsync, byref(p), c_size_t(5 * MIB), None)"
     ),
     "context": (
