@@ -9,7 +9,7 @@ enum {
     PROBES = 16,
     WINDOW = 32,
     FIRST_SAMPLES = 8,            /* measure the first launches of new work */
-    SAMPLE_EVERY = 256,           /* then one of about so many launches */
+    SAMPLE_EVERY = 1024,          /* then two of so many launches, to twice as many */
     SAMPLE_EVERY_NS = 250 * 1000, /* or one per so much GPU time: long work is measured each time */
     LONG_NS = 2 * 1000 * 1000,    /* longer than the turns that processes take: neighbours are in most samples */
     OUTLIER = 8,                  /* a sample of more than so many estimates is a neighbour's doing */
@@ -64,6 +64,23 @@ uint64_t vgpu_estimate_launch(struct vgpu_estimate *estimate, bool *sample) {
     store64(&estimate->charged_ns, charged);
     *sample = launches >= load32(&estimate->measure_at) || charged >= load64(&estimate->measure_at_ns);
     return gpu_ns;
+}
+
+uint32_t vgpu_estimate_room(const struct vgpu_estimate *estimate) {
+    uint32_t launches = load32(&estimate->launches), measure_at = load32(&estimate->measure_at);
+    uint64_t gpu_ns = load64(&estimate->gpu_ns), charged = load64(&estimate->charged_ns);
+    uint64_t measure_at_ns = load64(&estimate->measure_at_ns);
+    if (load32(&estimate->measured) < FIRST_SAMPLES || launches + 1 >= measure_at || charged >= measure_at_ns)
+        return 0;
+    uint64_t by_time = (measure_at_ns - charged - 1) / (gpu_ns > 0 ? gpu_ns : 1);
+    uint32_t by_count = measure_at - launches - 1;
+    return by_time < by_count ? (uint32_t)by_time : by_count;
+}
+
+void vgpu_estimate_count(struct vgpu_estimate *estimate, uint32_t launches, uint64_t gpu_ns) {
+    __atomic_fetch_add(&estimate->number, launches, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&estimate->launches, launches, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&estimate->charged_ns, gpu_ns, __ATOMIC_RELAXED);
 }
 
 uint64_t vgpu_estimate_reprice(struct vgpu_estimate *estimate) {

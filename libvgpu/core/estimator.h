@@ -59,6 +59,11 @@ struct vgpu_estimate *vgpu_estimate_of(uint64_t key);
 /* Count a launch. Returns what to charge now; *sample says whether to measure this one. */
 uint64_t vgpu_estimate_launch(struct vgpu_estimate *estimate, bool *sample);
 
+/* How many launches in a row may be counted later, all at once and at the present estimate: none of them is to be
+ * measured. */
+uint32_t vgpu_estimate_room(const struct vgpu_estimate *estimate);
+void vgpu_estimate_count(struct vgpu_estimate *estimate, uint32_t launches, uint64_t gpu_ns);
+
 /* A launch was counted for 0, and by now something is known: returns what to charge for it. */
 uint64_t vgpu_estimate_reprice(struct vgpu_estimate *estimate);
 

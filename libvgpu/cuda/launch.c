@@ -15,7 +15,7 @@
 #include <stddef.h>
 
 enum {
-    ACCOUNT_EVERY = 64, /* launches that a thread keeps to itself */
+    ACCOUNT_EVERY = 256, /* launches that a thread keeps to itself */
     UNKNOWN_WAIT_NS = 1000 * 1000 *
         1000, /* for the first measurement, at each launch; not for ever: it may wait for what this thread does next */
     UNKNOWN_STEP_NS = 20 * 1000,
@@ -36,6 +36,11 @@ struct thread_state {
     uint64_t key;         /* of the last launch */
     struct vgpu_estimate *estimate;
     bool watched; /* thread_ends will be called */
+    /* What the quick path needs: this kernel again, so many times, at so much each. */
+    uint32_t ahead, ahead_planned;
+    uint64_t ahead_ns, blocks;
+    CUfunction function;
+    const uint32_t *flags; /* of the only share */
 };
 
 static __thread struct thread_state thread __attribute__((tls_model("initial-exec")));
@@ -77,11 +82,59 @@ uint64_t vgpu__launch_key(const void *handle, uint64_t blocks) {
     return key != 0 ? key : 1;
 }
 
+static void charge(uint64_t gpu_ns) {
+    thread.gpu_ns += (int64_t)gpu_ns;
+    thread.launched_ns += gpu_ns;
+    thread.credit_ns -= (int64_t)gpu_ns;
+}
+
+/* ---- The quick path: the same kernel again, while there is credit and nothing to look after ---- */
+
+static void count_ahead(void) {
+    uint32_t launches = thread.ahead_planned - thread.ahead;
+    thread.ahead = thread.ahead_planned = 0;
+    if (launches == 0)
+        return;
+    thread.launches += launches;
+    charge(launches * thread.ahead_ns);
+    vgpu_estimate_count(thread.estimate, launches, launches * thread.ahead_ns);
+}
+
+/* After a launch that went the long way. */
+static void plan_ahead(CUfunction function, uint64_t blocks) {
+    const struct vgpu_process *process = vgpu__process;
+    if (vgpu__inside > 0 || thread.device == NULL || thread.device->count != 1 || thread.credit_ns < 0 ||
+        __atomic_load_n(&process->only_device, __ATOMIC_RELAXED) != thread.device ||
+        vgpu__launch_key(function, blocks) != thread.key)
+        return;
+    uint64_t gpu_ns = __atomic_load_n(&thread.estimate->gpu_ns, __ATOMIC_RELAXED);
+    uint64_t room = gpu_ns > 0 ? (uint64_t)thread.credit_ns / gpu_ns : 0;
+    uint64_t measured = vgpu_estimate_room(thread.estimate), told = ACCOUNT_EVERY - thread.launches;
+    room = room < measured ? room : measured;
+    thread.function = function;
+    thread.blocks = blocks;
+    thread.ahead_ns = gpu_ns;
+    thread.flags = &thread.device->shares[0]->limits->flags;
+    thread.ahead = thread.ahead_planned = (uint32_t)(thread.launches >= ACCOUNT_EVERY ? 0 : room < told ? room : told);
+}
+
+static inline bool quick(CUfunction function, uint64_t blocks) {
+    if (__builtin_expect(thread.ahead == 0 || function != thread.function || blocks != thread.blocks, 0) ||
+        __builtin_expect(vgpu__inside > 0 || __atomic_load_n(&captures, __ATOMIC_RELAXED) > 0, 0) ||
+        __builtin_expect(__atomic_load_n(thread.flags, __ATOMIC_RELAXED) & VGPU_SUSPENDED, 0))
+        return false;
+    thread.ahead--;
+    return true;
+}
+
+/* ---- Accounting ---- */
+
 /* What came back waits until there is something to take it from: figures of the books never go down. Returns the mark
  * of the work that was launched up to here. */
 static uint64_t account(void) {
     if (thread.device == NULL)
         return 0;
+    count_ahead();
     uint64_t mark_ns = vgpu_limiter_launched(thread.device, thread.launched_ns);
     uint64_t gpu_ns = thread.gpu_ns > 0 ? (uint64_t)thread.gpu_ns : 0;
     if (thread.launches | gpu_ns | thread.throttled_ns)
@@ -147,12 +200,6 @@ static void watch_thread(void) {
 }
 
 /* ---- Paying ---- */
-
-static void charge(uint64_t gpu_ns) {
-    thread.gpu_ns += (int64_t)gpu_ns;
-    thread.launched_ns += gpu_ns;
-    thread.credit_ns -= (int64_t)gpu_ns;
-}
 
 /* Settle what measurements say about launches that were charged before: at once, so that whoever launches next waits
  * for it. */
@@ -259,6 +306,7 @@ CUresult vgpu__launch_begin(struct vgpu__launch *launch, uint64_t key, CUstream 
     }
     if (vgpu__launch_captured(stream))
         return CUDA_SUCCESS;
+    count_ahead();
     if (device != thread.device)
         turn_to(device);
     if (key != thread.key) {
@@ -289,6 +337,25 @@ void vgpu__launch_end(struct vgpu__launch *launch, CUresult result) {
         return result;                                                                                                 \
     } while (0)
 
+/* Of kernels, again and again the same. */
+#define LAUNCH_KERNEL(function, size, stream, symbol, ...)                                                             \
+    do {                                                                                                               \
+        CUresult result;                                                                                               \
+        uint64_t many = size;                                                                                          \
+        if (quick(function, many)) {                                                                                   \
+            VGPU_CALL(result, symbol, __VA_ARGS__);                                                                    \
+            return result;                                                                                             \
+        }                                                                                                              \
+        struct vgpu__launch launch;                                                                                    \
+        result = vgpu__launch_begin(&launch, vgpu__launch_key(function, many), stream);                                \
+        if (result != CUDA_SUCCESS)                                                                                    \
+            return result;                                                                                             \
+        VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
+        vgpu__launch_end(&launch, result);                                                                             \
+        plan_ahead(function, many);                                                                                    \
+        return result;                                                                                                 \
+    } while (0)
+
 static uint64_t blocks(unsigned int x, unsigned int y, unsigned int z) {
     return (uint64_t)x * y * (z > 0 ? z : 1);
 }
@@ -296,15 +363,15 @@ static uint64_t blocks(unsigned int x, unsigned int y, unsigned int z) {
 CUresult cuLaunchKernel(CUfunction function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
                         unsigned int block_x, unsigned int block_y, unsigned int block_z, unsigned int shared_bytes,
                         CUstream hStream, void **params, void **extra) {
-    LAUNCH(vgpu__launch_key(function, blocks(grid_x, grid_y, grid_z)), hStream, cuLaunchKernel, function, grid_x,
-           grid_y, grid_z, block_x, block_y, block_z, shared_bytes, hStream, params, extra);
+    LAUNCH_KERNEL(function, blocks(grid_x, grid_y, grid_z), hStream, cuLaunchKernel, function, grid_x, grid_y, grid_z,
+                  block_x, block_y, block_z, shared_bytes, hStream, params, extra);
 }
 
 CUresult cuLaunchKernel_ptsz(CUfunction function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
                              unsigned int block_x, unsigned int block_y, unsigned int block_z,
                              unsigned int shared_bytes, CUstream hStream, void **params, void **extra) {
-    LAUNCH(vgpu__launch_key(function, blocks(grid_x, grid_y, grid_z)), vgpu__per_thread(hStream), cuLaunchKernel_ptsz,
-           function, grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes, hStream, params, extra);
+    LAUNCH_KERNEL(function, blocks(grid_x, grid_y, grid_z), vgpu__per_thread(hStream), cuLaunchKernel_ptsz, function,
+                  grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes, hStream, params, extra);
 }
 
 static uint64_t config_key(const CUlaunchConfig *config, CUfunction function) {

@@ -30,6 +30,7 @@ class _Figure:
 _FIGURES = (
     _Figure("cuLaunchKernel, memory limit only", "launch", 100, "native + 5 ns"),
     _Figure("cuLaunchKernel, compute share, within credit", "launch", 50, "native + 12 ns"),
+    _Figure("cuLaunchKernel, two kernels in turn", "launch-two", 50, ""),
     _Figure("cuMemAlloc and cuMemFree", "pair", 100, "native + 250 ns"),
     _Figure("the same with 10,000 live allocations", "pair-live", 100, "1.2 times as much"),
     _Figure(f"the same with {_PROCESSES} processes", "pair", 100, "1.2 times as much", _PROCESSES),

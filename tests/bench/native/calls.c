@@ -3,6 +3,7 @@
  * What one call of the driver costs: `calls FIGURE`. Prints nanoseconds per call, of the quickest batch of many.
  *
  *     launch      cuLaunchKernel of a kernel that takes no time
+ *     launch-two  of two of them in turn
  *     pair        cuMemAlloc and cuMemFree of 1 MiB
  *     pair-live   the same with 10,000 live allocations
  *     info        cuMemGetInfo
@@ -18,7 +19,7 @@
 
 enum { BATCHES = 400, CALLS = 500, LIVE = 10000, BYTES = 1 << 20 };
 
-static CUfunction function;
+static CUfunction function, other;
 static CUdeviceptr live[LIVE];
 
 static void check(CUresult result, const char *call) {
@@ -37,6 +38,12 @@ static double now_ns(void) {
 
 static void launch(void) {
     CHECK(cuLaunchKernel(function, 1, 1, 1, 1, 1, 1, 0, NULL, NULL, NULL));
+}
+
+static void launch_two(void) {
+    static int turn;
+    turn = 1 - turn;
+    CHECK(cuLaunchKernel(turn ? function : other, 1, 1, 1, 1, 1, 1, 0, NULL, NULL, NULL));
 }
 
 static void pair(void) {
@@ -65,8 +72,8 @@ static void hold(void) {
 static const struct {
     const char *name;
     void (*call)(void);
-} figures[] = {{"launch", launch}, {"pair", pair},     {"pair-live", pair},
-               {"info", info},     {"reject", reject}, {"hold", hold}};
+} figures[] = {{"launch", launch}, {"launch-two", launch_two}, {"pair", pair}, {"pair-live", pair},
+               {"info", info},     {"reject", reject},         {"hold", hold}};
 
 static double quickest_ns(void (*call)(void)) {
     double quickest = 1e18;
@@ -89,6 +96,8 @@ int main(int argc, char **argv) {
     CHECK(cuCtxSetCurrent(context));
     CHECK(cuModuleLoadData(&module, image));
     CHECK(cuModuleGetFunction(&function, module, "instant"));
+    CHECK(cuModuleLoadData(&module, image));
+    CHECK(cuModuleGetFunction(&other, module, "instant"));
     if (argc > 1 && strcmp(argv[1], "pair-live") == 0)
         for (int i = 0; i < LIVE; i++)
             CHECK(cuMemAlloc_v2(&live[i], 4096));

@@ -203,7 +203,7 @@ static void known_short_work_is_measured_seldom_and_in_pairs(void) {
     for (int i = 0; i < 8; i++)
         measured(estimate, 100);
     int samples = 0, pairs = 0;
-    for (int i = 0; i < 256 * 100; i++) {
+    for (int i = 0; i < 1024 * 100; i++) {
         vgpu_estimate_launch(estimate, &sample);
         if (sample)
             vgpu_estimate_group(estimate);
@@ -213,6 +213,21 @@ static void known_short_work_is_measured_seldom_and_in_pairs(void) {
     }
     CHECK(samples >= 90 && samples <= 200, 1);
     CHECK(samples - 2 * pairs >= -1 && samples - 2 * pairs <= 1, 1);
+}
+
+static void launches_may_be_counted_in_a_row_up_to_the_next_to_be_measured(void) {
+    struct vgpu_estimate *estimate = vgpu_estimate_of(4711);
+    bool sample;
+    CHECK(vgpu_estimate_room(estimate), 0); /* new */
+    for (int i = 0; i < 40; i++)
+        measured(estimate, 10 * 1000);
+    for (sample = false; !sample;) {
+        uint32_t room = vgpu_estimate_room(estimate);
+        CHECK(room <= 40, 1);
+        vgpu_estimate_count(estimate, room, room * 10 * 1000);
+        CHECK(vgpu_estimate_room(estimate), 0);
+        vgpu_estimate_launch(estimate, &sample);
+    }
 }
 
 static void known_long_work_is_measured_every_time(void) {
@@ -321,6 +336,7 @@ static const struct test_case cases[] = {
     CASE(work_that_varies_wildly_is_charged_for_half_of_its_mean_at_least),
     CASE(a_measurement_stands_for_the_launches_since_the_one_before),
     CASE(known_short_work_is_measured_seldom_and_in_pairs),
+    CASE(launches_may_be_counted_in_a_row_up_to_the_next_to_be_measured),
     CASE(known_long_work_is_measured_every_time),
     CASE(renewed_work_is_a_guess_until_it_is_measured),
     CASE(more_kinds_of_work_than_the_table_holds_share_estimates),
