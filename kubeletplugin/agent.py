@@ -118,6 +118,7 @@ class NodeAgent:
             NvidiaOptions(
                 hold_back=Filter.parse(settings.hold_back),
                 ignored_xids=frozenset(settings.ignored_xids),
+                cdi_dir=settings.cdi_dir,
                 faults_file=settings.state_dir / _FAULTS_FILE,
             ),
         )

@@ -8,7 +8,7 @@ library). Called by preparing, unpreparing and the agent. Source: Container Devi
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,16 @@ def claim_id(vendor: str, share: str) -> str:
 
 def gpu_spec(vendor: str, devices: Iterable[Device], driver: Driver) -> Spec | None:
     """Return the spec of a node's devices; None without any: a spec must have a device."""
-    entries = [{"name": device.name, "containerEdits": _edits(device.files)} for device in devices if device.files]
-    common = _edits([*driver.files, *_private(driver)]) | {"env": [_NO_LEGACY_HOOK]}
-    return _spec(f"{vendor}/{names.CDI_CLASS_GPU}", entries, common) if entries else None
+    entries = [
+        {"name": device.name, "containerEdits": _with(device.toolkit, _edits(device.files))}
+        for device in devices
+        if device.files
+    ]
+    common = _with(driver.toolkit, _edits([*driver.files, *_private(driver)])) | {"env": [_NO_LEGACY_HOOK]}
+    if not entries:
+        return None
+    spec = _spec(f"{vendor}/{names.CDI_CLASS_GPU}", entries, common)
+    return spec | {"cdiVersion": max(spec["cdiVersion"], driver.toolkit_version, key=_version_key)}
 
 
 def claim_spec(vendor: str, shares: Iterable[str], shares_dir: Path, library: InstalledLibrary | None) -> Spec:
@@ -93,6 +100,21 @@ def _private(driver: Driver) -> Iterator[DeviceFile]:
     for name in names.GATED_LIBRARIES:
         if name in found:
             yield DeviceFile(found[name], Path(names.CONTAINER_DRIVER_DIR) / name)
+
+
+def _with(toolkit: Mapping[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+    """Return our edits and those of the vendor's tool; where both put something at one place, ours."""
+    merged = dict(ours)
+    for kind, place in (("deviceNodes", "path"), ("mounts", "containerPath")):
+        taken = {entry[place] for entry in ours.get(kind, ())}
+        more = [entry for entry in toolkit.get(kind, ()) if entry[place] not in taken]
+        if more:
+            merged[kind] = [*ours.get(kind, ()), *more]
+    return merged | ({"hooks": list(toolkit["hooks"])} if toolkit.get("hooks") else {})
+
+
+def _version_key(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdecimal())
 
 
 def _share_mount(shares_dir: Path, share: str, file: str, options: list[str]) -> dict[str, Any]:

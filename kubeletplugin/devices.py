@@ -7,6 +7,7 @@ the inventory (what to state).
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from api import names
 from api.errors import ClaimError
@@ -44,6 +45,8 @@ class Device:
     numa_node: int | None = None
     files: tuple[DeviceFile, ...] = ()
     """Its device nodes; those of the driver as a whole are in `Driver`."""
+    toolkit: Mapping[str, Any] = field(default_factory=dict)
+    """What the vendor's own tool would do for it beside: CDI containerEdits."""
     type: str = names.DEVICE_TYPE_GPU
     profile: str = ""
     """Of a MIG device, such as 1g.10gb."""
@@ -68,6 +71,10 @@ class Driver:
     """What every container with a device of this driver gets."""
 
     files: tuple[DeviceFile, ...] = ()
+    toolkit: Mapping[str, Any] = field(default_factory=dict)
+    """What the vendor's own tool would do for each container beside: CDI containerEdits."""
+    toolkit_version: str = ""
+    """Of CDI, in which they are written."""
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,12 @@ class DriverRoot:
         """Return a path under the root as the container runtime sees it; paths elsewhere are the same for both."""
         return self.on_host / path.relative_to(self.path) if path.is_relative_to(self.path) else path
 
+    def exists_on_host(self, path: Path) -> bool:
+        """Return whether a file of the host exists; one that cannot be seen from here is taken to exist."""
+        if not path.is_relative_to(self.on_host):
+            return True
+        return self.resolve(self.path / path.relative_to(self.on_host)).exists()
+
     def resolve(self, path: Path) -> Path:
         """Follow the symbolic links of a file name inside the root: an absolute target starts at the root again."""
         for _ in range(_MAX_LINKS):

@@ -12,7 +12,9 @@ from typing import Any
 
 from typing_extensions import override
 
+from api import names
 from api.errors import StateError
+from kubeletplugin.ctkspecs import ToolkitSpec, find_spec
 from kubeletplugin.devices import Device, DeviceFigures, Discovery, Driver, DriverProcess
 from kubeletplugin.discovery import DiscoveryBackend
 from kubeletplugin.driverroots import DriverRoot
@@ -47,6 +49,8 @@ class NvidiaOptions:
 
     hold_back: Filter = field(default_factory=Filter)
     ignored_xids: frozenset[int] = frozenset()
+    cdi_dir: Path = Path(names.CDI_DIR)
+    """Where other tools may have written CDI specs."""
     faults_file: Path | None = None
     """Where faults are kept for the agent that comes after this one."""
 
@@ -133,15 +137,12 @@ class NvidiaDiscovery(DiscoveryBackend):
             self._session.distrust()
         devices += missing
         self._known = {device.uuid: device for device in devices}
+        devices += unseen(self._machine)
         root = self._machine.root
-        driver_files = (
-            *root.device_files(_CONTROL_NODES),
-            *root.libraries(_LIBRARIES),
-            *root.binaries(_PROGRAMS),
-        )
+        toolkit = find_spec(root, self._options.cdi_dir)
         return Discovery(
-            tuple(self._options.hold_back.apply(device) for device in (*devices, *unseen(self._machine))),
-            Driver(driver_files),
+            tuple(self._options.hold_back.apply(_fitted(device, toolkit)) for device in devices),
+            _driver(root, toolkit),
             # Without a UUID there is no name to state it under.
             "; ".join(f"device {index}: {error}" for index, error in silent.items()),
         )
@@ -207,6 +208,19 @@ class NvidiaDiscovery(DiscoveryBackend):
             return self._faults.tell_xid(uuid, int(event.eventData))
         self._faults.count(uuid, "ecc-uncorrected")
         return True
+
+
+def _driver(root: DriverRoot, toolkit: ToolkitSpec | None) -> Driver:
+    """Return what each container gets: all of it found by us, or the rest by the toolkit."""
+    if toolkit is None:
+        return Driver((*root.device_files(_CONTROL_NODES), *root.libraries(_LIBRARIES), *root.binaries(_PROGRAMS)))
+    files = (*root.device_files(_CONTROL_NODES), *root.libraries(names.GATED_LIBRARIES))
+    return Driver(files, toolkit.common, toolkit.version)
+
+
+def _fitted(device: Device, toolkit: ToolkitSpec | None) -> Device:
+    edits = toolkit.of_device(device.uuid, device.index) if toolkit and device.type == names.DEVICE_TYPE_GPU else None
+    return replace(device, toolkit=edits) if edits else device
 
 
 def _count() -> int:

@@ -41,6 +41,21 @@ _EDITS = {
     "properties": {
         "env": {"type": "array", "items": {"type": "string", "pattern": "^[^=]+=.*$"}},
         "deviceNodes": {"type": "array", "items": _NODE},
+        "hooks": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "hookName": {"enum": ["prestart", "createRuntime", "createContainer", "startContainer"]},
+                    "path": {"type": "string", "pattern": "^/"},
+                    "args": {"type": "array", "items": {"type": "string"}},
+                    "env": {"type": "array", "items": {"type": "string"}},
+                    "timeout": {"type": "integer"},
+                },
+                "required": ["hookName", "path"],
+                "additionalProperties": False,
+            },
+        },
         "mounts": {"type": "array", "items": _MOUNT},
     },
 }
