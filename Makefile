@@ -75,6 +75,10 @@ e2e: cluster ## The end-to-end tests on a real node (K8S=1.34 GATES=DRAConsumabl
 gpu: build ## The tests on this machine's NVIDIA GPU (GPU=stub tries the tests themselves)
 	VGPU_GPU=$(GPU) $(BIN)/pytest -rs tests/gpu
 
+.PHONY: soak
+soak: build ## Kill the node agent at each of its changes, and 1,000 times at random, while pods come and go (CYCLES=1000)
+	$(BIN)/python -m tests.unit.kubeletplugin.soaking --cycles $(or $(CYCLES),1000)
+
 .PHONY: bench
 bench: cluster bench-library ## Measure: figures as ratios against native in the same run
 	$(BIN)/python -m tests.bench

@@ -8,6 +8,7 @@ process have one description: what keeps them apart is a lock of the caller's, t
 import fcntl
 import os
 import struct
+import threading
 import time
 import weakref
 from collections.abc import Iterator
@@ -30,13 +31,16 @@ class InstanceLocks:
         """Take the file; all instances name the same one."""
         self._path = path
         self._descriptor: int | None = None
+        self._opening = threading.Lock()
 
     @property
     def descriptor(self) -> int:
         """The open file, to read and to write; OSError if it cannot be opened."""
-        if self._descriptor is None:
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            weakref.finalize(self, os.close, self._descriptor)
+        # One for all threads: what is locked by one description cannot be unlocked by another.
+        with self._opening:
+            if self._descriptor is None:
+                self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                weakref.finalize(self, os.close, self._descriptor)
         return self._descriptor
 
     @contextmanager

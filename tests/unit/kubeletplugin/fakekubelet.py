@@ -60,9 +60,9 @@ class FakeKubelet:
     version: str = ""
     _channels: dict[Path, grpc.Channel] = field(default_factory=dict)
 
-    def register(self, refusal: str = "") -> None:
-        """Find the plugin's socket, ask what it is, and tell it the outcome."""
-        (socket,) = sorted((self.directory / "plugins_registry").glob("*-reg.sock"))
+    def register(self, refusal: str = "", pod_uid: str = "") -> None:
+        """Find the plugin's socket (of several: that of a pod), ask what it is, and tell it the outcome."""
+        (socket,) = sorted((self.directory / "plugins_registry").glob(f"*{pod_uid}-reg.sock"))
         stub = registration_pb2_grpc.RegistrationStub(self._channel(socket))
         self.info = stub.GetInfo(registration_pb2.InfoRequest(), timeout=5)
         self.version = next(version for version in self.info.supported_versions if version in self.dra_versions)

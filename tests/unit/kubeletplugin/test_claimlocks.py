@@ -60,3 +60,24 @@ def test_another_agent_that_never_ends_is_not_waited_for_for_ever(tmp_path: Path
 
     with second.hold(A):
         pass
+
+
+def test_locks_that_are_asked_for_at_once_for_the_first_time_are_all_given_back(tmp_path: Path) -> None:
+    for number in range(20):
+        locks = ClaimLocks(tmp_path / f"locks-{number}", timeout_s=0)
+        barrier = threading.Barrier(8)
+
+        def take(uid: str, locks: ClaimLocks = locks, barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
+            with locks.hold(ClaimUID(uid)):
+                pass
+
+        threads = [threading.Thread(target=take, args=(f"claim-{i}",)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        other = ClaimLocks(tmp_path / f"locks-{number}", timeout_s=0)
+        for i in range(8):
+            with other.hold(ClaimUID(f"claim-{i}")):
+                pass
