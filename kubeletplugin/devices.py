@@ -43,6 +43,10 @@ class Device:
     pci_bus_id: str = ""
     pcie_root: str = ""
     numa_node: int | None = None
+    links: frozenset[str] = frozenset()
+    """PCI addresses of what its active links to other devices lead to: GPUs, or switches before them."""
+    mig_capable: bool | None = None
+    """Its hardware can divide it; None: not known."""
     files: tuple[DeviceFile, ...] = ()
     """Its device nodes; those of the driver as a whole are in `Driver`."""
     toolkit: Mapping[str, Any] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from api.errors import ConflictError, NotFoundError, StateError
 from api.kube import KubeClient
 from api.nodeinventory import DeviceFacts, InventoryStatus, NodeInventory, OfferedRoom, to_object
 from kubeletplugin.devices import Device, Discovery
+from kubeletplugin.linkislands import islands
 
 _HEARTBEAT = "heartbeatTime"
 
@@ -40,12 +41,13 @@ class InventoryWriter:
         """
         if not self._node_uid:
             self._node_uid = self._client.get(kube.NODES, self._node_name)["metadata"]["uid"]
+        found_islands = islands(found.devices)
         status = InventoryStatus(
             node_uid=self._node_uid,
             driver_name=self._driver_name,
             agent_version=self._agent_version,
             heartbeat_time=now or datetime.now(UTC),
-            devices=[_facts(device) for device in found.devices],
+            devices=[_facts(device, found_islands.get(device.name, "")) for device in found.devices],
             message=found.message,
         )
         wanted = to_object(self._node_name, status)
@@ -73,7 +75,7 @@ class InventoryWriter:
         return self._patch(wanted, None)
 
 
-def _facts(device: Device) -> DeviceFacts:
+def _facts(device: Device, island: str) -> DeviceFacts:
     return DeviceFacts(
         name=device.name,
         uuid=device.uuid,
@@ -91,6 +93,8 @@ def _facts(device: Device) -> DeviceFacts:
         pci_bus_id=device.pci_bus_id,
         pcie_root=device.pcie_root,
         numa_node=device.numa_node,
+        link_island=island,
+        mig_capable=device.mig_capable,
         healthy=device.healthy,
         shareable=device.shareable,
         offered=device.offered,

@@ -12,6 +12,7 @@ from typing import Any
 from api import names
 from kubeletplugin.devices import Device, DeviceFile
 from kubeletplugin.driverroots import DriverRoot
+from kubeletplugin.linkislands import nvlinks
 from kubeletplugin.nvml import ask, pci_devices, pynvml
 
 VENDOR = "nvidia"
@@ -106,6 +107,8 @@ def _describe_gpu(machine: Machine, handle: Any, index: int, versions: Versions)
         pci_bus_id=bus_id,
         pcie_root=_pcie_root(machine, bus_id),
         numa_node=_numa_node(machine, bus_id),
+        links=nvlinks(handle, _bus_id),
+        mig_capable=ask(pynvml.nvmlDeviceGetMigMode, handle) is not None,
         files=files,
         shareable=not reason,
         reason=reason,

@@ -149,6 +149,7 @@ def test_a_device_is_stated_with_all_that_the_driver_says(monkeypatch: pytest.Mo
         pci_bus_id="0001:65:00.0",
         pcie_root="pci0000:64",
         numa_node=1,
+        mig_capable=False,
         files=(DeviceFile(root / "dev/nvidia1", Path("/dev/nvidia1")),),
     )
 
