@@ -79,6 +79,26 @@ gpu: build ## The tests on this machine's NVIDIA GPU (GPU=stub tries the tests t
 soak: build ## Kill the node agent at each of its changes, and 1,000 times at random, while pods come and go (CYCLES=1000)
 	$(BIN)/python -m tests.unit.kubeletplugin.soaking --cycles $(or $(CYCLES),1000)
 
+# Versions, and the gates by which a version has another offer mode: consumable, counters or slots.
+E2E_ALL := 1.32 \
+  1.34 1.34:DRAPartitionableDevices=true 1.34:DRAConsumableCapacity=true \
+  1.36 1.36:DRAConsumableCapacity=false 1.36:DRAConsumableCapacity=false,DRAPartitionableDevices=false \
+  1.37
+
+.PHONY: e2e-all
+e2e-all: build ## The end-to-end tests on each version and in each offer mode, and an upgrade through the versions
+	for run in $(E2E_ALL); do \
+	  IFS=: read -r version gates <<<"$$run"; \
+	  echo "==> Kubernetes $$version $$gates"; \
+	  $(MAKE) --no-print-directory e2e K8S="$$version" GATES="$$gates"; \
+	done
+	$(MAKE) --no-print-directory upgrade
+
+.PHONY: upgrade
+upgrade: cluster ## Upgrade a running cluster from 1.32 by 1.34 to 1.36, with pods that hold shares
+	for version in 1.32 1.34 1.36; do $(BIN)/python -m deploy.local --kubernetes $$version build; done
+	$(BIN)/pytest tests/upgrade
+
 .PHONY: bench
 bench: cluster bench-library ## Measure: figures as ratios against native in the same run
 	$(BIN)/python -m tests.bench

@@ -1,5 +1,6 @@
 """Looks at the running demo and says what is so and what is not. Called by the demo and the end-to-end tests."""
 
+import re
 import time
 from collections.abc import Mapping
 
@@ -7,6 +8,7 @@ from api import names
 from api.errors import KubeError
 from api.httpkube import HTTPKubeClient
 from api.kube import EVENTS, Selection
+from api.slots import parse_slot
 from deploy.demo import checks
 from deploy.demo.checks import Check
 from deploy.demo.scenario import Scenario
@@ -37,11 +39,11 @@ def both_run_on_one_gpu(scenario: Scenario) -> list[Check]:
     phases = {pod["metadata"].get("labels", {}).get("app"): pod["status"]["phase"] for pod in pods}
     claims = scenario.json("-n", NAMESPACE, "get", "resourceclaims")["items"]
     results = [result for claim in claims for result in _results(claim)]
-    devices = sorted({result["device"] for result in results})
+    devices = sorted({_gpu(result["device"]) for result in results})
     return [
         *(checks.equal(f"{tenant.name} runs", "Running", phases.get(tenant.name)) for tenant in TENANTS),
         checks.equal("claims that hold a part of a device", len(TENANTS), len(results)),
-        checks.equal("devices that they are parts of", names.device_name(GPU.uuid), ", ".join(devices)),
+        checks.equal("GPUs that they are parts of", names.device_name(GPU.uuid), ", ".join(devices)),
     ]
 
 
@@ -110,10 +112,15 @@ def the_third_waits(scenario: Scenario) -> list[Check]:
     """The pod that asks for more than any GPU has is pending, and an event gives a reason for each device."""
     phase = scenario.json("-n", NAMESPACE, "get", "pod", WAITING_POD)["status"]["phase"]
     note = _event_note(HTTPKubeClient(str(scenario.cluster.kubeconfig)))
-    reason = f"{names.device_name(GPU.uuid)}: {names.REASON_INSUFFICIENT_MEMORY}"
+    # Of each device on its own: the GPU, or each of the slots that it is cut into.
+    reasons = {_gpu(device): reason for device, reason in re.findall(r"/(\S+): (\w+)", note)}
     return [
         checks.equal(f"{WAITING_POD} waits", "Pending", phase),
-        checks.contains(f"why: it asked for {WAITING_MEMORY_MIB}Mi", reason, note),
+        checks.equal(
+            f"why: it asked for {WAITING_MEMORY_MIB}Mi",
+            names.REASON_INSUFFICIENT_MEMORY,
+            reasons.get(names.device_name(GPU.uuid), note),
+        ),
     ]
 
 
@@ -122,6 +129,12 @@ def _results(claim: Mapping[str, object]) -> list[dict[str, str]]:
     allocation = status.get("allocation", {}) if isinstance(status, dict) else {}
     results: list[dict[str, str]] = allocation.get("devices", {}).get("results", [])
     return results
+
+
+def _gpu(device: str) -> str:
+    """Return the GPU that a device is, or is a slot of."""
+    slot = parse_slot(device)
+    return slot.gpu if slot else device
 
 
 def _sum_by_tenant(scenario: Scenario, field: str) -> dict[str, int]:

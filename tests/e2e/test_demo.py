@@ -1,6 +1,7 @@
 """What `make demo` shows, checked by the card's own count, and what the command line says of it meanwhile."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -49,7 +50,7 @@ def _explain(scenario: Scenario, pod: str) -> str:
 
 def test_explain_says_for_each_device_why_a_pod_waits(tenants: Scenario) -> None:
     report = _explain(tenants, WAITING_POD)
-    assert f"{GPU.uuid.lower()}: CardInsufficientMemory" in report
+    assert re.search(rf"/{GPU.uuid.lower()}\S*: CardInsufficientMemory", report), report
     assert "asked 999999Mi" in report
 
 

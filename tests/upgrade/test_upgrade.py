@@ -1,0 +1,91 @@
+"""A cluster is upgraded in place under tenants: none restarts, none loses its limits, and more can be asked for."""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from api.errors import KubeError
+from api.httpkube import HTTPKubeClient
+from api.kube import Selection, slices
+from deploy.demo.asking import Dialect, dialect_of
+from deploy.demo.containers import bring_up
+from deploy.demo.scenario import Scenario
+from deploy.demo.tenants import GPU
+from deploy.local.cluster import Cluster
+from libvgpu.stub import StubGPU
+from tests.e2e.workloads import Asked, Container, Workloads
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
+
+_SECOND_GPU = StubGPU(name=GPU.name, memory_bytes=GPU.memory_bytes, uuid="GPU-0e1d2c3b-4a59-4687-b5a4-c3d2e1f0a9b8")
+_WORKING = Container(["worker", "run", "300"])
+_ASKED = Asked({"gpu": {"memory": "1Gi", "cores": "10"}})
+_TIMEOUT_S = 120.0
+_STEPS = [
+    ("1.34", {"DRAPartitionableDevices": True}, "counters"),
+    ("1.36", {}, "consumable"),
+]
+
+
+@pytest.fixture
+def scenario() -> Iterator[Scenario]:
+    with Cluster(f"upgrade-{os.getpid()}", kubernetes="oldest") as cluster:
+        cluster.up(nodes=1, dies_with_caller=True)
+        yield bring_up(cluster, [GPU, _SECOND_GPU], print)
+
+
+def _wait_until_offered(scenario: Scenario, wanted: Dialect) -> None:
+    """Wait until the driver has followed, by itself."""
+    kube, node = HTTPKubeClient(str(scenario.cluster.kubeconfig)), scenario.cluster.node().name
+    deadline, found = time.monotonic() + _TIMEOUT_S, None
+    while found != wanted:
+        assert time.monotonic() < deadline, f"found {found}, expected {wanted} within {_TIMEOUT_S} s"
+        with contextlib.suppress(KubeError):
+            found = dialect_of(kube, node)
+            if found != wanted:
+                position = kube.list(slices(found.version))["metadata"]["resourceVersion"]
+                next(kube.watch(slices(found.version), position, Selection(), 1), None)
+    vars(scenario)["dialect"] = wanted
+
+
+def _containers(workloads: Workloads, pod: str) -> Any:
+    """What changes when a container is started again."""
+    found = workloads.wait_for_phase(pod, "Running")
+    return [(one["containerID"], one["restartCount"], one["state"]) for one in found["status"]["containerStatuses"]]
+
+
+def _grab(workloads: Workloads, pod: str, size_mb: int) -> int:
+    done = workloads.scenario.run("-n", workloads.namespace, "exec", pod, "--", "worker", "grab", str(size_mb))
+    return done.returncode
+
+
+def _assert_limited(workloads: Workloads, pod: str) -> None:
+    """1 GiB, of which the pod itself holds 300 MB."""
+    assert _grab(workloads, pod, 500) == 0
+    assert _grab(workloads, pod, 900) == 3
+
+
+def test_shares_outlive_upgrades_from_the_oldest_version_and_the_offer_follows(scenario: Scenario) -> None:
+    assert scenario.dialect == Dialect("v1beta1", "slots")
+    scenario.cluster.kubectl("create", "namespace", "tests")
+    workloads = Workloads(scenario, "tests")
+    started = {}
+    for name in ("first", "second"):
+        workloads.start(name, _ASKED, _WORKING)
+        started[name] = _containers(workloads, name)
+    for version, gates, mode in _STEPS:
+        scenario.cluster.upgrade(version, gates)
+        _wait_until_offered(scenario, Dialect("v1", mode))
+        name = f"after-{version.replace('.', '-')}"
+        workloads.start(name, _ASKED, _WORKING)
+        started[name] = _containers(workloads, name)
+        for pod, before in started.items():
+            assert _containers(workloads, pod) == before
+            _assert_limited(workloads, pod)
+    workloads.delete_all()
+    node = scenario.cluster.node()
+    assert list((node.agent / "shares").iterdir()) == []
