@@ -118,10 +118,16 @@ def the_third_waits(scenario: Scenario) -> list[Check]:
         checks.equal(f"{WAITING_POD} waits", "Pending", phase),
         checks.equal(
             f"why: it asked for {WAITING_MEMORY_MIB}Mi",
-            names.REASON_INSUFFICIENT_MEMORY,
+            reason_for_too_much(scenario),
             reasons.get(names.device_name(GPU.uuid), note),
         ),
     ]
+
+
+def reason_for_too_much(scenario: Scenario) -> str:
+    """Return why a device is not for a claim that asks for more memory than it has."""
+    by_amount = scenario.dialect.mode == "consumable"
+    return names.REASON_INSUFFICIENT_MEMORY if by_amount else names.REASON_NOT_SELECTED
 
 
 def _results(claim: Mapping[str, object]) -> list[dict[str, str]]:

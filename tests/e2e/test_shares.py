@@ -16,14 +16,17 @@ _SMI = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits
 _EXAMPLES = sorted((ROOT / "deploy/examples").glob("*.yaml"))
 _NO_DISTINCT = "distinctAttribute comes with consumable capacity"
 _MISSING = {
+    "": {"mig": "no simulated GPU is in MIG mode", "one-numa-node": "simulated GPUs are on no NUMA node"},
+    "v1beta1": {"first-available": "firstAvailable comes with Kubernetes 1.33"},
     "counters": {"two-shares": _NO_DISTINCT},
     "slots": {
+        "any-mode": "no slot of the default layout of a 10 GiB GPU has 8 GiB",
+        "two-containers-one-share": "no slot of the default layout of a 10 GiB GPU has 6 GiB",
         "two-shares": _NO_DISTINCT,
-        "two-containers-one-share": "half of the GPU, the largest slot by default, has less than 6 GiB",
         "whole-gpu": "a GPU that is cut into slots is no device itself",
     },
 }
-"""Examples that devices of fixed sizes cannot serve."""
+"""Examples that cannot be served here: anywhere, in an API version, in an offer mode."""
 
 
 def test_two_containers_of_a_pod_share_one_set_of_books(workloads: Workloads) -> None:
@@ -107,9 +110,10 @@ def test_an_example_runs_as_it_is_written(workloads: Workloads, file: Path) -> N
     ours = rf"\1image: {IMAGE}\n\1imagePullPolicy: Never"
     text = re.sub(r"( *)image: nvidia/cuda:\S+", ours, file.read_text())
     objects = [document for document in yaml.safe_load_all(text) if document]
-    mode = workloads.scenario.dialect.mode
-    if reason := _MISSING.get(mode, {}).get(file.stem):
-        pytest.skip(f"offer mode {mode}: {reason}")
+    dialect = workloads.scenario.dialect
+    for where in ("", dialect.version, dialect.mode):
+        if reason := _MISSING.get(where, {}).get(file.stem):
+            pytest.skip(reason)
     workloads.apply(*objects)
     for pod in [document for document in objects if document["kind"] == "Pod"]:
         workloads.wait_for_phase(pod["metadata"]["name"], "Running", "Succeeded")
