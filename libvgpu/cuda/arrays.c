@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Arrays and mipmapped arrays: charged by their elements. What the driver adds for tiling it does not say.
+ * Arrays and mipmapped arrays: charged by their elements, and for what the driver adds for tiling: that it does not say
+ * before, so it is measured at once (footprint.h).
  */
+#include "cuda/footprint.h"
 #include "cuda/memory.h"
 
 #include <stddef.h>
@@ -44,6 +46,20 @@ static uint64_t array_bytes(const CUDA_ARRAY3D_DESCRIPTOR *desc, unsigned int le
     return sum;
 }
 
+/* The tiles may take more than the elements did: then there is room for them, or the array is destroyed again. */
+#define TILED(taking, kind, handle, destroy)                                                                           \
+    do {                                                                                                               \
+        result = vgpu__taken(&(taking), result, kind, result == CUDA_SUCCESS ? (uintptr_t)*(handle) : 0);              \
+        if (result != CUDA_SUCCESS || (taking).device == NULL)                                                         \
+            return result;                                                                                             \
+        CUresult room = vgpu__footprint_grown((taking).device);                                                        \
+        if (room != CUDA_SUCCESS && destroy(*(handle)) == CUDA_SUCCESS)                                                \
+            result = room;                                                                                             \
+        if (room != CUDA_SUCCESS)                                                                                      \
+            vgpu__footprint_settle((taking).device);                                                                   \
+        return result;                                                                                                 \
+    } while (0)
+
 CUresult cuArrayCreate(CUarray *array, const CUDA_ARRAY_DESCRIPTOR_v1 *desc) {
     struct vgpu__taking taking;
     CUDA_ARRAY3D_DESCRIPTOR full = {0};
@@ -54,7 +70,7 @@ CUresult cuArrayCreate(CUarray *array, const CUDA_ARRAY_DESCRIPTOR_v1 *desc) {
     if (result != CUDA_SUCCESS)
         return result;
     VGPU_CALL(result, cuArrayCreate, array, desc);
-    return vgpu__taken(&taking, result, VGPU_KIND_ARRAY, result == CUDA_SUCCESS ? (uintptr_t)*array : 0);
+    TILED(taking, VGPU_KIND_ARRAY, array, cuArrayDestroy);
 }
 
 CUresult cuArray3DCreate(CUarray *array, const CUDA_ARRAY3D_DESCRIPTOR_v1 *desc) {
@@ -71,7 +87,7 @@ CUresult cuArray3DCreate(CUarray *array, const CUDA_ARRAY3D_DESCRIPTOR_v1 *desc)
     if (result != CUDA_SUCCESS)
         return result;
     VGPU_CALL(result, cuArray3DCreate, array, desc);
-    return vgpu__taken(&taking, result, VGPU_KIND_ARRAY, result == CUDA_SUCCESS ? (uintptr_t)*array : 0);
+    TILED(taking, VGPU_KIND_ARRAY, array, cuArrayDestroy);
 }
 
 CUresult cuArrayCreate_v2(CUarray *array, const CUDA_ARRAY_DESCRIPTOR *desc) {
@@ -84,7 +100,7 @@ CUresult cuArrayCreate_v2(CUarray *array, const CUDA_ARRAY_DESCRIPTOR *desc) {
     if (result != CUDA_SUCCESS)
         return result;
     VGPU_CALL(result, cuArrayCreate_v2, array, desc);
-    return vgpu__taken(&taking, result, VGPU_KIND_ARRAY, result == CUDA_SUCCESS ? (uintptr_t)*array : 0);
+    TILED(taking, VGPU_KIND_ARRAY, array, cuArrayDestroy);
 }
 
 CUresult cuArray3DCreate_v2(CUarray *array, const CUDA_ARRAY3D_DESCRIPTOR *desc) {
@@ -93,14 +109,17 @@ CUresult cuArray3DCreate_v2(CUarray *array, const CUDA_ARRAY3D_DESCRIPTOR *desc)
     if (result != CUDA_SUCCESS)
         return result;
     VGPU_CALL(result, cuArray3DCreate_v2, array, desc);
-    return vgpu__taken(&taking, result, VGPU_KIND_ARRAY, result == CUDA_SUCCESS ? (uintptr_t)*array : 0);
+    TILED(taking, VGPU_KIND_ARRAY, array, cuArrayDestroy);
 }
 
 CUresult cuArrayDestroy(CUarray array) {
     CUresult result;
     struct vgpu_charge charge = vgpu__give(VGPU_KIND_ARRAY, (uintptr_t)array);
     VGPU_CALL(result, cuArrayDestroy, array);
-    return vgpu__given(&charge, result);
+    vgpu__given(&charge, result);
+    if (result == CUDA_SUCCESS && charge.device != NULL)
+        vgpu__footprint_settle(charge.device);
+    return result;
 }
 
 CUresult cuMipmappedArrayCreate(CUmipmappedArray *mipmap, const CUDA_ARRAY3D_DESCRIPTOR *desc, unsigned int levels) {
@@ -109,12 +128,15 @@ CUresult cuMipmappedArrayCreate(CUmipmappedArray *mipmap, const CUDA_ARRAY3D_DES
     if (result != CUDA_SUCCESS)
         return result;
     VGPU_CALL(result, cuMipmappedArrayCreate, mipmap, desc, levels);
-    return vgpu__taken(&taking, result, VGPU_KIND_MIPMAP, result == CUDA_SUCCESS ? (uintptr_t)*mipmap : 0);
+    TILED(taking, VGPU_KIND_MIPMAP, mipmap, cuMipmappedArrayDestroy);
 }
 
 CUresult cuMipmappedArrayDestroy(CUmipmappedArray mipmap) {
     CUresult result;
     struct vgpu_charge charge = vgpu__give(VGPU_KIND_MIPMAP, (uintptr_t)mipmap);
     VGPU_CALL(result, cuMipmappedArrayDestroy, mipmap);
-    return vgpu__given(&charge, result);
+    vgpu__given(&charge, result);
+    if (result == CUDA_SUCCESS && charge.device != NULL)
+        vgpu__footprint_settle(charge.device);
+    return result;
 }

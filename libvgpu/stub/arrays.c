@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* CUDA arrays and mipmapped arrays: device memory behind an opaque handle. They take the bytes of their elements. */
+/* CUDA arrays and mipmapped arrays: device memory behind an opaque handle. They take the bytes of their elements, in
+ * whole tiles. */
 #include "driver.h"
 
 #include <stdlib.h>
@@ -41,6 +42,11 @@ static CUresult describe(CUarray array, const CUDA_ARRAY3D_DESCRIPTOR *desc, siz
     return CUDA_SUCCESS;
 }
 
+static uint64_t tiled(CUcontext context, uint64_t bytes) {
+    uint64_t tile = context->device->card.shared->array_tile_bytes;
+    return tile > 1 ? (bytes + tile - 1) / tile * tile : bytes;
+}
+
 CUresult stub_cuArray3DCreate_v2(CUarray *out, const CUDA_ARRAY3D_DESCRIPTOR *desc) {
     CUcontext context;
     struct CUarray_st array = {0};
@@ -48,7 +54,7 @@ CUresult stub_cuArray3DCreate_v2(CUarray *out, const CUDA_ARRAY3D_DESCRIPTOR *de
     TRY(current_context(&context));
     REQUIRE(out, CUDA_ERROR_INVALID_VALUE);
     TRY(describe(&array, desc, &bytes));
-    TRY(allocation_make(ALLOCATION_ARRAY, context, bytes, bytes, &array.allocation));
+    TRY(allocation_make(ALLOCATION_ARRAY, context, bytes, tiled(context, bytes), &array.allocation));
     *out = malloc(sizeof **out);
     if (!*out) {
         allocation_drop(array.allocation);
@@ -140,7 +146,7 @@ CUresult stub_cuMipmappedArrayCreate(CUmipmappedArray *out, const CUDA_ARRAY3D_D
             level.Depth = half(level.Depth);
     }
     if (result == CUDA_SUCCESS)
-        result = allocation_make(ALLOCATION_ARRAY, context, total, total, &mipmap->allocation);
+        result = allocation_make(ALLOCATION_ARRAY, context, total, tiled(context, total), &mipmap->allocation);
     if (result != CUDA_SUCCESS) {
         free(mipmap);
         return result;

@@ -112,6 +112,7 @@ struct stub_card {
     uint64_t slice_ns;          /* how long a process keeps the engine while others wait */
     uint64_t kernel_ns;         /* what a plain kernel takes... */
     uint64_t kernel_block_ns;   /* ...and for each of its blocks, divided over the multiprocessors */
+    uint64_t array_tile_bytes;  /* arrays are rounded up to this */
     /* What NVML tells of its health */
     uint64_t lost;            /* it fell off the bus: no call about it succeeds */
     uint64_t remap_failed;    /* a row could not be remapped */
@@ -135,7 +136,7 @@ struct stub_card {
     uint64_t ended_gpu_time_ns;     /* of processes whose slots were given to others */
     uint64_t live[STUB_LIVE_WORDS]; /* one bit for each live slot */
     uint64_t engine_until_ns;       /* end of the kernel that runs, if it is not interrupted */
-    uint64_t padding[3];
+    uint64_t padding[2];
     struct stub_usage usage[STUB_CARD_USAGE];
 
     uint32_t event_count; /* events ever put into the ring, futex */

@@ -45,6 +45,7 @@ class StubSettings:
     slice_ns: int = 2_000_000
     kernel_ns: int = 2_000
     kernel_block_ns: int = 1_000
+    array_tile_bytes: int = 1  # real: tiles of some KiB
     # Health, as NVML tells it
     lost: int = 0
     remap_failed: int = 0

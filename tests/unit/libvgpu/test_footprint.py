@@ -150,3 +150,27 @@ def test_managed_memory_that_lies_on_the_host_does_not_hide_what_a_context_takes
         kernel()
         assert info()[0] == {130 * MIB}, info()
     """)
+
+
+@pytest.mark.parametrize("kind", ["array", "mipmap"])
+def test_the_tiles_of_an_array_are_charged_or_there_is_no_array(kind: str, machine: "Machine") -> None:
+    _settle(machine, array_tile_bytes=16 * MIB)
+    share = machine.share(40 * MIB)
+    create = {
+        "array": f"cuda.cuArrayCreate_v2(byref(p), (c_ulonglong * 3)({MIB}, 17, 0x0100000001))",
+        "mipmap": f"cuda.cuMipmappedArrayCreate(byref(p), (c_ulonglong * 5)({MIB}, 17, 0, 0x0100000001, 0), 1)",
+    }[kind]
+    destroy = {"array": "cuda.cuArrayDestroy(p)", "mipmap": "cuda.cuMipmappedArrayDestroy(p)"}[kind]
+    held = f"""
+start()
+p = c_void_p()
+check({create})
+assert info()[0] == {8 * MIB}, info()
+check({destroy})
+assert info()[0] == {40 * MIB}, info()
+other = alloc({10 * MIB})  # room for the elements, but not for the tiles
+assert {create} == OUT_OF_MEMORY
+free(other)
+check({create})
+"""
+    assert _compare(machine, share, held) == 32 * MIB
