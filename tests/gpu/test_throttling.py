@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import Card
+    from tests.gpu.conftest import Card
 
 pytestmark = pytest.mark.gpu
 

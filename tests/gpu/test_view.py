@@ -11,7 +11,7 @@ import pytest
 from dra_driver import running
 
 if TYPE_CHECKING:
-    from conftest import Card
+    from tests.gpu.conftest import Card
 
 pytestmark = pytest.mark.gpu
 

@@ -47,7 +47,7 @@ def test_both_export_the_same_as_the_library_of_a_checkout() -> None:
 def test_another_folder_builds_the_same_file(architecture: str, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "libvgpu", tmp_path / "elsewhere", ignore=shutil.ignore_patterns("__pycache__", "stub"))
     compiler = f"CC={ZIG} -target {architecture}-linux-gnu.2.17"
-    command = [
+    command: list[str | Path] = [
         "make",
         "--silent",
         "-C",

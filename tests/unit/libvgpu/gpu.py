@@ -76,7 +76,7 @@ def try_launch(function: c_void_p, gpu_ns: int, stream: c_void_p | None = None) 
     argument = c_ulonglong(gpu_ns)
     params = (c_void_p * 1)(ctypes.addressof(argument))
     sizes = (c_uint(1),) * 6
-    return cuda.cuLaunchKernel(function, *sizes, c_uint(0), stream, params, None)
+    return int(cuda.cuLaunchKernel(function, *sizes, c_uint(0), stream, params, None))
 
 
 def launch(function: c_void_p, gpu_ns: int, stream: c_void_p | None = None) -> None:

@@ -10,7 +10,7 @@ from libvgpu.shares import Policy, read_books, read_limits, update_limits
 from libvgpu.stub import StubGPU, create_driver_root, read_card
 
 if TYPE_CHECKING:
-    from conftest import Machine
+    from tests.unit.libvgpu.conftest import Machine
 
 LOAD = """
 import time

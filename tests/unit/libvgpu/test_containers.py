@@ -13,7 +13,7 @@ from libvgpu.shares import read_books
 from libvgpu.stub import StubGPU, create_driver_root, read_card
 
 if TYPE_CHECKING:
-    from conftest import Machine
+    from tests.unit.libvgpu.conftest import Machine
 
 MIB = 1 << 20
 CARDS = [

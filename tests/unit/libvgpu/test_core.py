@@ -25,7 +25,7 @@ def test_kill_at_any_instruction_leaves_the_books_right(
     work: str, core_program: Callable[[str], Path], tmp_path: Path
 ) -> None:
     create_share(tmp_path, LIMITS)
-    command = [core_program("crash_test"), str(tmp_path / "books"), work]
+    command: list[str | Path] = [core_program("crash_test"), str(tmp_path / "books"), work]
     run = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
     assert (run.returncode, run.stderr) == (0, "")
     assert re.fullmatch(r"\d+ instructions\n", run.stdout)

@@ -4,7 +4,7 @@ A fault on "*" counts all calls of the driver, the library's own questions among
 the failure of every call that it makes, one after the other.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,7 +12,7 @@ from libvgpu.shares import read_books
 from libvgpu.stub import change_settings
 
 if TYPE_CHECKING:
-    from conftest import Machine
+    from tests.unit.libvgpu.conftest import Machine
 
 MIB = 1 << 20
 MOST_CALLS = 24
@@ -186,7 +186,7 @@ AFTER = {"graph": "check(cuda.cuDeviceGraphMemTrim(0))"}
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_the_books_are_exact_whichever_call_of_the_driver_fails(name: str, machine: "Machine") -> None:
-    host = {"oversubscribe": True, "host_memory_bytes": 100 * MIB} if name == "oversubscribed" else {}
+    host: dict[str, Any] = {"oversubscribe": True, "host_memory_bytes": 100 * MIB} if name == "oversubscribed" else {}
     share = machine.share(128 * MIB, **host)
     change_settings(machine.card, context_bytes=10 * MIB, module_bytes=MIB)
     use = "\n".join(f"    {line}" for line in SCENARIOS[name].splitlines())

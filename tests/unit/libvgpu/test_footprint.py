@@ -10,7 +10,7 @@ from libvgpu.shares import read_books
 from libvgpu.stub import StubGPU, StubSettings, create_card, read_card
 
 if TYPE_CHECKING:
-    from conftest import Machine
+    from tests.unit.libvgpu.conftest import Machine
 
 MIB = 1 << 20
 GPU = StubGPU(name="Stub", memory_bytes=1 << 30, uuid="GPU-00000000-0000-4000-8000-000000000001")

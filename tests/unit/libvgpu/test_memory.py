@@ -13,7 +13,7 @@ from libvgpu.shares import Limits, read_books, read_limits, update_limits
 from libvgpu.stub import StubGPU, change_settings, create_card, inject_fault, read_card
 
 if TYPE_CHECKING:
-    from conftest import Machine
+    from tests.unit.libvgpu.conftest import Machine
 from dataclasses import replace
 
 MIB = 1 << 20

@@ -12,7 +12,7 @@ from libvgpu.entrypoints import entry_points, flaws
 from libvgpu.stub import read_card
 
 if TYPE_CHECKING:
-    from conftest import Machine
+    from tests.unit.libvgpu.conftest import Machine
 
 LIBVGPU = Path(__file__).parents[3] / "libvgpu"
 MIB = 1 << 20

@@ -10,7 +10,7 @@ import pytest
 from libvgpu.stub import read_card
 
 if TYPE_CHECKING:
-    from conftest import Machine
+    from tests.unit.libvgpu.conftest import Machine
 
 TRY = """
 print(cuda.cuInit(0))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import Attempt, Container
+    from tests.unit.libvgpu.hostile.conftest import Attempt, Container
 
 LIMIT = 64 << 20
 pytestmark = pytest.mark.no_sanitizer  # nothing of the environment counts, so no runtime can come first

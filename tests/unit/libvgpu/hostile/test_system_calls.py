@@ -9,7 +9,7 @@ from libvgpu.shares import read_books
 from libvgpu.stub import read_card
 
 if TYPE_CHECKING:
-    from conftest import Machine
+    from tests.unit.libvgpu.conftest import Machine
 
 MIB = 1 << 20
 LIMIT = 64 * MIB
