@@ -36,6 +36,7 @@ from controller.records import (
     trim_slice,
 )
 from controller.snapshots import DeviceIndex
+from controller.waiting import WaitingPods
 from controller.watching import Key, Kind, Watcher
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ class ClusterCache:
         self._ledger = Ledger(driver)
         self._index = DeviceIndex()
         self._pools: dict[str, dict[str, Object]] = {}
-        self._waiting: dict[Key, set[Key]] = {}
+        self._waiting = WaitingPods()
         self.pulse = Pulse()
         self._kinds = _Kinds(self, kube, version)
 
@@ -161,7 +162,7 @@ class ClusterCache:
     def waiting_pods(self, claim: Key) -> list[PodRecord]:
         """Return the pods that the scheduler could not place and that name a claim, by name."""
         with self._lock:
-            keys = sorted(self._waiting.get(claim, ()))
+            keys = self._waiting.of(claim)
         pods = (self._kinds.pods.get(key) for key in keys)
         return [pod for pod in pods if pod is not None and pod.unschedulable]
 
@@ -237,18 +238,10 @@ class ClusterCache:
 
     def on_pod(self, key: Key, old: PodRecord | None, new: PodRecord | None) -> None:
         """A pod without a node came, was found unschedulable, or went (to its node, mostly)."""
-        before, after = set(old.claims if old else ()), set(new.claims if new else ())
         with self._lock:
-            for claim in before - after:
-                waiting = self._waiting.get(claim, set())
-                waiting.discard(key)
-                if not waiting:
-                    self._waiting.pop(claim, None)
-            for claim in after - before:
-                self._waiting.setdefault(claim, set()).add(key)
-        if (old.unschedulable if old else False) != (new.unschedulable if new else False) or before != after:
-            for claim in before | after:
-                self._listeners.claim(claim)
+            claims = self._waiting.note(key, old, new)
+        for claim in claims:
+            self._listeners.claim(claim)
 
     def on_template(self, key: Key, _old: TemplateRecord | None, _new: TemplateRecord | None) -> None:
         """A template with wrong parameters came, changed or went."""
@@ -257,7 +250,7 @@ class ClusterCache:
     def on_class(self, _key: Key, _old: bool | None, _new: bool | None) -> None:
         """A DeviceClass came or went, and with it the answer to which of the waiting claims are ours."""
         with self._lock:
-            waiting = list(self._waiting)
+            waiting = self._waiting.claims()
         for claim in waiting:
             self._listeners.claim(claim)
 

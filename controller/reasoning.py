@@ -7,7 +7,7 @@ k8s.io/dynamic-resource-allocation/structured.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from api import names
 from api.claims import ClaimView, DeviceRequest
@@ -34,6 +34,10 @@ class OfferedDevice:
     """More than one claim may hold it."""
     withheld: str = ""
     """Why it is not offered; empty: it is."""
+    drawn_on: str = ""
+    """The counter set of its node that it draws its capacity on while a claim holds it; empty: none."""
+    room: Mapping[str, int] = field(default_factory=dict)
+    """What that counter set has in total."""
 
     @property
     def key(self) -> DeviceKey:
@@ -86,6 +90,8 @@ def explain(
     nodes: dict[str, list[OfferedDevice]] = {}
     for device in devices:
         nodes.setdefault(device.node, []).append(device)
+    for node, mine in nodes.items():
+        nodes[node] = _with_counters(mine, usage)
     bound = {
         result.pool
         for claim in claims
@@ -100,6 +106,22 @@ def explain(
         RequestExplanation(f"{claim.namespace}/{claim.name}", group[-1], tuple(found), tuple(fits_on))
         for (claim, group), found in zip(wishes, findings, strict=True)
         if found or fits_on or not nodes
+    ]
+
+
+def _with_counters(devices: list[OfferedDevice], usage: Mapping[DeviceKey, Usage]) -> list[OfferedDevice]:
+    """Return devices with what is left on the counters that they draw on as their room."""
+    drawn: dict[str, dict[str, int]] = {}
+    for device in devices:
+        if device.drawn_on and usage.get(device.key, UNUSED).claims:
+            taken = drawn.setdefault(device.drawn_on, {})
+            for name, amount in device.capacity.items():
+                taken[name] = taken.get(name, 0) + amount
+    return [
+        replace(device, room={name: whole - drawn[device.drawn_on].get(name, 0) for name, whole in device.room.items()})
+        if device.drawn_on in drawn
+        else device
+        for device in devices
     ]
 
 
@@ -216,7 +238,18 @@ def _first_reason(request: DeviceRequest, device: OfferedDevice, usage: Usage) -
             )
     if usage.whole or (usage.claims and not device.shared):
         return names.REASON_EXCLUSIVE, "a claim holds the whole device"
-    return _lacking(amounts(request, device), device, usage)
+    return _drawn(device) or _lacking(amounts(request, device), device, usage)
+
+
+def _drawn(device: OfferedDevice) -> tuple[str, str] | None:
+    """Return why the counters that a device draws on have no room for it; None: they have."""
+    reasons = {names.CAPACITY_CORES: names.REASON_INSUFFICIENT_CORES}
+    for name, left in sorted(device.room.items(), reverse=True):
+        needs = device.capacity.get(name, 0)
+        if needs > left:
+            found = f"{show_amount(name, max(left, 0))} of {device.drawn_on} left, it needs {show_amount(name, needs)}"
+            return reasons.get(name, names.REASON_INSUFFICIENT_MEMORY), f"{name}: {found}"
+    return None
 
 
 def _of_class(device_class: str, vendor: str) -> bool:

@@ -4,15 +4,16 @@ What is offered is read from the slices and not from the offer mode, since it is
 withheld is in the inventories alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from api import names
 from api.claims import Object
 from api.errors import ConfigError, StateError
 from api.quantities import parse_count
-from api.slices import Capacity, Device, read_device
+from api.slices import Capacity, Device, read_counter_set, read_device
 from api.slots import gpu_of
+from controller.counting import DeviceKey
 from controller.offering import Withheld
 from controller.reasoning import OfferedDevice
 
@@ -22,13 +23,19 @@ class DeviceIndex:
 
     def __init__(self) -> None:
         self._offered: dict[str, list[OfferedDevice]] = {}
+        self._counters: dict[str, dict[DeviceKey, Mapping[str, int]]] = {}
+        """By slice: counter sets by node and name."""
         self._withheld: dict[str, tuple[Withheld, ...]] = {}
 
     def note_slice(self, name: str, obj: Object | None) -> None:
         """Take over a slice; None: it is gone."""
         self._offered.pop(name, None)
+        self._counters.pop(name, None)
         if obj is not None:
             self._offered[name] = list(_of_slice(obj))
+            counters = dict(_counters_of_slice(obj))
+            if counters:
+                self._counters[name] = counters
 
     def note_withheld(self, node: str, withheld: tuple[Withheld, ...]) -> None:
         """Take over what a node has and does not offer."""
@@ -40,6 +47,9 @@ class DeviceIndex:
         """Return all devices, offered and withheld."""
         reasons = {(node, each.device): each.reason for node, devices in self._withheld.items() for each in devices}
         found = [device for devices in self._offered.values() for device in devices]
+        if self._counters:
+            rooms = {key: room for sets in self._counters.values() for key, room in sets.items()}
+            found = [replace(device, room=rooms.get((device.node, device.drawn_on), {})) for device in found]
         if not reasons:
             return found
         gpus = [(device.node, gpu_of(device.name)) for device in found]
@@ -62,6 +72,16 @@ def _of_slice(obj: Object) -> Iterator[OfferedDevice]:
             continue
 
 
+def _counters_of_slice(obj: Object) -> Iterator[tuple[DeviceKey, Mapping[str, int]]]:
+    for entry in obj["spec"].get("sharedCounters") or []:
+        try:
+            found = read_counter_set(entry)
+            room = {name: _count(value) for name, value in found.counters.items()}
+        except (StateError, ConfigError):
+            continue
+        yield (obj["spec"]["pool"]["name"], found.name), room
+
+
 def _device(node: str, device: Device) -> OfferedDevice:
     vendor = device.attributes.get(names.ATTRIBUTE_VENDOR, "")
     capacity = {name.rpartition("/")[2]: amount for name, amount in device.capacity.items()}
@@ -73,6 +93,7 @@ def _device(node: str, device: Device) -> OfferedDevice:
         defaults={name: _count(amount.default) for name, amount in capacity.items() if amount.default is not None},
         steps={name: step for name, amount in capacity.items() if (step := _step(amount))},
         shared=device.allow_multiple,
+        drawn_on=device.consumes[0].name if device.consumes else "",
     )
 
 

@@ -6,12 +6,15 @@ from api import kube as kube_api
 from api.errors import NotFoundError
 from api.kubefake import FakeKube
 from controller.consumable import ConsumableMode
+from controller.counters import CountersMode
 from controller.explaining import explain_claim, explain_pod
+from controller.policies import Policy
 from controller.publishing import Pool, render
 from tests.unit.controller.builders import (
     CLAIMS,
     CLASSES,
     DRIVER,
+    GI,
     SLICES,
     claim,
     device_class,
@@ -90,3 +93,22 @@ def test_claims_of_other_drivers_are_not_explained(kube: FakeKube) -> None:
 def test_a_claim_that_does_not_exist_is_an_error(kube: FakeKube) -> None:
     with pytest.raises(NotFoundError):
         explain_claim(kube, "demo", "nothing")
+
+
+def test_devices_on_counters_that_others_have_drawn_on_say_what_is_left() -> None:
+    fake = FakeKube()
+    fake.create(CLASSES, device_class())
+    stated = status(facts(memory_bytes=16 * GI))
+    state_inventory(fake, "n1", stated)
+    offer = offered(CountersMode(), *stated.devices, policy=Policy(menu=True))
+    for obj in render(Pool(DRIVER, "n1", "uid", offer.slices, "v1"), 1):
+        fake.create(SLICES, obj)
+    fake.create(CLAIMS, claim("held", results=[result(f"{GPU}-slot-8192m-50c-0")]))
+    waits = claim("waits")
+    cel = 'device.capacity["vgpu.dra-driver.io"].memory.compareTo(quantity("9Gi")) >= 0'
+    waits["spec"]["devices"]["requests"][0]["exactly"]["selectors"] = [{"cel": {"expression": cel}}]
+    fake.create(CLAIMS, waits)
+    lines = explain_claim(fake, "demo", "waits").splitlines()
+    assert lines[0] == "ResourceClaim demo/waits: request gpu (memory at least 9Gi): 0 of 7 devices can serve it"
+    assert lines[1] == f"  n1/{GPU}-slot-4096m-25c-0: CardNotSelected (memory 4Gi, asked at least 9Gi)"
+    assert lines[-1] == f"  n1/{GPU}: CardInsufficientMemory (memory: 8Gi of {GPU} left, it needs 16Gi)"
