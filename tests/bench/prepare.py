@@ -39,7 +39,7 @@ from libvgpu.paths import library_path
 from tests.unit.kubeletplugin.builders import CLAIMS, NODE, claim_object, discovery, gpu, result
 from tests.unit.kubeletplugin.fakekubelet import FakeKubelet, Ref
 
-_DEVICES = [gpu(number, 80 << 30) for number in range(8)]
+_DEVICES = [gpu(number, 80 << 30) for number in range(16)]
 _AT_ONCE = 100
 _NAMESPACE = "default"
 
@@ -83,6 +83,14 @@ def _measure(root: Path, kubeconfig: str | None, rounds: int) -> None:
         else:
             stack.enter_context(_stored_claims(kubeconfig, claims))
         refs = [Ref(claim["metadata"]["uid"], _NAMESPACE, claim["metadata"]["name"]) for claim in claims]
+        _measure_calls(root, kubeconfig, refs, rounds)
+        _measure_start(root, kubeconfig, refs)
+        with _cdi_dir() as cdi_dir:
+            _print_steps(root / "steps", cdi_dir, kubeconfig, refs[:rounds])
+
+
+def _measure_calls(root: Path, kubeconfig: str, refs: Sequence[Ref], rounds: int) -> None:
+    with contextlib.ExitStack() as stack:
         agent = stack.enter_context(_child("--serve-agent", root, "--kubeconfig", kubeconfig))
         kubelet = stack.enter_context(contextlib.closing(FakeKubelet(root / "kubelet")))
         kubelet.register()
@@ -103,8 +111,21 @@ def _measure(root: Path, kubeconfig: str | None, rounds: int) -> None:
         _print(
             "  floor: a file with fsync, rename, fsync", [_timed(_fsync_floor, root, ref.uid) for ref in refs[:rounds]]
         )
-        with _cdi_dir() as cdi_dir:
-            _print_steps(root / "steps", cdi_dir, kubeconfig, refs[:rounds])
+        kubelet.prepare(*refs)  # for the start that is measured next
+
+
+def _measure_start(root: Path, kubeconfig: str, refs: Sequence[Ref]) -> None:
+    """From the start of the process to the kubelet's registration, as after a reboot: all CDI specs are gone."""
+    started_s = time.perf_counter()
+    with (
+        _child("--serve-agent", root, "--kubeconfig", kubeconfig) as agent,
+        contextlib.closing(FakeKubelet(root / "kubelet")) as kubelet,
+    ):
+        kubelet.register()
+        name = f"start to registered, {len(_DEVICES)} GPUs, {len(refs)} shares"
+        _print(name, [time.perf_counter() - started_s])
+        print(f"{'  agent, CPU':45} {_cpu_s(int(agent)) * 1e3:8.2f} ms")
+        kubelet.unprepare(*refs)
 
 
 def _print_steps(root: Path, cdi_dir: Path, kubeconfig: str, refs: Sequence[Ref]) -> None:
