@@ -28,6 +28,7 @@ from kubeletplugin.eventing import EventWriter
 from kubeletplugin.healths import HealthBoard
 from kubeletplugin.holdingback import Filter
 from kubeletplugin.inventory import InventoryWriter
+from kubeletplugin.labels import label_for_containers
 from kubeletplugin.ledgers import Ledger
 from kubeletplugin.libraries import install_library
 from kubeletplugin.monitoring import Monitor
@@ -168,6 +169,7 @@ class NodeAgent:
         server.lock()  # before anything is read or changed: nobody else has these sockets
         try:
             restore(state)
+            label_for_containers(paths.shares_dir, paths.library_dir)
             self._state, self._observer = state, observer
             self._discover()
             server.start()

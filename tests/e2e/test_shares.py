@@ -1,6 +1,7 @@
 """Pods with every form of share, on a real node: what the containers see and what the node keeps."""
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from tests.e2e.workloads import Asked, Container, Workloads
 pytestmark = pytest.mark.cluster
 
 _SMI = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+_HELD_BYTES = 700 * 10**6
+"""What `worker run 700` holds."""
 _EXAMPLES = sorted((ROOT / "deploy/examples").glob("*.yaml"))
 _NO_DISTINCT = "distinctAttribute comes with consumable capacity"
 _MISSING = {
@@ -77,6 +80,47 @@ def test_a_tenant_cannot_change_its_limits(workloads: Workloads) -> None:
     assert not re.search("wrote|removed", output)
     assert "total_mib=1024" in output
     assert output.strip().endswith("status 3")
+
+
+def test_a_user_without_rights_on_a_read_only_root_has_a_share_like_others(workloads: Workloads) -> None:
+    security = {
+        "runAsUser": 12345,
+        "runAsNonRoot": True,
+        "readOnlyRootFilesystem": True,
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    script = "worker grab 700; worker grab 1100; echo status $?"
+    workloads.start("nobody", Asked(), Container(["sh", "-c", script], security=security))
+    output = workloads.finish("nobody")
+    assert "grab mb=700 result=CUDA_SUCCESS" in output
+    assert output.strip().endswith("status 3")
+
+
+def test_the_drivers_count_of_a_share_is_known_beside_its_books(workloads: Workloads) -> None:
+    workloads.start("counted", Asked(), Container(["worker", "run", "700"]))
+    workloads.wait_for_phase("counted", "Running")
+    driver, books = "vgpu_share_memory_driver_bytes", "vgpu_share_memory_bytes"
+
+    found: dict[str, float] = {}
+    deadline_s = time.monotonic() + 60
+    while found.get(driver, 0) < _HELD_BYTES and time.monotonic() < deadline_s:
+        found = _figures(workloads, "counted")
+
+    assert found[driver] >= _HELD_BYTES
+    assert found["vgpu_share_memory_difference_bytes"] == found[driver] - found[books]
+    assert found["vgpu_share_overuse_bytes"] == 0
+
+
+def _figures(workloads: Workloads, claim: str) -> dict[str, float]:
+    """Return the figures of the share of a pod's claim, as the node agent serves them."""
+    agents = workloads.scenario.cluster.kubectl(
+        "get", "pods", "-A", "-l", "app.kubernetes.io/component=node-agent",
+        "-o", "jsonpath={.items[0].metadata.namespace}/pods/{.items[0].metadata.name}",
+    )  # fmt: skip
+    page = workloads.scenario.cluster.kubectl("get", "--raw", f"/api/v1/namespaces/{agents}:9401/proxy/metrics")
+    samples = re.findall(rf'^(\w+){{[^}}]*claim="{claim}-[^}}]*}} (\S+)$', page, flags=re.MULTILINE)
+    return {name: float(value) for name, value in samples}
 
 
 def test_a_loader_that_preloads_nothing_finds_the_share_in_the_place_of_the_driver(workloads: Workloads) -> None:

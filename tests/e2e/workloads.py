@@ -21,6 +21,7 @@ class Container:
     command: Sequence[str]
     requests: Sequence[str] = ()
     name: str = "main"
+    security: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ def _pod(name: str, containers: Sequence[Container]) -> dict[str, Any]:
                     "image": IMAGE,
                     "imagePullPolicy": "Never",
                     "command": list(container.command),
+                    "securityContext": container.security,
                     "resources": {
                         "claims": [{"name": "gpu", "request": request} for request in container.requests]
                         or [{"name": "gpu"}]
