@@ -10,7 +10,7 @@ import pytest
 
 import kubeletplugin.nvml
 from api.errors import ConfigError, StateError
-from kubeletplugin import nvidia, nvidiadevices, nvidiasigns
+from kubeletplugin import linkislands, nvidia, nvidiadevices, nvidiasigns
 from kubeletplugin.devices import Device, DeviceFile, Discovery
 from kubeletplugin.driverroots import DriverRoot
 from kubeletplugin.holdingback import Filter
@@ -106,7 +106,7 @@ def backend_of(
     on_host: Path | None = None,
     options: NvidiaOptions | None = None,
 ) -> NvidiaDiscovery:
-    for module in (kubeletplugin.nvml, nvidia, nvidiadevices, nvidiasigns):
+    for module in (kubeletplugin.nvml, linkislands, nvidia, nvidiadevices, nvidiasigns):
         monkeypatch.setattr(module, "pynvml", nvml)
     monkeypatch.setattr(ctypes, "CDLL", lambda *_arguments, **_options: None)
     monkeypatch.setenv("VGPU_STUB_DEV_DIR", "")
