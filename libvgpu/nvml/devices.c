@@ -6,6 +6,7 @@
 #include "nvml/view.h"
 
 #include <stddef.h>
+#include <strings.h>
 
 /* Count the devices with a share; *found becomes the one at a position among them, NULL if there are not as many. */
 static nvmlReturn_t count_devices(unsigned int position, nvmlDevice_t *found, unsigned int *count) {
@@ -43,6 +44,39 @@ nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t *dev
 
 nvmlReturn_t nvmlDeviceGetHandleByIndex(unsigned int index, nvmlDevice_t *device) {
     return nvmlDeviceGetHandleByIndex_v2(index, device);
+}
+
+/* A container with a part of a card finds it through the card itself. */
+static bool has_part_of_a_card(void) {
+    struct vgpu_process *process = vgpu_process();
+    for (uint32_t i = 0; process != NULL && i < process->device_count; i++)
+        if (strncasecmp(process->devices[i].uuid, "MIG-", 4) == 0)
+            return true;
+    return false;
+}
+
+/* By whatever name: a card without a share is not found. */
+static nvmlReturn_t only_with_a_share(nvmlReturn_t result, const nvmlDevice_t *device) {
+    nvmlReturn_t why_not;
+    if (result != NVML_SUCCESS || vgpu__nvml_device(*device, &why_not) != NULL || has_part_of_a_card())
+        return result;
+    return why_not == NVML_ERROR_NO_PERMISSION ? NVML_ERROR_NOT_FOUND : why_not;
+}
+
+nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device) {
+    return only_with_a_share(VGPU_NVML(nvmlDeviceGetHandleByUUID)(uuid, device), device);
+}
+
+nvmlReturn_t nvmlDeviceGetHandleBySerial(const char *serial, nvmlDevice_t *device) {
+    return only_with_a_share(VGPU_NVML(nvmlDeviceGetHandleBySerial)(serial, device), device);
+}
+
+nvmlReturn_t nvmlDeviceGetHandleByPciBusId(const char *bus_id, nvmlDevice_t *device) {
+    return only_with_a_share(VGPU_NVML(nvmlDeviceGetHandleByPciBusId)(bus_id, device), device);
+}
+
+nvmlReturn_t nvmlDeviceGetHandleByPciBusId_v2(const char *bus_id, nvmlDevice_t *device) {
+    return only_with_a_share(VGPU_NVML(nvmlDeviceGetHandleByPciBusId_v2)(bus_id, device), device);
 }
 
 nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t device, unsigned int *index) {

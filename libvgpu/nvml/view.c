@@ -80,3 +80,12 @@ nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t handle, nvmlUtilization_
     utilization->memory = 0; /* what other shares do to the memory bus is not this share's business */
     return device != NULL ? NVML_SUCCESS : result;
 }
+
+/* Samples of load would tell of the neighbours; other kinds (power, clocks) are the card's own. */
+nvmlReturn_t nvmlDeviceGetSamples(nvmlDevice_t handle, int type, unsigned long long last_seen, int *value_type,
+                                  unsigned int *count, nvmlSample_t *samples) {
+    enum { GPU_UTILIZATION = 1, MEMORY_UTILIZATION = 2 };
+    if (type == GPU_UTILIZATION || type == MEMORY_UTILIZATION)
+        return NVML_ERROR_NOT_SUPPORTED;
+    return VGPU_NVML(nvmlDeviceGetSamples)(handle, type, last_seen, value_type, count, samples);
+}

@@ -126,3 +126,25 @@ def test_where_all_cards_have_a_share_the_drivers_own_reading_counts(machine: "M
     machine.share(10 * MIB, name="a", device_uuid=CARDS[0].uuid)
     machine.share(10 * MIB, name="b", device_uuid=CARDS[1].uuid)
     assert _look(machine, "print(cuda_devices())", CUDA_VISIBLE_DEVICES="1,0") == "ba"
+
+
+def test_nvml_finds_a_card_by_any_name_only_with_a_share(four_cards: "Machine") -> None:
+    output = _look(
+        four_cards,
+        f"""
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        check(nvml.nvmlInit_v2())
+        handle, found = c_void_p(), []
+        for uuid in {[card.uuid for card in CARDS]}:
+            found.append(nvml.nvmlDeviceGetHandleByUUID(uuid.encode(), byref(handle)))
+        for bus in (0x17, 0x27, 0x37, 0x47):
+            name = b"00000000:%02x:00.0" % bus
+            found.append(nvml.nvmlDeviceGetHandleByPciBusId_v2(name, byref(handle)))
+            assert nvml.nvmlDeviceGetHandleByPciBusId(name, byref(handle)) == found[-1]
+        check(nvml.nvmlDeviceGetHandleByIndex_v2(0, byref(handle)))
+        for kind in (1, 2):  # of load
+            found.append(nvml.nvmlDeviceGetSamples(handle, kind, c_ulonglong(0), None, None, None))
+        print(*found)
+        """,
+    )
+    assert output == "6 0 6 0 6 0 6 0 3 3"
