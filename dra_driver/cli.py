@@ -175,12 +175,14 @@ def _run(options: argparse.Namespace) -> int:
         policy=Policy(options.policy) if options.policy else None,
     )
     root = options.driver_root.resolve()
-    devices = NvidiaDiscovery(DriverRoot(root, on_host=root)).discover().devices
+    backend = NvidiaDiscovery(DriverRoot(root, on_host=root))
+    devices = backend.discover().devices
     device = running.choose_device(devices, options.device)
     name = _share_name(options.share)
     with running.open_share(running.runtime_dir(), name, request, device) as share:
         environment = running.share_environment(share.folder, device.uuid, root, os.environ)
-        return running.run_command(command, environment, share.lock)
+        with running.steered(running.runtime_dir(), name, backend.gpu_times()):
+            return running.run_command(command, environment, share.lock)
 
 
 def _cores(cores: int | None) -> int | None:

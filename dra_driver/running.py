@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ from api.errors import ConfigError, StateError
 from api.quantities import format_bytes
 from api.vgpuconfig import Policy
 from kubeletplugin.devices import Device
+from kubeletplugin.gputimes import GpuTimeSource
+from kubeletplugin.owners import BookOwners
+from kubeletplugin.steering import Steering
 from libvgpu.paths import library_path
 from libvgpu.shares import Limits, create_share, read_limits
 
@@ -137,6 +141,27 @@ def share_environment(
         result["PATH"] = _joined([str(driver_root / "usr/bin")], environment.get("PATH"))
         result[names.ENV_STUB_DEVICE_DIR] = str(driver_root / "dev")
     return result
+
+
+@contextlib.contextmanager
+def steered(base: Path, name: str, times: GpuTimeSource) -> Iterator[None]:
+    """Steer a share as the node agent does on a node, as long as the context lasts.
+
+    Shares of other commands in the same folder count as its neighbours.
+    """
+
+    def folders() -> dict[str, Path]:
+        return {one.name: one for one in base.glob(f"*/{names.SHARES_SUBDIR}/*")}
+
+    stopping = threading.Event()
+    steering = Steering(folders, times, BookOwners(folders), frozenset({name}))
+    thread = threading.Thread(target=steering.run, args=(stopping,), name="steering", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join()
 
 
 def run_command(command: Sequence[str], environment: Mapping[str, str], lock: int) -> int:

@@ -100,7 +100,7 @@ class Steering:
         folders: Callable[[], Mapping[str, Path]],
         times: GpuTimeSource,
         owners: Owners,
-        pace: SteeringPace | None = None,
+        only: frozenset[str] | None = None,
     ) -> None:
         """Take what to steer.
 
@@ -108,12 +108,13 @@ class Steering:
             folders: returns the folders of all shares of the node, by name.
             times: what the driver counts.
             owners: tells whose processes those are.
-            pace: how often.
+            only: the shares whose limits are written; None: all.
         """
         self._folders = folders
         self._times = times
         self._owners = owners
-        self._pace = pace or SteeringPace()
+        self._only = only
+        self._pace = SteeringPace()
         self._shares: dict[str, _Share] = {}
         self._devices: dict[str, _Device] = {}
         self._listed_s = float("-inf")
@@ -180,7 +181,8 @@ class Steering:
             self._measure(uuid, device.correction, users)
         granted = grants(Activity(share.limits, share.limits.share in active) for share in shares)
         for share in shares:
-            self._write(share, granted, device)
+            if self._only is None or share.limits.share in self._only:
+                self._write(share, granted, device)
 
     def _measure(self, uuid: str, correction: Correction, users: Iterable[_Share]) -> None:
         times = self._times.read(uuid)
