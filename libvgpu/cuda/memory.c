@@ -29,11 +29,11 @@ static CUresult reserve(struct vgpu__taking *taking, struct vgpu_device *device,
     return CUDA_SUCCESS;
 }
 
+/* Inside of a call of the driver too: a tenant's signal handler or allocator can be there. Where it is the driver that
+ * calls, the memory has one key, and the second charge takes the place of the first. */
 CUresult vgpu__take(struct vgpu__taking *taking, uint64_t bytes) {
     CUresult result = CUDA_SUCCESS;
     *taking = (struct vgpu__taking){0};
-    if (vgpu__inside > 0)
-        return result;
     struct vgpu_device *device = vgpu__cuda_current(&taking->context, &result);
     return reserve(taking, device, bytes, result);
 }
@@ -41,8 +41,6 @@ CUresult vgpu__take(struct vgpu__taking *taking, uint64_t bytes) {
 CUresult vgpu__take_on(struct vgpu__taking *taking, CUdevice ordinal, uint64_t bytes) {
     CUresult result = CUDA_SUCCESS;
     *taking = (struct vgpu__taking){0};
-    if (vgpu__inside > 0)
-        return result;
     struct vgpu_device *device = vgpu__cuda_device(ordinal, &result);
     return reserve(taking, device, bytes, result);
 }
@@ -66,7 +64,7 @@ CUresult vgpu__taken(struct vgpu__taking *taking, CUresult result, enum vgpu_kin
 
 struct vgpu_charge vgpu__give(enum vgpu_kind kind, uint64_t key) {
     struct vgpu_charge charge = {0};
-    if (vgpu__ours())
+    if (vgpu_process() != NULL)
         vgpu_ptrmap_take(key, kind, &charge);
     return charge;
 }

@@ -31,7 +31,7 @@ def _grab(machine: "Machine", program: Path, *arguments: str | Path, **changes: 
     return run.stdout
 
 
-WAYS = ["path", "wrong-version", "scope", "raw-fork", "clone-with-memory"]
+WAYS = ["path", "wrong-version", "scope", "raw-fork", "clone-with-memory", "signal-handler"]
 
 
 # A thread sanitizer cannot follow a process on the memory of another.

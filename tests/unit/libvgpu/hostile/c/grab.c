@@ -92,10 +92,10 @@ static int in_child(long pid, cuMemAlloc_v2_fn alloc) {
     return waitpid((pid_t)pid, &status, 0) == pid && WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
-static cuMemAlloc_v2_fn clone_alloc;
+static cuMemAlloc_v2_fn driver_alloc;
 static int cloned(void *ignored) {
     (void)ignored;
-    return take(clone_alloc) % MOST;
+    return take(driver_alloc) % MOST;
 }
 
 /* A second process on the same memory: neither a thread nor a fork. */
@@ -104,6 +104,31 @@ static int in_clone(void) {
     int status;
     pid_t pid = clone(cloned, stack + sizeof stack, CLONE_VM | SIGCHLD, NULL);
     return waitpid(pid, &status, 0) == pid && WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+/* From a signal handler, while the thread is inside of a call of the driver: a launch into a full queue. */
+static void grab_in_handler(int signal_number) {
+    char text[16];
+    (void)signal_number;
+    int length = snprintf(text, sizeof text, "%d\n", take(driver_alloc));
+    _exit(write(1, text, (size_t)length) == length ? 0 : 4);
+}
+
+static void launch_for_ever(void *library) {
+    static const char image[] =
+        ".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry spin(.param .u64 ns) { ret; }\n";
+    CUmodule module;
+    CUfunction function;
+    unsigned long long gpu_ns = 1000000000;
+    void *params[] = {&gpu_ns};
+    driver_alloc = start(by_dlsym, library);
+    ((cuModuleLoadData_fn)dlsym(library, "cuModuleLoadData"))(&module, image);
+    ((cuModuleGetFunction_fn)dlsym(library, "cuModuleGetFunction"))(&function, module, "spin");
+    cuLaunchKernel_fn launch = (cuLaunchKernel_fn)dlsym(library, "cuLaunchKernel");
+    signal(SIGALRM, grab_in_handler);
+    alarm(1);
+    for (;;)
+        launch(function, 1, 1, 1, 1, 1, 1, 0, NULL, params, NULL);
 }
 
 int main(int argc, char **argv) {
@@ -123,14 +148,16 @@ int main(int argc, char **argv) {
             count = grab(by_dlsym, dlmopen(LM_ID_NEWLM, driver, RTLD_NOW));
         else if (strcmp(way, "by-hand") == 0)
             count = grab(by_hand, library);
+        else if (strcmp(way, "signal-handler") == 0)
+            launch_for_ever(library);
         else if (strcmp(way, "raw-fork") == 0) {
             cuMemAlloc_v2_fn alloc = start(by_dlsym, library);
             count = take(alloc);
             count += in_child(syscall(SYS_clone, SIGCHLD, NULL, NULL, NULL, 0), alloc);
         } else if (strcmp(way, "clone-with-memory") == 0) {
-            clone_alloc = start(by_dlsym, library);
+            driver_alloc = start(by_dlsym, library);
             count = in_clone();
-            count += take(clone_alloc);
+            count += take(driver_alloc);
         }
     }
     printf("%d\n", count);
