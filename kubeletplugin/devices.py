@@ -49,7 +49,7 @@ class Device:
     """Its hardware can divide it; None: not known."""
     files: tuple[DeviceFile, ...] = ()
     """Its device nodes; those of the driver as a whole are in `Driver`."""
-    toolkit: Mapping[str, Any] = field(default_factory=dict)
+    toolkit: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """What the vendor's own tool would do for it beside: CDI containerEdits."""
     type: str = names.DEVICE_TYPE_GPU
     profile: str = ""
@@ -75,7 +75,7 @@ class Driver:
     """What every container with a device of this driver gets."""
 
     files: tuple[DeviceFile, ...] = ()
-    toolkit: Mapping[str, Any] = field(default_factory=dict)
+    toolkit: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """What the vendor's own tool would do for each container beside: CDI containerEdits."""
     toolkit_version: str = ""
     """Of CDI, in which they are written."""
