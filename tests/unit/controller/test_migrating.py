@@ -214,6 +214,12 @@ class Fleet(RuleBasedStateMachine):
     def write(self, most: int) -> None:
         self.node.sync(most)
 
+    @rule(most=st.integers(0, 3))
+    def change_leader(self, most: int) -> None:
+        """The next leader begins where the former one was in the middle of its writes."""
+        self.node.sync(most)
+        self.node.composer = Composer(lambda: self.node.now)
+
     @rule()
     def write_all(self) -> None:
         self.node.sync()

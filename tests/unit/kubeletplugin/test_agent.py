@@ -44,6 +44,21 @@ def test_a_claim_gets_its_limits_a_cdi_spec_and_two_cdi_ids(served: FakeKubelet,
     assert [device["name"] for device in spec["devices"]] == [f"{claim.uid}-0"]
 
 
+def test_a_claim_for_a_slot_is_limited_to_it_and_answered_under_the_slots_name(
+    served: FakeKubelet, client: FakeKube, root: Path
+) -> None:
+    slots = [{**result(A, memory=None, request=f"r{n}"), "device": f"{A.name}-slot-1024m-10c-{n}"} for n in range(2)]
+    claim = add_claim(client, "train", *slots)
+
+    answered = served.prepare(claim)[claim.uid]
+
+    assert [device.device_name for device in answered] == [slot["device"] for slot in slots]
+    assert [list(device.cdi_device_ids) for device in answered] == [
+        [f"vgpu.dra-driver.io/gpu={A.name}", f"vgpu.dra-driver.io/claim={claim.uid}-{n}"] for n in range(2)
+    ]
+    assert limits_of(root, claim) == Limits(f"{claim.uid}-0", A.uuid, GIB, 10, 10, Policy.FIXED)
+
+
 def test_a_kubelet_of_v1beta1_is_served_on_the_same_socket(
     start_agent: Callable[..., NodeAgent], client: FakeKube, root: Path
 ) -> None:
