@@ -51,6 +51,8 @@ class Ledger:
         self._claims: dict[ClaimUID, PreparedClaim] = {}
         self._signatures: dict[ClaimUID, _Signature] = {}
         """Of the files that `_claims` was read from."""
+        self._settled: set[ClaimUID] = set()
+        """Records that this instance has made durable."""
         self._seen = _UNKNOWN
         """Number of the last change that is in `_claims`."""
 
@@ -95,9 +97,15 @@ class Ledger:
             return decided, former
 
     def settle(self, uid: ClaimUID) -> None:
-        """Make the record of a reserved claim durable."""
+        """Make the record of a reserved claim durable.
+
+        Once by each instance that answers with it: another one that wrote it may have died before it was durable.
+        """
+        if uid in self._settled:
+            return
         fsync_file(self._path(uid))
         fsync_directory(self._folder)
+        self._settled.add(uid)
 
     def add(self, claim: PreparedClaim) -> None:
         """Count a claim that was found on the node without a record, and write one."""
@@ -117,6 +125,7 @@ class Ledger:
     def remove(self, uid: ClaimUID) -> bool:
         """Remove the record of a claim; return whether there was one."""
         path = self._path(uid)
+        self._settled.discard(uid)
         with self._deciding(), self._changing():
             found = remove(path)
             self._signatures.pop(uid, None)
@@ -134,6 +143,7 @@ class Ledger:
         Until it is settled the kubelet has no answer: no container runs by a new one.
         """
         path = self._path(claim.uid)
+        self._settled.discard(claim.uid)
         with self._changing():
             write = write_atomically if former is None else write_durably
             write(path, encode(claim), _MODE)
@@ -179,8 +189,10 @@ class Ledger:
         found = dict(self._scan())
         for uid in self._claims.keys() - found.keys():
             del self._claims[uid]
+            self._settled.discard(uid)
         for uid, signature in found.items():
             if self._signatures.get(uid) != signature:
+                self._settled.discard(uid)
                 self._read(uid)
         self._signatures = found
         self._seen = self._number()

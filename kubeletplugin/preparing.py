@@ -42,8 +42,7 @@ class Preparer:
             view = self._view()
             planned, former = self._state.ledger.reserve(reference.uid, lambda others: plan(claim, view, others))
             try:
-                if planned != former:
-                    self._state.ledger.settle(planned.uid)
+                self._state.ledger.settle(planned.uid)
                 self._state.put(planned, former)
             except BaseException:
                 self._undo(planned, former)

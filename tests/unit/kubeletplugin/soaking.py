@@ -131,10 +131,10 @@ class Node:
             assert (self.root / "cdi" / f"vgpu.dra-driver.io-claim_{uid}.json").exists()
 
     def files(self) -> list[str]:
-        """Return all files on the node, with their lengths."""
+        """Return all files on the node, with their lengths (but those of locks, which hold process ids)."""
         folders = (self.root / "state", self.root / "cdi", self.root / "kubelet")
         return sorted(
-            f"{path.relative_to(self.root)} {path.stat().st_size if path.is_file() else ''}"
+            f"{path.relative_to(self.root)} {path.stat().st_size if path.is_file() and path.suffix != '.lock' else ''}"
             for folder in folders
             for path in folder.rglob("*")
         )

@@ -71,6 +71,7 @@ def test_claims_that_are_prepared_are_answered_on_a_full_disk(node: BareNode) ->
 
     def prepare_again() -> None:
         state, preparer, _ = node.start()
+        preparer.prepare(node.claim)  # makes sure that the record of the former instance is on disk
         with Disk().full_from(0, lasting=True):
             assert [state.cdi_ids(device) for device in preparer.prepare(node.claim).devices] == ids
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -224,3 +225,18 @@ def test_an_instance_that_decides_for_ever_is_not_waited_for(tmp_path: Path, mon
         return CLAIM
 
     stuck.reserve(CLAIM.uid, decide)
+
+
+def test_a_record_is_made_durable_by_the_one_who_answers_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger(tmp_path).reserve(CLAIM.uid, lambda _prepared: CLAIM)  # and dies before it is durable
+    opened = ledger(tmp_path)
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+
+    for _ in range(2):
+        opened.reserve(CLAIM.uid, lambda _prepared: CLAIM)
+        opened.settle(CLAIM.uid)
+
+    assert len(synced) == 2  # the file and the folder, once
