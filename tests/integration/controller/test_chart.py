@@ -18,6 +18,7 @@ from api.kube import Resource
 from controller.controller import Controller, ControllerSettings
 from deploy.local import building
 from deploy.local.cluster import Cluster as LocalCluster
+from dra_driver.settings import ControllerOptions, load_settings
 from tests.integration.controller.conftest import SERVICE_ACCOUNTS, Cluster
 from tests.unit.controller.builders import CLAIMS, CLASSES, SLICES, claim, facts, status, wait_until
 
@@ -61,6 +62,18 @@ def test_the_driver_root_is_mounted_where_the_agent_is_told(helm: Path) -> None:
         assert [m["mountPath"] for m in container["volumeMounts"] if m["name"] == "driver-root"] == [inside]
         env = {entry["name"]: entry.get("value") for entry in container["env"]}
         assert [env[name] for name in env if name == "DRA_DRIVER_DRIVER_ROOT_ON_HOST"] == told
+
+
+def test_the_program_reads_the_rules_of_the_chart(helm: Path, tmp_path: Path) -> None:
+    rules = 'offers=[{"nodeLabels":{"pool":"a"},"order":"spread","slots":[{"memory":"10Gi","count":4}]}]'
+    objects = rendered(helm, "--set", "offerMode=slots", "--set-json", rules)
+    (settings,) = (obj for obj in objects if obj["kind"] == "ConfigMap" and "config.yaml" in obj.get("data", {}))
+    file = tmp_path / "config.yaml"
+    file.write_text(settings["data"]["config.yaml"])
+    options = load_settings(ControllerOptions, file, {}, {})
+    assert options.offer_mode == "slots"
+    (rule,) = options.offers
+    assert (rule.node_labels, rule.order) == ({"pool": "a"}, "spread")
 
 
 def test_one_replica_gets_no_disruption_budget(helm: Path) -> None:
