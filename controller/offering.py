@@ -156,6 +156,7 @@ def attributes(facts: DeviceFacts) -> dict[str, AttributeValue]:
         names.ATTRIBUTE_PRODUCT_NAME: facts.product_name,
         names.ATTRIBUTE_ARCHITECTURE: facts.architecture,
         names.ATTRIBUTE_TYPE: facts.type,
+        names.ATTRIBUTE_PROFILE: facts.profile,
         names.ATTRIBUTE_PCIE_ROOT: facts.pcie_root,
         names.ATTRIBUTE_PCI_BUS_ID: facts.pci_bus_id,
         names.ATTRIBUTE_LINK_ISLAND: facts.link_island,

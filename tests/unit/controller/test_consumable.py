@@ -4,7 +4,7 @@ import pytest
 
 from api.slices import Version, render_device
 from controller.consumable import ConsumableMode
-from controller.offering import NoMode, SliceContent, Withheld, as_version, pack
+from controller.offering import NoMode, SliceContent, Withheld, as_version, attributes, pack
 from tests.unit.controller.builders import GI, facts, offered
 
 
@@ -131,3 +131,9 @@ def test_without_a_mode_nothing_is_offered_and_the_reason_is_kept() -> None:
     offer = offered(NoMode("the gate is off"), facts())
     assert offer.slices == (SliceContent(),)
     assert offer.withheld == (Withheld(facts().name, "the gate is off"),)
+
+
+def test_a_mig_device_can_be_asked_for_by_its_profile() -> None:
+    found = attributes(facts(type="mig", profile="1g.10gb", shareable=False))
+    assert (found["type"], found["profile"]) == ("mig", "1g.10gb")
+    assert "profile" not in attributes(facts())
