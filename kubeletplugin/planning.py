@@ -208,6 +208,23 @@ def _check_capacity(planned: PreparedClaim, device: Device, room: OfferedRoom, p
     if cores > room.cores:
         held = _held(holders, lambda limits: limits.cores_percent, str)
         raise CapacityError(f"{device.name}: cores: found {held}, expected at most {room.cores}")
+    _check_that_nobody_is_beside_a_whole(device, claims)
+
+
+def _check_that_nobody_is_beside_a_whole(device: Device, claims: Iterable[PreparedClaim]) -> None:
+    """Refuse a neighbour of a claim without the library: there is room for one if more is offered than at its time."""
+    here = [
+        (claim, prepared_device.holds().whole)
+        for claim in claims
+        for prepared_device in claim.devices
+        if prepared_device.limits is not None and prepared_device.limits.device_uuid == device.uuid
+    ]
+    alone = next((claim for claim, whole in here if whole), None)
+    if alone is not None and len(here) > 1:
+        others = ", ".join(sorted({str(claim) for claim, _ in here if claim is not alone})) or "itself"
+        raise CapacityError(
+            f"{device.name}: found all of it given to {alone}, expected no share for {others} beside it"
+        )
 
 
 def _held(

@@ -1,6 +1,7 @@
 """What a claim gets, decided from plain data."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -321,6 +322,21 @@ def test_a_claim_with_all_of_one_gpu_and_a_part_of_another_needs_the_library() -
 
     assert [device.holds().whole for device in found.devices] == [True, False]
     assert not found.needs_no_library
+
+
+def test_a_gpu_that_was_given_out_whole_gets_no_neighbour_when_more_of_it_is_offered_later() -> None:
+    holder = planned(result(A, "10Gi", "100"), name="holder")
+    offered = OfferedRoom(device=A.name, memory_bytes=20 * GIB, cores=200)
+    view = replace(NODE_VIEW, offers={A.name: offered})
+    claim = ClaimView.from_object(claim_object("train", [result(A, "1Gi", "0")]))
+
+    with pytest.raises(CapacityError) as caught:
+        plan(claim, view, {holder.uid: holder})
+
+    assert str(caught.value) == (
+        f"{A.name}: found all of it given to ResourceClaim default/holder, expected no share for ResourceClaim "
+        "default/train beside it"
+    )
 
 
 def test_a_gpu_that_was_given_out_whole_is_full() -> None:
