@@ -46,12 +46,13 @@ def build_root(root: Path, edits: Iterable[Mapping[str, Any]]) -> None:
     """Make `root` anew, with a link at the place of each mount."""
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
-    for edit in edits:
-        for mount in edit.get("mounts", []):
-            link = _inside(root, mount["containerPath"])
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.unlink(missing_ok=True)
-            link.symlink_to(mount["hostPath"])
+    mounts = {mount["containerPath"]: mount["hostPath"] for edit in edits for mount in edit.get("mounts", [])}
+    private = {name: mounts.get(f"{names.CONTAINER_DRIVER_DIR}/{name}") for name in names.GATED_LIBRARIES}
+    for container_path, host_path in mounts.items():
+        link = _inside(root, container_path)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        # The driver itself, and not the gate: that one asks for paths which only a container has.
+        link.symlink_to(private.get(link.name) or host_path)
 
 
 def environment(root: Path, edits: Iterable[Mapping[str, Any]], base: Mapping[str, str]) -> dict[str, str]:
