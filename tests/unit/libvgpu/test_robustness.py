@@ -90,6 +90,35 @@ def unchanged():
 """
 
 
+def test_a_child_that_is_forked_while_a_lock_is_held_does_not_wait_for_it(machine: "Machine") -> None:
+    machine.share(64 * MIB)
+    output = machine.run(f"""
+        import os, pathlib, signal, threading, time
+        from libvgpu.stub.cards import _mapped
+        context = start()
+        free(alloc({MIB}))
+
+        def allocate():
+            check(cuda.cuCtxSetCurrent(context))
+            cuda.cuMemAllocAsync(byref(Pointer()), c_size_t({MIB}), None)
+
+        with _mapped(pathlib.Path({str(machine.card)!r})) as card:
+            card.lock = 1  # as if this process were at it: the driver waits, under the lock of our pools
+        thread = threading.Thread(target=allocate, daemon=True)
+        thread.start()
+        while open(f"/proc/self/task/{{thread.native_id}}/syscall").read().split()[0] != "202":  # futex
+            time.sleep(0.01)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(10)
+            cuda.cuMemPoolDestroy(None)
+            os._exit(0)
+        say(os.waitpid(child, 0)[1])
+        os._exit(0)
+    """)
+    assert output == "0\n"
+
+
 def test_the_library_leaves_it_to_the_thread_whether_it_can_be_cancelled(machine: "Machine") -> None:
     # Under its locks it cannot: a thread that ended there would leave them locked for all others.
     share = machine.share(64 * MIB)
