@@ -187,6 +187,8 @@ class Soak:
             self._node.share_pod(self._random.choice(sorted(pods)))
         else:
             self._node.start_pod(*self._node.results(self._random.randint(1, 3)))
+        if self._node.agent.has_ended():  # it may have died within a change that the next one has to mend
+            self._node.start_agent(self._node.agent.pod_uid)
         for name in pods:
             self._node.check(name)
 
