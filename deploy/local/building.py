@@ -20,6 +20,7 @@ from deploy.local.versions import MODULES, build_tags, pinned, resolve
 
 SOURCES = MODULES.parent
 TOOLS = SOURCES / "tools"
+KWOK = SOURCES / "kwok"
 COMPONENTS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl", "pki")
 PROGRESS_S = 10.0
 
@@ -62,7 +63,7 @@ def kubernetes(version: str) -> Path:
 def tools() -> Path:
     """Return the folder with containerd, its shim, ctr, runc, helm and the CNI plugins, built if not there yet."""
     module_file = TOOLS / "go.mod"
-    packages = re.findall(r"^\t(\S+/\S+)$", _block(module_file.read_text(), "tool"), re.MULTILINE)
+    packages = _tool_packages(module_file)
     # runc enters namespaces in C, and filters system calls through libseccomp: the only one that needs a C compiler.
     runc = tuple(package for package in packages if package.endswith("/runc"))
     others = tuple(package for package in packages if package not in runc)
@@ -81,9 +82,21 @@ def tools() -> Path:
     return build_once(_target("tools", *builds), make)
 
 
-def _block(module_text: str, keyword: str) -> str:
-    found = re.search(rf"^{keyword} \($(.*?)^\)$", module_text, re.MULTILINE | re.DOTALL)
-    return found[1] if found else ""
+def kwok() -> Path:
+    """Return the folder with kwok, which plays the kubelets of nodes that do not exist; built if not there yet."""
+    module_file = KWOK / "go.mod"
+    build = GoBuild("kwok", module_file, tuple(_tool_packages(module_file)))
+
+    def make(target: Path) -> None:
+        target.mkdir()
+        go_build(build, target)
+
+    return build_once(_target("kwok", build), make)
+
+
+def _tool_packages(module_file: Path) -> list[str]:
+    # One alone stands on the line of its keyword, several in a block; only tools stand without a version.
+    return re.findall(r"^(?:tool |\t)(\S+/\S+)$", module_file.read_text(), re.MULTILINE)
 
 
 def _target(name: str, *builds: GoBuild) -> Path:
