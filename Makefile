@@ -54,7 +54,7 @@ demo-down: ## Remove everything that the demo left running
 
 .PHONY: test
 test: cluster ## All tests: unit, integration with a real API server, end to end on a real node
-	$(BIN)/pytest --numprocesses 2
+	$(BIN)/pytest --numprocesses 3
 
 .PHONY: unit
 unit: build ## The unit tests only

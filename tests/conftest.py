@@ -1,4 +1,4 @@
-"""How the tests are spread over workers (`pytest --numprocesses 2`, as `make test` does)."""
+"""How the tests are spread over workers (`pytest --numprocesses 3`, as `make test` does)."""
 
 from typing import TYPE_CHECKING
 
@@ -8,18 +8,21 @@ from xdist.scheduler import LoadScopeScheduling
 if TYPE_CHECKING:
     from xdist.remote import Producer
 
-_WITH_CLUSTERS = ("tests/integration/", "tests/e2e/")
+_WITH_NODES = ("tests/integration/local/", "tests/e2e/")
+_WITH_API_SERVER = "tests/integration/"
 
 
 class _Scheduling(LoadScopeScheduling):
-    """All tests with clusters on one worker, the unit tests file by file on the others, which mostly wait otherwise.
+    """One worker for all tests with nodes, one for those with an API server alone, the unit tests file by file.
 
-    Tests with clusters look at mounts, processes and addresses of the whole machine, and share one cluster where they
-    can: they run one after the other.
+    Tests with nodes look at mounts, processes and addresses of the whole machine, and all of them share one cluster
+    where they can: they run one after the other. Most of their time they wait, which is the unit tests' time.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return "clusters" if nodeid.startswith(_WITH_CLUSTERS) else nodeid.partition("::")[0]
+        if nodeid.startswith(_WITH_NODES):
+            return "nodes"
+        return "API server" if nodeid.startswith(_WITH_API_SERVER) else nodeid.partition("::")[0]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: "Producer") -> LoadScopeScheduling:
