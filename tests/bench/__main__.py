@@ -8,7 +8,7 @@ import sys
 from deploy.demo.containers import bring_up
 from deploy.demo.tenants import GPU
 from deploy.local.cluster import Cluster
-from tests.bench import monitor, pods
+from tests.bench import fleet, monitor, pods
 
 
 def main() -> None:
@@ -27,6 +27,8 @@ def main() -> None:
         # In a process of its own: it starts others from its own command line.
         prepare = [sys.executable, "-m", "tests.bench.prepare", "--kubeconfig", str(cluster.kubeconfig)]
         subprocess.run(prepare, check=True)
+    print(f"\nA fleet of {fleet.NODE_COUNT} simulated nodes, the real scheduler:", flush=True)
+    fleet.main()
 
 
 if __name__ == "__main__":

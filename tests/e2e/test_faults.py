@@ -132,7 +132,8 @@ def test_slices_that_somebody_deletes_come_back(workloads: Workloads) -> None:
 
 def test_a_share_whose_limits_are_damaged_does_not_run_at_all(workloads: Workloads) -> None:
     scenario = workloads.scenario
-    _start_working(workloads, "damaged")
+    workloads.start("damaged", Asked(), Container(["sleep", "600"]))  # what worked already might end by the damage
+    workloads.wait_for_phase("damaged", "Running")
     (limits,) = (scenario.cluster.node().agent / "shares").glob("*/limits")
     content = limits.read_bytes()
     with limits.open("r+b") as file:  # in place: a container holds this very file
