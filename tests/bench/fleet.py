@@ -156,7 +156,8 @@ def _measure_pods(fleet: Fleet, kind: str, pod: Callable[[str], dict[str, Any]])
     passed_s = time.monotonic() - began_s
     creating.join()
     print(f"  {kind + ' pods placed':<42}  {POD_COUNT / passed_s:.0f} a second ({POD_COUNT} pods)")
-    fleet.cluster.kubectl("-n", _NAMESPACE, "delete", "pods", "--all", "--grace-period=0", "--force", "--wait=true")
+    # All in one request: one by one they take minutes.
+    fleet.cluster.kubectl("delete", "--raw", f"/api/v1/namespaces/{_NAMESPACE}/pods?gracePeriodSeconds=0")
     return POD_COUNT / passed_s
 
 
