@@ -269,7 +269,9 @@ def _check_that_nothing_grows(node: Node, cycles: int) -> None:
     run(20)  # pools fill, caches are made
     descriptors, threads, resident_bytes = run(20)
     after = run(cycles)
-    assert after[:2] == (descriptors, threads)
+    # What leaks does so each time; a thread that a pool starts late, or a connection in the moment of a count, is one.
+    for what, before, now in (("descriptors", descriptors, after[0]), ("threads", threads, after[1])):
+        assert now - before < cycles / 4, f"{now - before} {what} more after {cycles} cycles"
     assert after[2] - resident_bytes < 4 * _MIB, f"{after[2] - resident_bytes} bytes more after {cycles} cycles"
 
 
