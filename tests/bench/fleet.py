@@ -26,6 +26,7 @@ from api.nodeinventory import DeviceFacts, InventoryStatus
 from deploy.local import building
 from deploy.local.cluster import Cluster
 from kubeletplugin.agent import AgentSettings
+from tests.bench.processes import cpu_s, resident_mb
 
 NODE_COUNT = 200
 GPUS_PER_NODE = 8
@@ -68,13 +69,12 @@ def main() -> None:
         with _beating(fleet):
             _measure_offer(fleet)
             plain = _measure_pods(fleet, "plain", _plain_pod)
-            before_s = _cpu_s(fleet.controller())
+            before_s = cpu_s(fleet.controller())
             fractions = _measure_pods(fleet, "fraction", _fraction_pod)
-            used_s = _cpu_s(fleet.controller()) - before_s
+            used_s = cpu_s(fleet.controller()) - before_s
         print(f"  with fractions against plain pods           {fractions / plain:.2f}")
         print(f"  controller, CPU for each claim              {1000 * used_s / POD_COUNT:.2f} ms")
-        pages = int((fleet.controller() / "statm").read_text().split()[1])
-        print(f"  controller, resident memory                 {pages * os.sysconf('SC_PAGE_SIZE') / 1e6:.0f} MB")
+        print(f"  controller, resident memory                 {resident_mb(fleet.controller()):.0f} MB")
 
 
 def _install(fleet: Fleet, kwok: Path) -> None:
@@ -266,11 +266,6 @@ def _now() -> str:
 def _for_each(items: Sequence[str], do: Callable[[str], object]) -> None:
     with ThreadPoolExecutor(_CLIENTS) as pool:
         list(pool.map(do, items))
-
-
-def _cpu_s(process: Path) -> float:
-    fields = (process / "stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
 """What a claim adds to the start of a pod, and what the node agent costs while it waits. Called by `make bench`."""
 
-import os
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 from api.kube import PODS, Selection
 from deploy.demo.scenario import Scenario
 from deploy.demo.tenants import IMAGE
+from tests.bench.processes import cpu_s, resident_mb
 from tests.e2e.workloads import Asked, Container, Workloads
 
 _ROUNDS = 10
@@ -43,11 +42,10 @@ def measure_starts(scenario: Scenario) -> None:
 def measure_idle_agent(scenario: Scenario) -> None:
     """Print the agent's resident memory, and its CPU time over a while without work."""
     process = scenario.agent_process()
-    before_s = _cpu_s(process)
+    before_s = cpu_s(process)
     time.sleep(_IDLE_S)  # the window of the measurement
-    cpu_percent = 100 * (_cpu_s(process) - before_s) / _IDLE_S
-    pages = int((process / "statm").read_text().split()[1])
-    print(f"  resident memory {pages * os.sysconf('SC_PAGE_SIZE') / 1e6:.0f} MB, CPU {cpu_percent:.2f} % of a core")
+    cpu_percent = 100 * (cpu_s(process) - before_s) / _IDLE_S
+    print(f"  resident memory {resident_mb(process):.0f} MB, CPU {cpu_percent:.2f} % of a core")
 
 
 def _start(workloads: Workloads, name: str, spec: dict[str, Any]) -> float:
@@ -68,11 +66,6 @@ def _start(workloads: Workloads, name: str, spec: dict[str, Any]) -> float:
     passed_s = time.monotonic() - began_s
     workloads.kubectl("delete", "pod", name, "--grace-period=0", "--wait=true")
     return passed_s
-
-
-def _cpu_s(process: Path) -> float:
-    fields = (process / "stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _print(what: str, seconds: list[float]) -> None:

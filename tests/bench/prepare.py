@@ -36,6 +36,7 @@ from kubeletplugin.nodestates import NodePaths, NodeState
 from kubeletplugin.planning import NodeView, plan
 from kubeletplugin.restoring import restore
 from libvgpu.paths import library_path
+from tests.bench.processes import cpu_s
 from tests.unit.kubeletplugin.builders import CLAIMS, NODE, claim_object, discovery, gpu, result
 from tests.unit.kubeletplugin.fakekubelet import FakeKubelet, Ref
 
@@ -98,9 +99,9 @@ def _measure_calls(root: Path, kubeconfig: str, refs: Sequence[Ref], rounds: int
             kubelet.prepare(ref)
             kubelet.unprepare(ref)
         single, burst = refs[:rounds], refs[rounds:]
-        before_s = _cpu_s(int(agent))
+        before_s = cpu_s(Path("/proc") / agent)
         _print("prepare, one at a time", [_timed(kubelet.prepare, ref) for ref in single])
-        print(f"{'  agent, CPU per call':45} {(_cpu_s(int(agent)) - before_s) / len(single) * 1e3:12.2f} ms")
+        print(f"{'  agent, CPU per call':45} {(cpu_s(Path('/proc') / agent) - before_s) / len(single) * 1e3:12.2f} ms")
         _print("prepare again", [_timed(kubelet.prepare, ref) for ref in single])
         _print("unprepare, one at a time", [_timed(kubelet.unprepare, ref) for ref in single])
         with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -124,7 +125,7 @@ def _measure_start(root: Path, kubeconfig: str, refs: Sequence[Ref]) -> None:
         kubelet.register()
         name = f"start to registered, {len(_DEVICES)} GPUs, {len(refs)} shares"
         _print(name, [time.perf_counter() - started_s])
-        print(f"{'  agent, CPU':45} {_cpu_s(int(agent)) * 1e3:8.2f} ms")
+        print(f"{'  agent, CPU':45} {cpu_s(Path('/proc') / agent) * 1e3:8.2f} ms")
         kubelet.unprepare(*refs)
 
 
@@ -163,12 +164,6 @@ def _fsync_floor(root: Path, name: str) -> None:
 def _claim(number: int) -> Claim:
     device = _DEVICES[number % len(_DEVICES)]
     return claim_object(f"bench-{number}", [result(device, "100Mi", "0")], uid=str(uuid.uuid4()))
-
-
-def _cpu_s(pid: int) -> float:
-    """Return the CPU seconds of a process: unlike the wall clock, they do not mind a busy machine."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _timed(call: Callable[..., Any], *arguments: Any) -> float:
