@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "cuda/footprint.h"
 
+#include "core/clock.h"
 #include "core/limits.h"
 #include "core/lock.h"
 #include "core/quota.h"
@@ -11,7 +12,13 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { MOST_PROCESSES = 512, ALLOCATIONS_PER_LOOK = 64 };
+enum {
+    MOST_PROCESSES = 512,
+    ALLOCATIONS_PER_LOOK = 64, /* more live ones than at the last look */
+    ALLOCATIONS_PER_CLOCK = 1024,
+    LOOK_EVERY_NS = 250 * 1000 * 1000,
+};
+#define LOOK_AT_ONCE (INT64_MIN / 2)
 
 struct footprint {
     struct vgpu_device *device;
@@ -19,7 +26,10 @@ struct footprint {
     enum { UNASKED = 0, SILENT, WATCHED, TRUSTED } driver; /* what NVML is good for */
     uint32_t contexts;
     uint64_t charged_bytes;
-    int64_t managed_bytes; /* changed without the lock */
+    uint64_t looked_at_ns;
+    /* Changed without the lock: */
+    int64_t managed_bytes;
+    int64_t live, looked_at_live; /* allocations: now, and at the last look, or fewer since then */
 };
 
 static struct vgpu_lock lock = VGPU_UNLOCKED;
@@ -186,12 +196,42 @@ void vgpu__footprint_settle(struct vgpu_device *device) {
     vgpu_unlock(&lock);
 }
 
-void vgpu__footprint_tick(struct vgpu_device *device) {
-    if (__builtin_expect(++allocations % ALLOCATIONS_PER_LOOK != 0, 1))
-        return;
+/* ---- Looking again ---- */
+
+static void look(struct footprint *footprint) {
     vgpu_lock(&lock);
-    struct footprint *footprint = footprint_of(device);
+    __atomic_store_n(&footprint->looked_at_live, __atomic_load_n(&footprint->live, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
     if (footprint->driver == TRUSTED)
         settle(footprint, true);
+    footprint->looked_at_ns = vgpu_now_ns();
     vgpu_unlock(&lock);
+}
+
+static bool is_old(const struct footprint *footprint) {
+    vgpu_lock(&lock);
+    bool old = vgpu_now_ns() - footprint->looked_at_ns >= LOOK_EVERY_NS;
+    vgpu_unlock(&lock);
+    return old;
+}
+
+void vgpu__footprint_allocated(struct vgpu_device *device) {
+    struct footprint *footprint = footprint_of(device);
+    int64_t live = __atomic_add_fetch(&footprint->live, 1, __ATOMIC_RELAXED);
+    bool grown = live - __atomic_load_n(&footprint->looked_at_live, __ATOMIC_RELAXED) >= ALLOCATIONS_PER_LOOK;
+    if (__builtin_expect(!grown && ++allocations % ALLOCATIONS_PER_CLOCK != 0, 1))
+        return;
+    if (grown || is_old(footprint))
+        look(footprint);
+}
+
+/* What is allocated in the place of it may be rounded up in another way. */
+void vgpu__footprint_freed(struct vgpu_device *device) {
+    struct footprint *footprint = footprint_of(device);
+    int64_t live = __atomic_sub_fetch(&footprint->live, 1, __ATOMIC_RELAXED);
+    if (live < __atomic_load_n(&footprint->looked_at_live, __ATOMIC_RELAXED))
+        __atomic_store_n(&footprint->looked_at_live, live, __ATOMIC_RELAXED);
+}
+
+void vgpu__footprint_suspect(struct vgpu_device *device) {
+    __atomic_store_n(&footprint_of(device)->looked_at_live, LOOK_AT_ONCE, __ATOMIC_RELAXED);
 }

@@ -4,7 +4,8 @@
  * to. For the files of this folder.
  *
  * NVML says what the driver holds for this process. What is above the bytes that calls were charged is the footprint,
- * and is charged too: measured anew whenever a context or a module comes or goes, and after every few allocations.
+ * and is charged too: measured anew whenever a context or a module comes or goes, a function is launched for the first
+ * time, or there are more allocations than before.
  * Where NVML does not name this process (some containers), each context is charged what the limits say of one.
  */
 #ifndef VGPU_CUDA_FOOTPRINT_H
@@ -35,8 +36,14 @@ void vgpu__footprint_managed(struct vgpu_device *device, int64_t bytes);
  * never grows. */
 void vgpu__footprint_imported(void);
 
-/* Called for every allocation. */
-void vgpu__footprint_tick(struct vgpu_device *device);
+/* Called for every allocation and for its end: asking NVML takes long where many processes use the card, so it is asked
+ * again when there are more of them than there were (the driver rounds them up), and else after a while. */
+void vgpu__footprint_allocated(struct vgpu_device *device);
+void vgpu__footprint_freed(struct vgpu_device *device);
+
+/* The driver may have taken something now (code of a function that is launched for the first time, stacks): ask at the
+ * next allocation. */
+void vgpu__footprint_suspect(struct vgpu_device *device);
 
 /* In a fork's child. */
 void vgpu__footprint_forget(void);

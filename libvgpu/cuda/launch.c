@@ -7,6 +7,7 @@
 
 #include "core/clock.h"
 #include "core/limiter.h"
+#include "cuda/footprint.h"
 #include "cuda/sampling.h"
 #include "preload/libc.h"
 
@@ -260,6 +261,8 @@ static void settle(struct vgpu__launch *launch, struct vgpu_estimate *estimate, 
     CUresult result;
     if (!thread.watched)
         watch_thread();
+    if (gpu_ns == 0)
+        vgpu__footprint_suspect(thread.device); /* its code may have been loaded by the first launch */
     VGPU_CALL(result, cuCtxGetCurrent, &context);
     bool measurable = result == CUDA_SUCCESS && context != NULL && __atomic_load_n(&captures, __ATOMIC_RELAXED) <= 0;
     if (measurable) {

@@ -45,6 +45,18 @@ CUresult vgpu__take_on(struct vgpu__taking *taking, CUdevice ordinal, uint64_t b
     return reserve(taking, device, bytes, result);
 }
 
+static void give_back(const struct vgpu_charge *charge) {
+    if (charge->kind == VGPU_KIND_HOSTED) {
+        vgpu_credit_host(charge->device, charge->bytes);
+        return;
+    }
+    if (charge->kind == VGPU_KIND_MANAGED)
+        vgpu__footprint_managed(charge->device, -(int64_t)charge->bytes);
+    if (charge->kind != VGPU_KIND_LIMIT)
+        vgpu__footprint_freed(charge->device);
+    vgpu_credit(charge->device, charge->bytes);
+}
+
 CUresult vgpu__taken(struct vgpu__taking *taking, CUresult result, enum vgpu_kind kind, uint64_t key) {
     if (taking->device == NULL)
         return result;
@@ -57,8 +69,8 @@ CUresult vgpu__taken(struct vgpu__taking *taking, CUresult result, enum vgpu_kin
     /* The driver hands out a key that we still hold: it was freed on a way that we did not see. Without memory to
      * remember a charge it stays charged until the process ends. */
     if (vgpu_ptrmap_put(&charge, &replaced) && replaced.bytes > 0)
-        vgpu_credit(replaced.device, replaced.bytes);
-    vgpu__footprint_tick(taking->device);
+        give_back(&replaced);
+    vgpu__footprint_allocated(taking->device);
     return result;
 }
 
@@ -67,16 +79,6 @@ struct vgpu_charge vgpu__give(enum vgpu_kind kind, uint64_t key) {
     if (vgpu_process() != NULL)
         vgpu_ptrmap_take(key, kind, &charge);
     return charge;
-}
-
-static void give_back(const struct vgpu_charge *charge) {
-    if (charge->kind == VGPU_KIND_HOSTED) {
-        vgpu_credit_host(charge->device, charge->bytes);
-        return;
-    }
-    if (charge->kind == VGPU_KIND_MANAGED)
-        vgpu__footprint_managed(charge->device, -(int64_t)charge->bytes);
-    vgpu_credit(charge->device, charge->bytes);
 }
 
 CUresult vgpu__given(const struct vgpu_charge *charge, CUresult result) {
@@ -88,7 +90,7 @@ CUresult vgpu__given(const struct vgpu_charge *charge, CUresult result) {
     else if (result == CUDA_SUCCESS)
         give_back(charge);
     else if (vgpu_ptrmap_put(charge, &replaced) && replaced.bytes > 0)
-        vgpu_credit(replaced.device, replaced.bytes);
+        give_back(&replaced);
     return result;
 }
 

@@ -116,6 +116,8 @@ CUresult cuCtxSetLimit(CUlimit limit, size_t value) {
     bool heap = limit == CU_LIMIT_MALLOC_HEAP_SIZE || limit == CU_LIMIT_PRINTF_FIFO_SIZE;
     if (!heap || vgpu__inside > 0) {
         VGPU_CALL(result, cuCtxSetLimit, limit, value);
+        if (vgpu__inside == 0 && (device = vgpu__cuda_current(&context, &(CUresult){0})) != NULL)
+            vgpu__footprint_suspect(device); /* stacks, for example */
         return result;
     }
     if ((device = vgpu__cuda_current(&context, &result)) == NULL ||

@@ -106,6 +106,7 @@ struct stub_card {
     uint64_t reserved_bytes;    /* kept by the driver itself, never handed out */
     uint64_t context_bytes;     /* charged for each context */
     uint64_t module_bytes;      /* charged for each loaded module */
+    uint64_t lazy_bytes;        /* charged for each function when it is first launched */
     uint64_t granularity_bytes; /* plain allocations are rounded up to this */
     uint64_t vmm_bytes;         /* granularity of cuMemCreate */
     uint64_t pool_chunk_bytes;  /* memory pools grow by this */
@@ -136,7 +137,7 @@ struct stub_card {
     uint64_t ended_gpu_time_ns;     /* of processes whose slots were given to others */
     uint64_t live[STUB_LIVE_WORDS]; /* one bit for each live slot */
     uint64_t engine_until_ns;       /* end of the kernel that runs, if it is not interrupted */
-    uint64_t padding[2];
+    uint64_t padding[1];
     struct stub_usage usage[STUB_CARD_USAGE];
 
     uint32_t event_count; /* events ever put into the ring, futex */

@@ -39,6 +39,7 @@ class StubSettings:
     reserved_bytes: int = 0  # real: some 100s of MiB that the driver keeps for itself
     context_bytes: int = 0  # real: 200 to 600 MiB for each context
     module_bytes: int = 0  # real: the size of the code
+    lazy_bytes: int = 0  # real: the size of the code, with CUDA_MODULE_LOADING=LAZY
     granularity_bytes: int = 1  # real: 2 MiB blocks, shared by small allocations
     vmm_bytes: int = 2 << 20
     pool_chunk_bytes: int = 1  # real: 32 MiB

@@ -249,6 +249,9 @@ void engine_release(struct device *device);
 
 enum handle_tag { TAG_FUNCTION = 0x46756e63, TAG_KERNEL = 0x4b65726e };
 
+/* Charge a module for more than it was loaded with. */
+CUresult module_charge(CUmodule module, uint64_t bytes);
+
 struct CUfunc_st {
     enum handle_tag tag;
     CUmodule module;
@@ -256,6 +259,7 @@ struct CUfunc_st {
     char *name;
     bool spins;   /* runs for the nanoseconds in its first parameter */
     bool instant; /* takes no time */
+    bool loaded;  /* was launched before: lazy_bytes are charged */
     unsigned attributes[CU_FUNC_ATTRIBUTE_MAX];
     int block[3]; /* of the legacy launch */
     unsigned shared_bytes;

@@ -46,11 +46,22 @@ CUresult kernel_prepare(struct kernel *kernel, void **params, void **extra) {
     return CUDA_SUCCESS;
 }
 
+/* Code is brought to the card when it is first run. */
+static CUresult load_code(CUfunction function) {
+    if (__atomic_exchange_n(&function->loaded, true, __ATOMIC_RELAXED))
+        return CUDA_SUCCESS;
+    CUresult result = module_charge(function->module, function->device->card.shared->lazy_bytes);
+    if (result != CUDA_SUCCESS)
+        __atomic_store_n(&function->loaded, false, __ATOMIC_RELAXED);
+    return result;
+}
+
 CUresult kernel_submit(CUstream stream, const struct kernel *kernel) {
     if (CAPTURING(stream)) {
         struct node_work work = {.type = CU_GRAPH_NODE_TYPE_KERNEL, .kernel = *kernel};
         return capture_add(stream, &work, NULL);
     }
+    TRY(load_code(kernel->function));
     __atomic_fetch_add(&stream->context->device->card.slot->launches, 1, __ATOMIC_RELAXED);
     queue_submit(stream, (struct op){.kind = OP_KERNEL, .duration_ns = kernel->duration_ns});
     return CUDA_SUCCESS;

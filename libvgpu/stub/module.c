@@ -187,6 +187,12 @@ static CUresult module_fill(CUmodule module, const char *image) {
     return read_variables(module, image);
 }
 
+CUresult module_charge(CUmodule module, uint64_t bytes) {
+    REQUIRE(device_charge(module->context->device, bytes), CUDA_ERROR_OUT_OF_MEMORY);
+    __atomic_fetch_add(&module->charged, bytes, __ATOMIC_RELAXED);
+    return CUDA_SUCCESS;
+}
+
 static CUresult module_load(CUcontext context, const char *image, CUmodule *out) {
     REQUIRE(image, CUDA_ERROR_INVALID_VALUE);
     uint64_t charge = context->device->card.shared->module_bytes;

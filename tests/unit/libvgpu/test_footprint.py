@@ -174,3 +174,35 @@ free(other)
 check({create})
 """
     assert _compare(machine, share, held) == 32 * MIB
+
+
+def test_code_that_is_loaded_by_a_first_launch_is_charged_at_the_next_allocation(machine: "Machine") -> None:
+    _settle(machine, context_bytes=MIB, lazy_bytes=20 * MIB)
+    share = machine.share(256 * MIB)
+    held = f"""
+start()
+one, two = kernel(), kernel("other")
+alloc({MIB})
+launch(one, 1000)
+alloc({MIB})
+assert info()[0] == {233 * MIB}, info()
+launch(one, 1000)
+check(try_launch(two, 1000))
+launch(two, 1000)
+alloc({MIB})
+assert info()[0] == {212 * MIB}, info()
+"""
+    assert _compare(machine, share, held) == 44 * MIB
+
+
+def test_rounding_is_charged_too_where_allocations_take_the_place_of_others(machine: "Machine") -> None:
+    _settle(machine, context_bytes=MIB, granularity_bytes=2 * MIB)
+    share = machine.share(512 * MIB)
+    held = f"""
+start()
+exact = [alloc({2 * MIB}) for _ in range(128)]
+assert info()[0] == {(512 - 257) * MIB}, info()
+for pointer in exact: free(pointer)
+for _ in range(128): alloc({MIB})
+"""
+    assert _compare(machine, share, held) == 257 * MIB
