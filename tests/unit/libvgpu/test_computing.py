@@ -223,7 +223,7 @@ def test_a_cooperative_launch_on_two_devices_is_paid_on_each(machine: "Machine")
     create_driver_root(machine.root, [StubGPU("Stub", 1 << 30, uuid) for uuid in uuids])
     first, second = (machine.share(name=uuid, cores_percent=50, device_uuid=uuid) for uuid in uuids)
     machine.run("""
-        argument = c_ulonglong(1_000_000)
+        argument = c_ulonglong(4_000_000)  # long against the time between two calls of the driver
         params = (c_void_p * 1)(ctypes.addressof(argument))
         entries = (c_ulonglong * 14)()
         for device in range(2):
@@ -239,7 +239,7 @@ def test_a_cooperative_launch_on_two_devices_is_paid_on_each(machine: "Machine")
                 check(cuda.cuStreamSynchronize(c_void_p(entries[7 * device + 5])))
     """)
     for share in (first, second):
-        assert read_books(share).gpu_time_ns == pytest.approx(21e6, rel=0.1)
+        assert read_books(share).gpu_time_ns == pytest.approx(84e6, rel=0.1)
         assert read_books(share).launches == 21
 
 

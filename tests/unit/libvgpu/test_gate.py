@@ -94,11 +94,13 @@ def gate(machine: "Machine") -> Iterator[Gate]:
     shutil.rmtree(short)
 
 
+@pytest.mark.no_sanitizer  # nothing is preloaded, so no runtime can come first
 def test_a_share_is_enforced_though_nothing_was_preloaded(gate: Gate) -> None:
     assert gate.run() == "600 0 2 0 True"
     assert read_card(gate.machine.card).peak_bytes <= 600 * MIB
 
 
+@pytest.mark.no_sanitizer  # the same
 def test_a_share_is_enforced_once_where_the_library_was_preloaded_too(gate: Gate) -> None:
     assert gate.run(LD_PRELOAD=str(gate.library)) == "600 0 2 0 True"
 
