@@ -81,6 +81,9 @@ class NodeAgentOptions(CommonOptions):
     annotation_interval_s: Annotated[
         float, Field(ge=1, le=3600, description="in which each claim is asked once for changes")
     ] = 60.0
+    context_bytes: Annotated[
+        int, Field(ge=0, le=1 << 30, description="what a context takes where NVML is silent in containers; 0: learned")
+    ] = 0
     pod_uid: Annotated[
         str | None, Field(description="UID of the agent's pod: lets two run side by side in an update")
     ] = None

@@ -73,6 +73,7 @@ def run_node_agent(config: Path | None, flags: Mapping[str, object]) -> int:
         monitor_interval_s=options.monitor_interval_s,
         driver_interval_s=options.driver_interval_s,
         annotation_interval_s=options.annotation_interval_s,
+        context_bytes=options.context_bytes,
     )
     _begin(options)
     return _serve(NodeAgent(HTTPKubeClient(options.kubeconfig), settings), options.listen)

@@ -120,6 +120,7 @@ def following(claim: Limits, present: Limits) -> Limits:
         claim,
         granted_percent=present.granted_percent,
         charge_permille=present.charge_permille,
+        context_bytes=present.context_bytes,
     )
 
 

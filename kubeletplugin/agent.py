@@ -21,6 +21,7 @@ from kubeletplugin.annotations import AnnotationFollower
 from kubeletplugin.cdi import gpu_spec
 from kubeletplugin.claimreading import ClaimReader
 from kubeletplugin.collecting import Collector
+from kubeletplugin.contextsizes import ContextSizes
 from kubeletplugin.devices import DeviceTable, Discovery
 from kubeletplugin.discovery import DiscoveryBackend
 from kubeletplugin.driverroots import DriverRoot
@@ -82,6 +83,8 @@ class AgentSettings:
     """GPUs that are not offered: UUIDs, indices, model:NAME."""
     ignored_xids: tuple[int, ...] = ()
     """Xid errors that do not make a device unhealthy, beside those of programs."""
+    context_bytes: int = 0
+    """What a context takes of a device, charged where the driver does not say it in a container; 0: learned."""
     health_interval_s: float = 20.0
     collect_interval_s: float = 600.0
     """Between two looks for what belongs to nobody."""
@@ -149,11 +152,12 @@ class NodeAgent:
         paths = NodePaths(settings.state_dir, settings.cdi_dir)
         take_state_dir(paths, settings.driver_name)
         library = install_library(settings.library or library_path(), paths.library_dir)
-        state = NodeState(paths, settings.driver_name, settings.node_name, library)
+        contexts = ContextSizes(paths.contexts_file, settings.context_bytes)
+        state = NodeState(paths, settings.driver_name, settings.node_name, library, contexts)
         preparer = Preparer(self._reader, state, lambda: self._view)
         observer = Observer(
             Monitor(state.ledger, paths.shares_dir, self._stopping.wait),
-            Supervisor(self._events.tell),
+            Supervisor(self._events.tell, contexts=contexts),
             self._backend,
             lambda: self._view.devices,
             Intervals(settings.monitor_interval_s, settings.driver_interval_s),

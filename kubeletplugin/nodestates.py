@@ -13,6 +13,7 @@ from api.names import ClaimUID
 from api.slots import gpu_of
 from kubeletplugin import cdi
 from kubeletplugin.claimlocks import ClaimLocks
+from kubeletplugin.contextsizes import ContextSizes
 from kubeletplugin.files import read_if_there, write_durably
 from kubeletplugin.ledgers import Ledger
 from kubeletplugin.libraries import InstalledLibrary
@@ -41,6 +42,11 @@ class NodePaths:
     def checkpoint_dir(self) -> Path:
         """A record per claim."""
         return self.state_dir / CHECKPOINT_SUBDIR
+
+    @property
+    def contexts_file(self) -> Path:
+        """What was learned of the sizes of contexts."""
+        return self.state_dir / "contexts.json"
 
     @property
     def library_dir(self) -> Path:
@@ -74,10 +80,18 @@ def take_state_dir(paths: NodePaths, driver_name: str) -> None:
 class NodeState:
     """The state of one node. Who changes something of a claim holds its lock."""
 
-    def __init__(self, paths: NodePaths, vendor: str, pool: str, library: InstalledLibrary) -> None:
+    def __init__(
+        self,
+        paths: NodePaths,
+        vendor: str,
+        pool: str,
+        library: InstalledLibrary,
+        contexts: ContextSizes | None = None,
+    ) -> None:
+        contexts = contexts or ContextSizes(paths.contexts_file)
         self.paths = paths
         self.specs = cdi.SpecFolder(paths.cdi_dir, vendor)
-        self.shares = ShareFolders(paths.shares_dir, pool)
+        self.shares = ShareFolders(paths.shares_dir, pool, contexts.bytes_of)
         self.ledger = Ledger(paths.checkpoint_dir, self.shares.rebuild)
         self.locks = ClaimLocks(paths.state_dir / "claims.lock")
         self._vendor = vendor

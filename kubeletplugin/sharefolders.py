@@ -6,6 +6,8 @@ Called by nodestates. What is in the folders of a claim changes under the claim'
 import logging
 import os
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from api import names
@@ -30,10 +32,17 @@ def is_claim_uid(text: str) -> bool:
 class ShareFolders:
     """All shares of a node."""
 
-    def __init__(self, folder: Path, pool: str) -> None:
-        """Take the folder of all shares, and the name of the node's pool for records that are rebuilt."""
+    def __init__(self, folder: Path, pool: str, context_bytes: Callable[[str], int] = lambda _uuid: 0) -> None:
+        """Take where they are.
+
+        Args:
+            folder: of all shares.
+            pool: name of the node's pool, for records that are rebuilt.
+            context_bytes: returns what a context takes of the device with a UUID; 0: not known.
+        """
         self.folder = folder
         self._pool = pool
+        self._context_bytes = context_bytes
 
     def prepare(self) -> None:
         """Create the folder.
@@ -63,6 +72,7 @@ class ShareFolders:
             read_books(folder)
         except StateError:
             # Not durable: the record is, and each prepare compares and mends what a crash of the machine damaged.
+            limits = replace(limits, context_bytes=self._context_bytes(limits.device_uuid))
             create_share(folder, limits, durable=False)
             return True
         return limits != before[0]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from api import names
 from api.quantities import format_bytes
 from kubeletplugin.comparing import Attribution, DriverCount, attribute, overuse_bytes
+from kubeletplugin.contextsizes import ContextSizes
 from kubeletplugin.devices import DeviceFigures
 from kubeletplugin.monitoring import ShareReading
 from kubeletplugin.owners import ProcessOwners
@@ -39,8 +40,15 @@ def kill_process(pid: int) -> None:
 class Supervisor:
     """Compares driver and books, one look at a time."""
 
-    def __init__(self, tell: Tell, owners: ProcessOwners | None = None, kill: Kill = kill_process) -> None:
-        """Take how to tell the owner of a claim, who owns processes, and how to end one."""
+    def __init__(
+        self,
+        tell: Tell,
+        owners: ProcessOwners | None = None,
+        kill: Kill = kill_process,
+        contexts: ContextSizes | None = None,
+    ) -> None:
+        """Take how to tell the owner of a claim, who owns processes, how to end one, and who learns from each look."""
+        self._contexts = contexts
         self._tell = tell
         self._owners = owners or ProcessOwners()
         self._kill = kill
@@ -68,6 +76,8 @@ class Supervisor:
             if overuse_bytes(reading.limits, found.by_share[reading.limits.share].memory_bytes)
         }
         self.figures, self.attribution = tuple(figures), found
+        if self._contexts is not None:
+            self._contexts.observe(found, readings)
         self._looks = {share: self._looks.get(share, 0) + 1 for share in over}
         there = {reading.limits.share for reading in readings}
         counts = {share: count for share, count in self.overuse_counts.items() if share in there}

@@ -66,6 +66,8 @@ static unsigned find_processes(nvmlDevice_t device, struct found *found) {
     const struct stub_card *shared = device->card.shared;
     uint64_t here = namespace_of("self");
     unsigned count = 0;
+    if (getenv("VGPU_STUB_NVML_NAMELESS"))
+        return 0;
     for (uint32_t i = 0; i < STUB_SLOTS; i++) {
         const struct stub_slot *slot = &shared->slots[i];
         if (LOAD(slot->state) != STUB_SLOT_LIVE || !LOAD_RELAXED(slot->contexts) || !card_slot_lives(&device->card, i))

@@ -1,0 +1,100 @@
+"""What a context takes of each device by itself, learned from what the driver counts: written into new limits.
+
+Fed by the supervisor, read when the folder of a share is made. The library measures contexts on its own where NVML
+names its process. In some containers NVML does not; there each context is charged what the limits say of one, and only
+the node knows that: the driver's count for a process, less what its books know of.
+"""
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kubeletplugin.comparing import Attribution
+from kubeletplugin.files import read_if_there, write_atomically
+from kubeletplugin.monitoring import ShareReading
+from libvgpu.shares import Limits
+
+_log = logging.getLogger(__name__)
+
+_MIB = 1 << 20
+LEAST_BYTES, MOST_BYTES = 8 * _MIB, 1 << 30
+"""What is believed: real contexts take 200 to 600 MiB, and books belong to tenants, who may write what they like."""
+_AGREEING_BYTES = 4 * _MIB
+"""Two looks in a row have to agree: driver and books are not read in the same moment."""
+_WORTH_PERCENT = 5
+"""Smaller changes are not worth a word."""
+
+
+@dataclass(frozen=True)
+class _Sight:
+    uuid: str
+    bytes_: int
+    """For each context of the share."""
+    agreed: bool
+
+
+class ContextSizes:
+    """Sizes by device, kept over restarts. Each share with a context has one vote; the median counts."""
+
+    def __init__(self, path: Path, setting_bytes: int = 0) -> None:
+        """Take the file that remembers.
+
+        Args:
+            path: of the file.
+            setting_bytes: what an operator says of all devices; 0: learn it.
+        """
+        self._path = path
+        self._setting_bytes = setting_bytes
+        self._sights: dict[str, _Sight] = {}
+        self._learned = _read(path)
+
+    def bytes_of(self, uuid: str) -> int:
+        """Return what to charge for a context of a device where the driver does not say it; 0: not known yet."""
+        return self._setting_bytes or self._learned.get(uuid.lower(), 0)
+
+    def observe(self, found: Attribution, readings: Iterable[ShareReading]) -> None:
+        """Learn from one look at the driver and at the books."""
+        before, self._sights = self._sights, {}
+        for reading in readings:
+            bytes_ = _context_bytes(found, reading)
+            if bytes_ is not None:
+                name = reading.limits.share
+                same = name in before and abs(before[name].bytes_ - bytes_) <= _AGREEING_BYTES
+                self._sights[name] = _Sight(reading.limits.device_uuid.lower(), bytes_, agreed=same)
+        votes: dict[str, list[int]] = {}
+        for sight in self._sights.values():
+            if sight.agreed:
+                votes.setdefault(sight.uuid, []).append(sight.bytes_)
+        for uuid, sizes in votes.items():
+            self._learn(uuid, sorted(sizes)[(len(sizes) - 1) // 2])
+
+    def _learn(self, uuid: str, bytes_: int) -> None:
+        known = self._learned.get(uuid, 0)
+        if abs(bytes_ - known) * 100 <= known * _WORTH_PERCENT:
+            return
+        self._learned = {**self._learned, uuid: bytes_}
+        _log.info("size of a context learned", extra={"device_uuid": uuid, "bytes": bytes_, "bytes_before": known})
+        write_atomically(self._path, json.dumps(self._learned).encode(), 0o600)
+
+
+def _context_bytes(found: Attribution, reading: ShareReading) -> int | None:
+    """Return what each context of a share takes. None: nobody can tell, or the library measures it by itself."""
+    limits: Limits = reading.limits
+    counted = found.by_share[limits.share]
+    contexts = len(counted.pids)
+    if contexts == 0 or contexts != len(reading.books.processes):
+        return None  # some have no context, or are in no books
+    unknown_bytes = (counted.memory_bytes - reading.books.used_bytes) // contexts + limits.context_bytes
+    return unknown_bytes if LEAST_BYTES <= unknown_bytes <= MOST_BYTES else None
+
+
+def _read(path: Path) -> Mapping[str, int]:
+    """Return what was learned before. What cannot be read is learned again."""
+    try:
+        found = json.loads(read_if_there(path) or b"{}")
+        return {str(uuid): bytes_ for uuid, bytes_ in found.items() if LEAST_BYTES <= int(bytes_) <= MOST_BYTES}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        _log.warning("sizes of contexts are learned again", extra={"path": str(path), "error": str(error)})
+        return {}
