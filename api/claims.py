@@ -7,6 +7,7 @@ driver explain`. Source: k8s.io/api/resource/{v1,v1beta1,v1beta2}/types.go.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from sys import intern  # of many claims in memory at once, most name the same few namespaces, pools and devices
 from typing import Any
 
 from api import names
@@ -21,7 +22,7 @@ Object = Mapping[str, Any]
 _OUR_CAPACITIES = frozenset({names.CAPACITY_MEMORY, names.CAPACITY_CORES, names.CAPACITY_SHARES})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class DeviceRequest:
     """One device request of a claim, or one alternative of it (`parent/name` in a firstAvailable list)."""
 
@@ -36,7 +37,7 @@ class DeviceRequest:
     admin_access: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class AllocationResult:
     """One device that the scheduler gave to a claim."""
 
@@ -52,7 +53,7 @@ class AllocationResult:
     admin_access: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class OpaqueConfig:
     """Opaque parameters that apply to an allocation, in the order of their precedence: the last wins."""
 
@@ -67,7 +68,7 @@ class OpaqueConfig:
         return not self.requests or request in self.requests or request.partition("/")[0] in self.requests
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Consumer:
     """An entry of `status.reservedFor`."""
 
@@ -76,7 +77,7 @@ class Consumer:
     uid: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Allocation:
     """What the scheduler decided for a claim."""
 
@@ -84,7 +85,7 @@ class Allocation:
     configs: tuple[OpaqueConfig, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ClaimView:
     """A ResourceClaim, read from any served API version."""
 
@@ -162,7 +163,7 @@ def _read_claim(claim: Object, where: str) -> ClaimView:
     status = claim.get("status") or {}
     owners = metadata.get("ownerReferences") or []
     return ClaimView(
-        namespace=metadata["namespace"],
+        namespace=intern(metadata["namespace"]),
         name=metadata["name"],
         uid=ClaimUID(metadata["uid"]),
         requests=tuple(r for request in devices.get("requests") or [] for r in _read_request(request, where)),
@@ -206,10 +207,10 @@ def _read_allocation(allocation: Object, where: str) -> Allocation:
         results=tuple(
             AllocationResult(
                 index=index,
-                request=result["request"],
-                driver=result["driver"],
-                pool=result["pool"],
-                device=result["device"],
+                request=intern(result["request"]),
+                driver=intern(result["driver"]),
+                pool=intern(result["pool"]),
+                device=intern(result["device"]),
                 share_id=result.get("shareID"),
                 consumed=amounts(result.get("consumedCapacity") or {}, f"{where}: consumedCapacity"),
                 admin_access=bool(result.get("adminAccess")),

@@ -164,7 +164,7 @@ class ClusterCache:
         with self._lock:
             keys = self._waiting.of(claim)
         pods = (self._kinds.pods.get(key) for key in keys)
-        return [pod for pod in pods if pod is not None and pod.unschedulable]
+        return [pod for pod in pods if pod is not None]
 
     def is_ours(self, view: ClaimView) -> bool:
         """Say whether a claim asks for devices that could be ours."""
@@ -232,9 +232,12 @@ class ClusterCache:
                 pools |= self._ledger.note(before.uid, None)
             if after is not None:
                 pools |= self._ledger.note(after.uid, after.allocation)
+            waits = self._waiting.wait_for(key)
         for pool in pools:
             self._listeners.pool(pool)
-        self._listeners.claim(key)
+        # Of most claims there is nothing to say, from their first day to their last.
+        if waits or any(record is not None and record.problem for record in (old, new)):
+            self._listeners.claim(key)
 
     def on_pod(self, key: Key, old: PodRecord | None, new: PodRecord | None) -> None:
         """A pod without a node came, was found unschedulable, or went (to its node, mostly)."""

@@ -1,20 +1,25 @@
 """Puts a node's offer together: policy, order, what older offers gave away, and the offer mode. Used by `keeping`.
 
-Holds what must be remembered from one offer of a node to the next (`Withdrawals`, `Orders`); all decisions are pure and
-stand in the modules that it calls.
+Holds what must be remembered from one offer of a node to the next (`Withdrawals`, `Orders`), and what need not be
+worked out again (`Memory`); all decisions are pure and stand in the modules that it calls.
 """
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from api import names
 from api.claims import Object
 from api.nodeinventory import OfferedRoom
-from controller.forms import GPU, Division, Form, Kind, total
-from controller.migrating import Withdrawals, read_published
+from controller.forms import GPU, Division, Form, Holding, Kind, total
+from controller.migrating import Withdrawals, read_published, situate
 from controller.offering import NoMode, Offer, OfferMode, Withheld, fixed_device
 from controller.ordering import Orders
 from controller.policies import NodeDevices, Policy
+from controller.remembering import Memory
+
+_PARTS = ("held", "situated", "division")
+"""What is remembered of each GPU."""
 
 
 class Composer:
@@ -24,6 +29,7 @@ class Composer:
         """Begin with nothing remembered."""
         self._withdrawals = Withdrawals(clock)
         self._orders = Orders(clock)
+        self._memories: dict[str, Memory] = {}
 
     def compose(
         self, node: str, devices: NodeDevices, mode: OfferMode, policy: Policy, stored: Sequence[Object]
@@ -37,12 +43,17 @@ class Composer:
             policy: the operator's wishes.
             stored: the slices that are on offer now.
         """
-        published = read_published(stored)
-        gpus, withheld = policy.gpus(devices)
-        gpus = self._withdrawals.apply(node, self._orders.arrange(node, policy.order(devices), gpus), mode, published)
-        divisions = [(gpu, _divide(mode, gpu)) for gpu in gpus]
+        memory = self._memories.setdefault(node, Memory())
+        published = memory.recall("published", read_published, tuple(stored))
+        bare, withheld = memory.recall("policy", policy.gpus, replace(devices, holdings={}))
+        gpus = [memory.recall(("held", gpu.name), _hold, gpu, devices.held(gpu.name)) for gpu in bare]
+        gpus = self._orders.arrange(node, policy.order(devices), gpus)
+        gone = self._withdrawals.gone(node, gpus, published)
+        gpus = [memory.recall(("situated", gpu.name), situate, gpu, mode, published, gone) for gpu in gpus]
+        divisions = [(gpu, memory.recall(("division", gpu.name), _divide, mode, gpu)) for gpu in gpus]
+        memory.keep_only({"published", "policy"} | {(part, gpu.name) for gpu in gpus for part in _PARTS})
         self._withdrawals.note(node, published, _forms(division for _, division in divisions))
-        withheld += [_left_out(gpu, mode) for gpu, division in divisions if not division.devices]
+        withheld = [*withheld, *(_left_out(gpu, mode) for gpu, division in divisions if not division.devices)]
         return Offer(mode.pack(divisions), tuple(withheld), tuple(_rooms(gpus)))
 
     def due_in_s(self, node: str) -> float | None:
@@ -54,6 +65,11 @@ class Composer:
         """Forget a node that is gone."""
         self._withdrawals.forget(node)
         self._orders.forget(node)
+        self._memories.pop(node, None)
+
+
+def _hold(gpu: GPU, held: tuple[Holding, ...]) -> GPU:
+    return replace(gpu, held=held) if held else gpu
 
 
 def _divide(mode: OfferMode, gpu: GPU) -> Division:

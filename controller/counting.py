@@ -14,7 +14,7 @@ DeviceKey = tuple[str, str]
 """Pool and device name."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Usage:
     """What claims hold of one device."""
 

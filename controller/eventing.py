@@ -22,7 +22,7 @@ _MAX_INTERVAL_S = 900.0
 """Well below the hour after which the API server forgets an event."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Subject:
     """The object that an event is about."""
 

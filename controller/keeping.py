@@ -24,6 +24,7 @@ from controller.offering import NoMode, OfferMode, Withheld
 from controller.policies import NodeDevices, Policy
 from controller.probing import dropped_fields
 from controller.publishing import Plan, Pool, Settled, plan, settle
+from controller.remembering import Memory
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class PoolKeeper:
         self._mode: OfferMode = NoMode("the offer mode is not known yet")
         self._policy = Policy()
         self._composer = Composer()
+        self._memory = Memory()
         self._withheld: dict[str, tuple[Withheld, ...]] = {}
         self._settled: dict[str, dict[str, Settled]] = {}
         self._created_under: dict[str, datetime] = {}
@@ -138,6 +140,7 @@ class PoolKeeper:
         self._settled.pop(node, None)
         self._created_under.pop(node, None)
         self._withheld.pop(node, None)
+        self._memory.forget(node)
         self._composer.forget(node)
 
     def _clean_up(self, node: str, heartbeat_age_s: float) -> float | None:
@@ -164,7 +167,7 @@ class PoolKeeper:
         self._withheld[node] = offer.withheld
         self._tell(node, inventory, offer.rooms)
         pool = Pool(self._driver, node, node_uid, offer.slices, self.version)
-        writes = plan(pool, stored, self._settled.get(node))
+        writes = self._memory.recall(node, plan, pool, tuple(stored), dict(self._settled.get(node, {})))
         if writes.creates:
             self._created_under[node] = inventory.heartbeat_time
         self._apply(node, writes)

@@ -99,15 +99,15 @@ class Withdrawals:
         self._seen: set[str] = set()
         self._gone: dict[str, dict[tuple[str, Kind], tuple[Form, float]]] = {}
 
-    def apply(self, node: str, gpus: Sequence[GPU], mode: OfferMode, published: Published) -> list[GPU]:
-        """Return the GPUs with what is on offer of them and what must not be."""
+    def gone(self, node: str, gpus: Sequence[GPU], published: Published) -> tuple[Form, ...]:
+        """Return what was on offer of a node's GPUs lately and may be allocated yet."""
         if node not in self._seen:
             self._seen.add(node)
             self._assume(node, gpus, published)
         now = self._clock()
         gone = {key: entry for key, entry in self._gone.get(node, {}).items() if entry[1] > now}
         self._gone[node] = gone
-        return [_situated(gpu, mode, published, [form for form, _ in gone.values()]) for gpu in gpus]
+        return tuple(form for form, _ in gone.values())
 
     def note(self, node: str, before: Published, offered: Iterable[Form]) -> None:
         """Take over that of what was on offer, only `offered` is from now on."""
@@ -139,7 +139,15 @@ class Withdrawals:
                 self._gone.setdefault(node, {})[form.name, form.kind] = (form, due)
 
 
-def _situated(gpu: GPU, mode: OfferMode, published: Published, gone: Iterable[Form]) -> GPU:
+def situate(gpu: GPU, mode: OfferMode, published: Published, gone: Iterable[Form]) -> GPU:
+    """Return a GPU with what is on offer of it and what must not be.
+
+    Args:
+        gpu: what policy makes of it, and what claims hold.
+        mode: how it is to be offered.
+        published: what its node has on offer now.
+        gone: what its node had on offer a moment ago.
+    """
     wanted = {(form.name, form.kind) for form in mode.wanted(gpu)}
     on_offer = [form for form in published.forms.values() if gpu_of(form.name) == gpu.name]
     held = {holding.name for holding in gpu.held if holding.slot or holding.whole}

@@ -97,7 +97,10 @@ class PendingKeeper:
         if not note:
             self._said.pop((topic, names.EVENT_UNSATISFIABLE), None)
             self._note_waiting(key, waits=False)
-            return self._look_again_s(topic) if pods and record.view is not None else None
+            if pods and record.view is not None:
+                return self._look_again_s(topic)
+            self._quiet.pop(topic, None)
+            return None
         self._quiet.pop(topic, None)
         message = Message(names.EVENT_UNSATISFIABLE, note, "Allocating")
         about_pods = [(pod.subject, record.subject) for pod in pods]

@@ -26,6 +26,10 @@ class NodeDevices:
     holdings: Mapping[str, Sequence[Holding]] = field(default_factory=dict)
     """What claims hold, by GPU."""
 
+    def held(self, gpu: str) -> tuple[Holding, ...]:
+        """Return what claims hold of a GPU."""
+        return tuple(self.holdings.get(gpu, ()))
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -38,7 +42,10 @@ class Policy:
     """Sizes are those of menus and not of slots."""
 
     def gpus(self, node: NodeDevices) -> tuple[list[GPU], list[Withheld]]:
-        """Return the GPUs to offer in the inventory's order, and what claims cannot have; tainted ones are both."""
+        """Return the GPUs to offer in the inventory's order, and what claims cannot have; tainted ones are both.
+
+        What claims hold is not in it: it does not depend on policy.
+        """
         kept, withheld = sort_out(node.inventory.devices)
         gpus = []
         for facts in kept:
@@ -67,7 +74,6 @@ class Policy:
             sizes=sizes(room, chosen) if chosen else default(room),
             taints=taints,
             exclusive=bool(first(rules, "exclusive")),
-            held=tuple(node.holdings.get(facts.name, ())),
         )
 
 

@@ -6,6 +6,7 @@ else.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from sys import intern
 from typing import Any
 
 from api import names
@@ -171,4 +172,4 @@ def _subject(obj: Object, kind: str) -> Subject:
     metadata = obj["metadata"]
     # Objects in lists come without apiVersion and kind.
     api_version = obj.get("apiVersion") or ("v1" if kind == "Pod" else f"{names.RESOURCE_GROUP}/v1")
-    return Subject(api_version, kind, metadata["namespace"], metadata["name"], metadata["uid"])
+    return Subject(intern(api_version), kind, intern(metadata["namespace"]), metadata["name"], metadata["uid"])

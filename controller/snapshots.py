@@ -26,20 +26,22 @@ class DeviceIndex:
         self._counters: dict[str, dict[DeviceKey, Mapping[str, int]]] = {}
         """By slice: counter sets by node and name."""
         self._withheld: dict[str, tuple[Withheld, ...]] = {}
+        self._offered_count = self._withheld_count = 0
 
     def note_slice(self, name: str, obj: Object | None) -> None:
         """Take over a slice; None: it is gone."""
-        self._offered.pop(name, None)
+        self._offered_count -= len(self._offered.pop(name, ()))
         self._counters.pop(name, None)
         if obj is not None:
             self._offered[name] = list(_of_slice(obj))
+            self._offered_count += len(self._offered[name])
             counters = dict(_counters_of_slice(obj))
             if counters:
                 self._counters[name] = counters
 
     def note_withheld(self, node: str, withheld: tuple[Withheld, ...]) -> None:
         """Take over what a node has and does not offer."""
-        self._withheld.pop(node, None)
+        self._withheld_count += len(withheld) - len(self._withheld.pop(node, ()))
         if withheld:
             self._withheld[node] = withheld
 
@@ -59,7 +61,7 @@ class DeviceIndex:
 
     def counts(self) -> tuple[int, int]:
         """Return the number of devices offered and withheld."""
-        return sum(map(len, self._offered.values())), sum(map(len, self._withheld.values()))
+        return self._offered_count, self._withheld_count
 
 
 def _of_slice(obj: Object) -> Iterator[OfferedDevice]:

@@ -127,10 +127,10 @@ class Term:
                 target=self._work, args=(self._topics, lambda topic: _sync_topic(pending, topic)), name="claims"
             ),
         ]
+        self._trouble = ""
         for worker in workers:
             worker.daemon = True
             worker.start()
-        self._trouble = ""
         for worker in workers:
             worker.join()
 

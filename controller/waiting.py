@@ -1,4 +1,7 @@
-"""Which pods wait for which claims: an index, kept up to date pod by pod. Used by `caching`."""
+"""Which pods wait for which claims: an index, kept up to date pod by pod. Used by `caching`.
+
+Only pods that the scheduler has tried to place are in it: all others, which are most, have nothing to wait for yet.
+"""
 
 from dataclasses import dataclass, field
 
@@ -8,13 +11,13 @@ from controller.watching import Key
 
 @dataclass
 class WaitingPods:
-    """Pods without a node, by the claims that they name. Not thread-safe: its owner locks."""
+    """Pods that found no place, by the claims that they name. Not thread-safe: its owner locks."""
 
     _by_claim: dict[Key, set[Key]] = field(default_factory=dict)
 
     def note(self, pod: Key, old: PodRecord | None, new: PodRecord | None) -> set[Key]:
         """Take over a pod; return the claims that are worth a look since then."""
-        before, after = set(old.claims if old else ()), set(new.claims if new else ())
+        before, after = (set(record.claims if record and record.unschedulable else ()) for record in (old, new))
         for claim in before - after:
             waiting = self._by_claim.get(claim, set())
             waiting.discard(pod)
@@ -22,12 +25,15 @@ class WaitingPods:
                 self._by_claim.pop(claim, None)
         for claim in after - before:
             self._by_claim.setdefault(claim, set()).add(pod)
-        was_refused, is_refused = (record.unschedulable if record else False for record in (old, new))
-        return before | after if was_refused != is_refused or before != after else set()
+        return before ^ after
 
     def of(self, claim: Key) -> list[Key]:
         """Return the pods that name a claim, by name."""
         return sorted(self._by_claim.get(claim, ()))
+
+    def wait_for(self, claim: Key) -> bool:
+        """Say whether any pod names a claim."""
+        return claim in self._by_claim
 
     def claims(self) -> list[Key]:
         """Return the claims that pods name."""
