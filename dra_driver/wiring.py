@@ -3,6 +3,7 @@
 Called by the CLI.
 """
 
+import gc
 import logging
 import os
 import secrets
@@ -79,6 +80,15 @@ def run_node_agent(config: Path | None, flags: Mapping[str, object]) -> int:
     return _serve(NodeAgent(HTTPKubeClient(options.kubeconfig), settings), options.listen)
 
 
+def keep_what_is_loaded() -> None:
+    """Tell the garbage collector to pass over all that there is now: modules and clients, which live as long as we.
+
+    Else it looks at some 200,000 objects again and again, for tens of milliseconds in the middle of a burst of calls.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 def _begin(options: CommonOptions) -> None:
     setup_logging(options.log_format, options.log_level)
     _log.info("starting", extra={"version": __version__, "pid": os.getpid(), **options.model_dump(mode="json")})
@@ -92,6 +102,7 @@ def _serve(service: Service, listen: str) -> int:
     status.start()
     try:
         service.start()
+        keep_what_is_loaded()
         stopping.wait()
         _log.info("stopping")
         service.stop()

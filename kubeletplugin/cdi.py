@@ -6,6 +6,7 @@ library). Called by preparing, unpreparing and the agent. Source: Container Devi
 0.3.0 to 0.8.0.
 """
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -76,22 +77,24 @@ def claim_spec(vendor: str, shares: Iterable[str], shares_dir: Path, library: In
         }
         for share in shares
     ]
-    libraries = (
-        [
-            _mount(library.path, library.container_path, _READ_ONLY),
-            _mount(library.preload_path, names.CONTAINER_PRELOAD_FILE, _READ_ONLY),
-            # In the place of what the spec of the devices has there: the later mount on a path counts.
-            *(
-                _mount(gate, folder / name, _READ_ONLY)
-                for gate, name in library.gate_mounts()
-                for folder in CONTAINER_LIBRARY_FOLDERS
-            ),
-        ]
-        if library is not None
-        else []
-    )
-    common = {"mounts": libraries} if libraries else {}
+    common = _library_edits(library) if library is not None else {}
     return _spec(f"{vendor}/{names.CDI_CLASS_CLAIM}", entries, common)
+
+
+@functools.lru_cache(maxsize=1)
+def _library_edits(library: InstalledLibrary) -> dict[str, Any]:
+    """Return what the library needs in a container; the same for all claims, so not made anew for each."""
+    mounts = [
+        _mount(library.path, library.container_path, _READ_ONLY),
+        _mount(library.preload_path, names.CONTAINER_PRELOAD_FILE, _READ_ONLY),
+        # In the place of what the spec of the devices has there: the later mount on a path counts.
+        *(
+            _mount(gate, folder / name, _READ_ONLY)
+            for gate, name in library.gate_mounts()
+            for folder in CONTAINER_LIBRARY_FOLDERS
+        ),
+    ]
+    return {"mounts": mounts}
 
 
 def _private(driver: Driver) -> Iterator[DeviceFile]:
@@ -174,6 +177,8 @@ class SpecFolder:
     def __init__(self, folder: Path, vendor: str) -> None:
         self._folder = folder
         self._vendor = vendor
+        self._common: tuple[dict[str, Any], str] | None = None
+        """Edits that were encoded last."""
         self._claim_file = re.compile(rf"{re.escape(vendor)}-{names.CDI_CLASS_CLAIM}_(.+)\.json")
 
     def prepare(self) -> None:
@@ -229,11 +234,20 @@ class SpecFolder:
         except (ValueError, KeyError, TypeError) as error:
             raise StateError(f"CDI folder {self._folder}: found {error!r} in the spec of a claim") from error
 
+    def _encode(self, spec: Spec) -> bytes:
+        """Return the JSON of a spec. Its common edits are long and the same object for each claim: encoded once."""
+        common = spec["containerEdits"]
+        former = self._common
+        if former is None or former[0] is not common:
+            former = self._common = common, json.dumps(common)
+        rest = json.dumps({key: value for key, value in spec.items() if key != "containerEdits"})
+        return f'{rest[:-1]}, "containerEdits": {former[1]}}}'.encode()
+
     def _path(self, uid: ClaimUID) -> Path:
         return self._folder / f"{self._vendor}-{names.CDI_CLASS_CLAIM}_{uid}.json"
 
     def _write(self, path: Path, spec: Spec) -> bool:
-        content = json.dumps(spec).encode()
+        content = self._encode(spec)
         if read_if_there(path) == content:
             return False
         try:

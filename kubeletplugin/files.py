@@ -7,6 +7,7 @@ the folder (libvgpu.files.locked).
 
 import fcntl
 import os
+import threading
 from pathlib import Path
 
 from api.errors import StateError
@@ -15,6 +16,7 @@ from libvgpu.files import create, fsync_directory, read_all
 __all__ = [
     "TEMPORARY_FILES",
     "FileLock",
+    "FolderSync",
     "fsync_directory",
     "fsync_file",
     "read_if_there",
@@ -22,6 +24,7 @@ __all__ = [
     "remove_tree",
     "write_atomically",
     "write_durably",
+    "write_first",
 ]
 _TEMPORARY_SUFFIX = ".tmp"
 TEMPORARY_FILES = f".{{}}*{_TEMPORARY_SUFFIX}"
@@ -45,6 +48,17 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
     create(path, (content, len(content)), mode, durable=False)
 
 
+def write_first(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Make a file that is not there. For what is compared with a durable record before it is relied on.
+
+    After a crash, of this process too, the file may be a part of itself.
+
+    Raises:
+        FileExistsError: it is there.
+    """
+    create(path, (content, len(content)), mode, durable=False, fresh=True)
+
+
 def remove(path: Path) -> bool:
     """Remove a file, and what a crash left of a try to write it; return whether there was anything."""
     target = str(path)
@@ -59,6 +73,25 @@ def fsync_file(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class FolderSync:
+    """Makes the names in one folder durable, for many threads at once: who comes while one is at it shares the next."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._begun = self._done = 0
+
+    def __call__(self) -> None:
+        """Return once every name that was in the folder at the call is durable; OSError if it is not known to be."""
+        wanted = self._begun + 1  # one that has begun already may not have seen our name
+        with self._lock:
+            if self._done >= wanted:
+                return
+            self._begun += 1
+            fsync_directory(self._folder)
+            self._done = self._begun
 
 
 def remove_tree(folder: Path) -> bool:

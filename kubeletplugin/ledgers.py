@@ -18,9 +18,9 @@ from pathlib import Path
 
 from api.errors import StateError
 from api.names import ClaimUID
-from kubeletplugin.files import fsync_directory, fsync_file, remove, write_atomically, write_durably
+from kubeletplugin.files import FolderSync, fsync_directory, fsync_file, remove, write_atomically, write_durably
 from kubeletplugin.instancelocks import InstanceLocks
-from kubeletplugin.preparedclaims import PreparedClaim, decode, encode
+from kubeletplugin.preparedclaims import PreparedClaim, decode
 
 _log = logging.getLogger(__name__)
 _SUFFIX = ".json"
@@ -47,6 +47,7 @@ class Ledger:
         self._folder = folder
         self._recover = recover
         self._lock = threading.Lock()
+        self._sync_folder = FolderSync(folder)
         self._instances = InstanceLocks(folder.with_suffix(".lock"))
         self._claims: dict[ClaimUID, PreparedClaim] = {}
         self._signatures: dict[ClaimUID, _Signature] = {}
@@ -104,7 +105,7 @@ class Ledger:
         if uid in self._settled:
             return
         fsync_file(self._path(uid))
-        fsync_directory(self._folder)
+        self._sync_folder()
         self._settled.add(uid)
 
     def add(self, claim: PreparedClaim) -> None:
@@ -131,7 +132,7 @@ class Ledger:
             self._signatures.pop(uid, None)
             found = self._claims.pop(uid, None) is not None or found
         if found:
-            fsync_directory(self._folder)
+            self._sync_folder()
         return found
 
     def _path(self, uid: ClaimUID) -> Path:
@@ -146,9 +147,9 @@ class Ledger:
         self._settled.discard(claim.uid)
         with self._changing():
             write = write_atomically if former is None else write_durably
-            write(path, encode(claim), _MODE)
+            write(path, claim.record, _MODE)
             self._claims[claim.uid] = claim
-            self._signatures[claim.uid] = _signature(path.stat())
+            self._signatures[claim.uid] = _signature(os.stat(path))  # noqa: PTH116 - each claim comes by here
 
     @contextmanager
     def _deciding(self) -> Iterator[None]:
@@ -228,7 +229,7 @@ class Ledger:
                     path.unlink()
                     fsync_directory(self._folder)
                 else:
-                    write_durably(path, encode(rebuilt), _MODE)
+                    write_durably(path, rebuilt.record, _MODE)
         except OSError as failure:
             _log.error("damaged record cannot be put aside", extra=facts | {"failure": str(failure)})
         else:

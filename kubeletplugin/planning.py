@@ -193,13 +193,15 @@ def _compute_share(allocated: int, config: VGPUConfig, where: str) -> tuple[int,
 
 def _check_capacity(planned: PreparedClaim, device: Device, room: OfferedRoom, prepared: Prepared) -> None:
     """Refuse what a device has no room for: before 1.36 the scheduler could give out one device twice."""
+    uuid = device.uuid
     claims = [planned, *(claim for uid, claim in prepared.items() if uid != planned.uid)]
-    holders = [
-        (claim, prepared_device.limits)
+    here = [
+        (claim, prepared_device)
         for claim in claims
         for prepared_device in claim.devices
-        if prepared_device.limits is not None and prepared_device.limits.device_uuid == device.uuid
+        if prepared_device.limits is not None and prepared_device.limits.device_uuid == uuid
     ]
+    holders = [(claim, one.limits) for claim, one in here if one.limits is not None]
     memory_bytes = sum(limits.memory_bytes for _, limits in holders)
     if memory_bytes > room.memory_bytes:
         held = _held(holders, lambda limits: limits.memory_bytes, format_bytes)
@@ -208,18 +210,12 @@ def _check_capacity(planned: PreparedClaim, device: Device, room: OfferedRoom, p
     if cores > room.cores:
         held = _held(holders, lambda limits: limits.cores_percent, str)
         raise CapacityError(f"{device.name}: cores: found {held}, expected at most {room.cores}")
-    _check_that_nobody_is_beside_a_whole(device, claims)
+    _check_that_nobody_is_beside_a_whole(device, here)
 
 
-def _check_that_nobody_is_beside_a_whole(device: Device, claims: Iterable[PreparedClaim]) -> None:
+def _check_that_nobody_is_beside_a_whole(device: Device, here: list[tuple[PreparedClaim, PreparedDevice]]) -> None:
     """Refuse a neighbour of a claim without the library: there is room for one if more is offered than at its time."""
-    here = [
-        (claim, prepared_device.holds().whole)
-        for claim in claims
-        for prepared_device in claim.devices
-        if prepared_device.limits is not None and prepared_device.limits.device_uuid == device.uuid
-    ]
-    alone = next((claim for claim, whole in here if whole), None)
+    alone = next((claim for claim, one in here if one.holds().whole), None)
     if alone is not None and len(here) > 1:
         others = ", ".join(sorted({str(claim) for claim, _ in here if claim is not alone})) or "itself"
         raise CapacityError(

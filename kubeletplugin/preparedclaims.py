@@ -3,6 +3,7 @@
 Made by preparing, kept by the ledger (one JSON file per claim), read by unpreparing and by the monitor.
 """
 
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -76,6 +77,20 @@ class PreparedClaim:
         """Whether nothing has to be enforced on any share."""
         return all(device.holds().whole for device in self.devices if device.limits is not None)
 
+    @functools.cached_property
+    def record(self) -> bytes:
+        """The JSON that `decode` reads."""
+        return json.dumps(
+            {
+                **self.extra,
+                "version": _VERSION,
+                "uid": self.uid,
+                "namespace": self.namespace,
+                "name": self.name,
+                "devices": [_encode_device(device) for device in self.devices],
+            }
+        ).encode()
+
     def shares(self) -> Iterator[Limits]:
         """Yield the limits of each share."""
         return (device.limits for device in self.devices if device.limits is not None)
@@ -89,20 +104,6 @@ class PreparedClaim:
             PreparedDevice(**{**vars(device), "extra": extras.get(device.index, {})}) for device in self.devices
         )
         return PreparedClaim(self.uid, self.namespace, self.name, devices, former.extra)
-
-
-def encode(claim: PreparedClaim) -> bytes:
-    """Return the JSON of a record."""
-    return json.dumps(
-        {
-            **claim.extra,
-            "version": _VERSION,
-            "uid": claim.uid,
-            "namespace": claim.namespace,
-            "name": claim.name,
-            "devices": [_encode_device(device) for device in claim.devices],
-        }
-    ).encode()
 
 
 def decode(content: bytes, uid: ClaimUID, where: str) -> PreparedClaim:

@@ -14,9 +14,9 @@ from api import names
 from api.errors import StateError
 from api.names import ClaimUID
 from kubeletplugin.adjusting import Adjustments, adjusted, following, read_adjustments
-from kubeletplugin.files import read_if_there, remove_tree, write_atomically
-from kubeletplugin.preparedclaims import Held, PreparedClaim, PreparedDevice, decode, encode
-from libvgpu.shares import Limits, change_limits, create_share, is_in_use, read_books, read_limits
+from kubeletplugin.files import read_if_there, remove_tree, write_atomically, write_first
+from kubeletplugin.preparedclaims import Held, PreparedClaim, PreparedDevice, decode
+from libvgpu.shares import Limits, change_limits, create_new_share, create_share, is_in_use, read_books, read_limits
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +59,10 @@ class ShareFolders:
 
         What was changed while the share lives is not part of the claim, and not undone by preparing again.
         """
-        folder = self.folder / claim.share
+        folder = Path(f"{self.folder}/{claim.share}")
+        # Not durable: the record is, and each prepare compares and mends what a crash of the machine damaged.
+        if create_new_share(folder, self._with_context(adjusted(claim, held, {}))):
+            return True
         limits = adjusted(claim, held, _adjustments(folder))
         before: list[Limits] = []
 
@@ -71,11 +74,13 @@ class ShareFolders:
             limits = change_limits(folder, follow)
             read_books(folder)
         except StateError:
-            # Not durable: the record is, and each prepare compares and mends what a crash of the machine damaged.
-            limits = replace(limits, context_bytes=self._context_bytes(limits.device_uuid))
+            limits = self._with_context(limits)
             create_share(folder, limits, durable=False)
             return True
         return limits != before[0]
+
+    def _with_context(self, limits: Limits) -> Limits:
+        return replace(limits, context_bytes=self._context_bytes(limits.device_uuid))
 
     def remove(self, share: str) -> bool:
         """Remove a share; return whether there was anything."""
@@ -100,9 +105,12 @@ class ShareFolders:
         first = next(claim.shares(), None)
         if first is None:
             return
-        path, content = Path(f"{self.folder}/{first.share}/{_COPY_FILE}"), encode(claim)
-        if read_if_there(path) != content:
-            write_atomically(path, content, 0o600)
+        path = Path(f"{self.folder}/{first.share}/{_COPY_FILE}")
+        found = read_if_there(path)
+        if found is None:
+            write_first(path, claim.record, 0o600)  # whole or not: the record is there
+        elif found != claim.record:
+            write_atomically(path, claim.record, 0o600)
 
     def rebuild(self, uid: ClaimUID) -> PreparedClaim | None:
         """Rebuild the record of a claim from what lies in the folders of its shares.

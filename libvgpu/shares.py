@@ -5,6 +5,7 @@ include/vgpu/layout.h has the layout, what each field means, and how liveness an
 """
 
 import mmap
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,12 +25,34 @@ __all__ = [
     "Policy",
     "ProcessUsage",
     "change_limits",
+    "create_new_share",
     "create_share",
     "is_in_use",
     "read_books",
     "read_limits",
     "update_limits",
 ]
+
+
+def create_new_share(directory: Path, limits: Limits) -> bool:
+    """Create a share that is not there in a folder that is; return whether it was so, and leave all else alone.
+
+    Not durable: for who compares with a durable record what a crash of the machine may have left.
+
+    Raises:
+        StateError: a limit is out of its range.
+    """
+    raw = limitsfile.encode(directory, limits)
+    # Paths as strings: each claim comes by here, and methods of Path cost more than the calls.
+    name = str(directory)
+    if os.path.lexists(name):
+        return False
+    try:
+        os.mkdir(name, 0o755)  # noqa: PTH102 - as above
+    except OSError:
+        return False  # it is there; or else create_share says why it cannot be
+    _create_files(directory, raw, durable=False, fresh=True)
+    return True
 
 
 def create_share(directory: Path, limits: Limits, *, durable: bool = True) -> None:
@@ -42,7 +65,12 @@ def create_share(directory: Path, limits: Limits, *, durable: bool = True) -> No
         StateError: a limit is out of its range.
     """
     raw = limitsfile.encode(directory, limits)
-    fresh = _make(directory)
+    _create_files(directory, raw, durable=durable, fresh=_make(directory))
+    for folder in (directory, directory.parent) if durable else ():
+        files.fsync_directory(folder)
+
+
+def _create_files(directory: Path, raw: bytes, *, durable: bool, fresh: bool) -> None:
     limits_file, books_file = directory / names.LIMITS_FILE, directory / names.BOOKS_FILE
     with files.locked(directory):
         if fresh or not booksfile.is_usable(books_file):
@@ -52,8 +80,6 @@ def create_share(directory: Path, limits: Limits, *, durable: bool = True) -> No
             _store(limits_file, raw, durable=durable)
         else:
             files.create(limits_file, (raw, len(raw)), 0o644, durable=durable, fresh=fresh)
-    for folder in (directory, directory.parent) if durable else ():
-        files.fsync_directory(folder)
 
 
 def update_limits(directory: Path, limits: Limits) -> None:

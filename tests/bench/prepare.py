@@ -26,6 +26,7 @@ from prometheus_client import CollectorRegistry
 from api import kube
 from api.errors import NotFoundError
 from api.httpkube import HTTPKubeClient
+from dra_driver.wiring import keep_what_is_loaded
 from kubeletplugin.agent import AgentSettings, NodeAgent
 from kubeletplugin.claimreading import ClaimReader, ClaimReference
 from kubeletplugin.devices import DeviceTable
@@ -251,6 +252,7 @@ def _serve_agent(root: Path, kubeconfig: str) -> None:
         backend = FakeDiscovery(discovery(*_DEVICES))
         agent = NodeAgent(HTTPKubeClient(kubeconfig), settings, backend, CollectorRegistry())
         agent.start()
+        keep_what_is_loaded()  # as the program does
         print(os.getpid(), flush=True)
         sys.stdin.read()
         agent.stop()
@@ -299,6 +301,7 @@ def _serve_claims(file: Path) -> None:
     for claim in json.loads(file.read_text()):
         answers[CLAIMS.path(_NAMESPACE, claim["metadata"]["name"])] = claim
     _ClaimHandler.answers = {path: json.dumps(answer).encode() for path, answer in answers.items()}
+    ThreadingHTTPServer.request_queue_size = 128  # else a connection of a burst is lost, and tried again after 1 s
     server = ThreadingHTTPServer(("127.0.0.1", 0), _ClaimHandler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever)

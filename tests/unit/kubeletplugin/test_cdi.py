@@ -116,7 +116,7 @@ def test_a_whole_device_has_limits_and_books_and_no_library() -> None:
 def test_a_spec_is_found_by_its_claim_and_removed_with_what_a_crash_left(tmp_path: Path) -> None:
     folder = cdi.SpecFolder(tmp_path / "cdi", VENDOR)
     uid = ClaimUID("1f")
-    folder.write_claim(uid, {"some": "spec"})
+    folder.write_claim(uid, {"some": "spec", "containerEdits": {}})
     (tmp_path / "cdi" / ".vgpu.dra-driver.io-claim_1f.json.tmp").write_text("half")
     assert folder.claims() == [uid]
 

@@ -1,13 +1,18 @@
 """Files of the agent: whole or not at all, one holder per lock, a library that is never overwritten."""
 
+import errno
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from api.errors import StateError
+from kubeletplugin import files
 from kubeletplugin.files import FileLock, remove, remove_tree, write_durably
 from kubeletplugin.libraries import install_library
 
@@ -147,3 +152,62 @@ def test_the_generated_modules_are_those_of_the_proto_files(tmp_path: Path) -> N
     assert generate.differences(tmp_path) == []
     (tmp_path / "dra_v1_pb2.py").write_text("changed")
     assert generate.differences(tmp_path) == ["dra_v1_pb2.py"]
+
+
+class _SlowDisk:
+    """Stands for the fsync of a folder: waits until it may end, and fails if told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls = 0
+        self.began = threading.Semaphore(0)
+        self.may_end = threading.Semaphore(0)
+        self.broken = False
+        monkeypatch.setattr(files, "fsync_directory", self)
+
+    def __call__(self, _folder: Path) -> None:
+        self.calls += 1
+        self.began.release()
+        self.may_end.acquire()
+        if self.broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_who_comes_while_a_folder_is_made_durable_shares_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, sync = _SlowDisk(monkeypatch), files.FolderSync(tmp_path)
+    threads_ready = threading.Barrier(11)
+    with ThreadPoolExecutor(11) as pool:
+        first = pool.submit(sync)
+        disk.began.acquire()
+        asked = [pool.submit(_after, threads_ready, sync) for _ in range(10)]
+        threads_ready.wait(10)
+        disk.may_end.release()
+        first.result(10)
+        disk.began.acquire()
+        assert not any(future.done() for future in asked), "the first may not have seen their names"
+        disk.may_end.release(10)
+        for future in asked:
+            future.result(10)
+
+    assert 2 <= disk.calls <= 4  # not 11; a thread that had not quite asked yet when the second began needs another
+
+
+def _after(barrier: threading.Barrier, call: Callable[[], None]) -> None:
+    barrier.wait(10)
+    call()
+
+
+def test_a_folder_that_could_not_be_made_durable_is_told_to_each_that_relied_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, sync = _SlowDisk(monkeypatch), files.FolderSync(tmp_path)
+    disk.may_end.release(10)
+    disk.broken = True
+    with pytest.raises(OSError, match="Input/output error"):
+        sync()
+    with pytest.raises(OSError, match="Input/output error"):
+        sync()
+    disk.broken = False
+    sync()
+    assert disk.calls == 3

@@ -12,7 +12,7 @@ import pytest
 from api.errors import StateError, TransientError
 from api.names import ClaimUID, DeviceName
 from kubeletplugin.ledgers import Ledger, Prepared
-from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice, decode, encode
+from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice, decode
 from libvgpu.shares import Limits, Policy
 
 LIMITS = Limits("u1-0", "GPU-1", 1 << 30, 25, 25, Policy.FIXED)
@@ -111,7 +111,7 @@ def test_fields_of_another_release_are_kept(tmp_path: Path) -> None:
 
 def test_the_record_of_another_claim_under_this_name_is_not_believed() -> None:
     with pytest.raises(StateError) as caught:
-        decode(encode(CLAIM), ClaimUID("u2"), "u2.json")
+        decode(CLAIM.record, ClaimUID("u2"), "u2.json")
 
     assert str(caught.value) == (
         "u2.json: found ValueError('the uid of another claim'), expected the record of a prepared claim"
