@@ -11,8 +11,13 @@ from dataclasses import dataclass, field
 
 MEMORY_S = 3.0
 """Time constant of the measurement: how fast a correction follows."""
-_DOUBT_S = 0.01
-"""GPU time that must have been seen before a share's own ratio weighs as much as its device's."""
+_DOUBT = 0.02
+"""Part of the device that a share must have before its own ratio weighs as much as its device's: a driver counts in
+whole percent, and one percent of it may as well be half as much or none."""
+_SEEN_WELL = 0.8
+"""Weight of a share's own ratio from which it speaks for its device."""
+_LEAST_S = 0.01
+"""GPU time that must have been seen before there is a ratio."""
 LEAST, MOST = 0.02, 20.0
 _SETS = 64
 
@@ -23,11 +28,18 @@ Neighbours = frozenset[str]
 class _Sums:
     real_s: float = 0.0
     predicted_s: float = 0.0
+    passed_s: float = 0.0
 
-    def fade(self, passed_s: float, memory_s: float) -> None:
+    def add(self, passed_s: float, real_s: float, predicted_s: float, memory_s: float) -> None:
         kept = math.exp(-passed_s / memory_s)
-        self.real_s *= kept
-        self.predicted_s *= kept
+        self.passed_s = self.passed_s * kept + passed_s
+        self.real_s = self.real_s * kept + real_s
+        self.predicted_s = self.predicted_s * kept + predicted_s
+
+    def weight(self) -> float:
+        """Say how far the ratio can be trusted: 0 to 1."""
+        part = self.real_s / self.passed_s if self.passed_s > 0 else 0.0
+        return part**2 / (part**2 + _DOUBT**2)
 
 
 @dataclass
@@ -68,10 +80,12 @@ class Correction:
             predicted_s: GPU time that the shares predicted for the same.
         """
         for name, share in self._shares.items():
-            if name in real_s and name in predicted_s:
-                share.sums.fade(passed_s, self._memory_s)
-                share.sums.real_s += real_s[name]
-                share.sums.predicted_s += predicted_s[name]
+            if name not in real_s or name not in predicted_s:
+                continue
+            if predicted_s[name] < 0:
+                share.sums = _Sums()  # what was predicted before was far too much, and the share knows better now
+            else:
+                share.sums.add(passed_s, real_s[name], predicted_s[name], self._memory_s)
         common = self._common(real_s.keys() & predicted_s.keys())
         for name in real_s.keys() & predicted_s.keys() & self._shares.keys():
             share = self._shares[name]
@@ -87,14 +101,19 @@ class Correction:
         return known.ratios.get(known.neighbours, 1.0) if known else 1.0
 
     def _common(self, names: set[str]) -> float:
+        """Return the ratio of those shares together that are seen well, as far as they are what uses the device."""
         sums = [self._shares[name].sums for name in names if name in self._shares]
-        real_s, predicted_s = sum(one.real_s for one in sums), sum(one.predicted_s for one in sums)
-        return real_s / predicted_s if real_s > 0 and predicted_s > 0 else 1.0
+        seen = [one for one in sums if one.weight() > _SEEN_WELL]
+        real_s, predicted_s = sum(one.real_s for one in seen), sum(one.predicted_s for one in seen)
+        if real_s <= 0 or predicted_s <= 0:
+            return 1.0
+        trust = real_s / sum(one.real_s for one in sums)
+        return trust * real_s / predicted_s + 1 - trust
 
 
 def _ratio(sums: _Sums, common: float) -> float | None:
-    """The driver counts in whole percent: what is hardly seen is taken for what the device's shares have in common."""
-    if sums.predicted_s <= 0 or sums.real_s + sums.predicted_s < _DOUBT_S:
+    """What is hardly seen is taken for what the device's shares have in common."""
+    if sums.predicted_s <= 0 or sums.real_s + sums.predicted_s < _LEAST_S:
         return None
-    weight = sums.real_s / (sums.real_s + _DOUBT_S)
+    weight = sums.weight()
     return min(max(weight * sums.real_s / sums.predicted_s + (1 - weight) * common, LEAST), MOST)

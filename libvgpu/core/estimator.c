@@ -8,11 +8,11 @@ enum {
     ENTRIES = 4096,
     PROBES = 16,
     WINDOW = 32,
-    FIRST_SAMPLES = 8,            /* measure the first launches of new work */
     SAMPLE_EVERY = 1024,          /* then two of so many launches, to twice as many */
     SAMPLE_EVERY_NS = 250 * 1000, /* or one per so much GPU time: long work is measured each time */
     LONG_NS = 2 * 1000 * 1000,    /* longer than the turns that processes take: neighbours are in most samples */
-    OUTLIER = 8,                  /* a sample of more than so many estimates is a neighbour's doing */
+    NEW_LONG_NS = 20 * 1000 * 1000,
+    OUTLIER = 8, /* a sample of more than so many estimates is a neighbour's doing */
 };
 
 static struct vgpu_estimate entries[ENTRIES];
@@ -50,7 +50,7 @@ static void store64(uint64_t *to, uint64_t value) {
  * its launches may be lost. */
 uint64_t vgpu_estimate_launch(struct vgpu_estimate *estimate, bool *sample) {
     uint64_t gpu_ns = load64(&estimate->gpu_ns);
-    if (__builtin_expect(load32(&estimate->measured) < FIRST_SAMPLES, 0)) {
+    if (__builtin_expect(load32(&estimate->measured) < VGPU_FIRST_SAMPLES, 0)) {
         __atomic_fetch_add(&estimate->number, 1, __ATOMIC_RELAXED);
         __atomic_fetch_add(&estimate->launches, 1, __ATOMIC_RELAXED);
         __atomic_fetch_add(&estimate->charged_ns, gpu_ns, __ATOMIC_RELAXED);
@@ -70,7 +70,7 @@ uint32_t vgpu_estimate_room(const struct vgpu_estimate *estimate) {
     uint32_t launches = load32(&estimate->launches), measure_at = load32(&estimate->measure_at);
     uint64_t gpu_ns = load64(&estimate->gpu_ns), charged = load64(&estimate->charged_ns);
     uint64_t measure_at_ns = load64(&estimate->measure_at_ns);
-    if (load32(&estimate->measured) < FIRST_SAMPLES || launches + 1 >= measure_at || charged >= measure_at_ns)
+    if (load32(&estimate->measured) < VGPU_FIRST_SAMPLES || launches + 1 >= measure_at || charged >= measure_at_ns)
         return 0;
     uint64_t by_time = (measure_at_ns - charged - 1) / (gpu_ns > 0 ? gpu_ns : 1);
     uint32_t by_count = measure_at - launches - 1;
@@ -91,6 +91,10 @@ uint64_t vgpu_estimate_reprice(struct vgpu_estimate *estimate) {
 
 bool vgpu_estimate_unknown(const struct vgpu_estimate *estimate) {
     return load32(&estimate->measured) == 0 && load32(&estimate->number) > 1;
+}
+
+bool vgpu_estimate_doubtful(const struct vgpu_estimate *estimate) {
+    return load32(&estimate->measured) < VGPU_FIRST_SAMPLES;
 }
 
 /* Measured launches come in pairs, since pairs are what an estimate is made of; then none for a random while. */
@@ -134,6 +138,19 @@ static uint64_t least_known(uint64_t a, uint64_t b) {
     return a == 0 || (b != 0 && b < a) ? b : a;
 }
 
+/* Work that is new: its first measurements may be neighbours' for the most part, as is known once there is a better
+ * one. All of them are in the window. */
+static void trim_first(struct vgpu_estimate *estimate, uint64_t gpu_ns) {
+    struct vgpu_estimate_window *window = &estimate->window[0];
+    estimate->first_ns[window->samples - 1] = gpu_ns;
+    window->trimmed_ns = 0;
+    for (uint32_t i = 0; i < window->samples; i++) {
+        uint64_t first = estimate->first_ns[i], most = OUTLIER * window->least_ns;
+        window->trimmed_ns += most > 0 && first > most ? most : first;
+    }
+    window->sum_ns = window->trimmed_ns;
+}
+
 static void add_sample(struct vgpu_estimate *estimate, const struct vgpu_group *group, uint64_t gpu_ns) {
     struct vgpu_estimate_window *window = &estimate->window[0];
     if (window->samples == WINDOW) {
@@ -147,18 +164,31 @@ static void add_sample(struct vgpu_estimate *estimate, const struct vgpu_group *
     estimate->last_ns = gpu_ns;
     uint64_t known = load32(&estimate->measured) > 0 ? load64(&estimate->gpu_ns) : 0;
     window->samples++;
+    window->shortest_ns = least_known(window->shortest_ns, gpu_ns);
     window->launches += group->launches;
     window->charged_ns += group->charged_ns;
     window->sum_ns += gpu_ns;
-    window->trimmed_ns += known > 0 && gpu_ns > OUTLIER * known ? OUTLIER * known : gpu_ns;
+    if (estimate->window[1].samples == 0 && window->samples <= VGPU_FIRST_SAMPLES)
+        trim_first(estimate, gpu_ns);
+    else
+        window->trimmed_ns += gpu_ns > OUTLIER * known ? OUTLIER * known : gpu_ns;
 }
 
-static uint64_t estimated(const struct vgpu_estimate *estimate, bool corrected) {
+/* Work that is always longer than the turns, each launch of it measured: what the agent's correction is made for. While
+ * it is new it must be far longer: the first measurements may be anything. */
+static bool is_long(const struct vgpu_estimate *estimate) {
     const struct vgpu_estimate_window *now = &estimate->window[0], *before = &estimate->window[1];
     uint32_t samples = now->samples + before->samples;
-    uint64_t whole = (now->sum_ns + before->sum_ns) / samples;
-    if (corrected && whole >= LONG_NS && now->launches + before->launches == samples)
-        return whole;
+    uint64_t shortest = least_known(now->shortest_ns, before->shortest_ns);
+    return shortest >= (samples < VGPU_FIRST_SAMPLES ? NEW_LONG_NS : LONG_NS) &&
+           now->launches + before->launches == samples;
+}
+
+static uint64_t estimated(const struct vgpu_estimate *estimate, bool exact) {
+    const struct vgpu_estimate_window *now = &estimate->window[0], *before = &estimate->window[1];
+    uint32_t samples = now->samples + before->samples;
+    if (exact)
+        return (now->sum_ns + before->sum_ns) / samples;
     uint64_t mean = (now->trimmed_ns + before->trimmed_ns) / samples;
     uint64_t least = least_known(now->least_ns, before->least_ns);
     if (least == 0)
@@ -170,9 +200,9 @@ int64_t vgpu_estimate_measured(struct vgpu_estimate *estimate, const struct vgpu
                                bool corrected) {
     lock(estimate);
     add_sample(estimate, group, gpu_ns > 0 ? gpu_ns : 1);
-    uint64_t new_ns = estimated(estimate, corrected);
+    bool exact = corrected && is_long(estimate);
+    uint64_t new_ns = estimated(estimate, exact);
     struct vgpu_estimate_window *window = &estimate->window[0];
-    bool exact = corrected && new_ns >= LONG_NS && window->launches == window->samples;
     uint64_t cost_ns = exact ? window->sum_ns : window->launches * new_ns;
     int64_t owed = (int64_t)(cost_ns - window->charged_ns);
     window->charged_ns = cost_ns;

@@ -11,6 +11,11 @@
  * shortest runs. What bias is left, the node agent measures and corrects from outside (charge_permille). While it does,
  * long work is taken for its mean: that contains the neighbours, as the correction knows, and it is what varies least.
  *
+ * The first measurements of new work may be slices of neighbours for the most part: whoever starts beside 63 others
+ * sees 64 times what it took. So they are trimmed by what is learnt after them, and while there are few of them the
+ * estimate is doubtful: the limiter lets doubtful work run ahead of its payment now and then, so that it is measured
+ * again.
+ *
  * A measured launch stands for its group: the launches of its kind since the one measured before. When an estimate
  * changes, what was charged for the groups of the window is settled: charged too little is owed, too much comes back.
  *
@@ -29,12 +34,15 @@ struct vgpu_group {
     uint64_t charged_ns;
 };
 
+enum { VGPU_FIRST_SAMPLES = 8 }; /* measure the first launches of new work */
+
 struct vgpu_estimate_window {
     uint32_t samples;
     uint32_t padding;
     uint64_t launches, charged_ns; /* of the groups of its samples */
     uint64_t sum_ns, trimmed_ns;   /* of the samples; without what is far out of the ordinary */
     uint64_t least_ns;             /* mean of a pair; 0: no pair yet */
+    uint64_t shortest_ns;          /* of the samples */
 };
 
 struct vgpu_estimate {
@@ -50,6 +58,7 @@ struct vgpu_estimate {
     uint32_t last_number;
     uint32_t random;
     uint64_t last_ns;
+    uint64_t first_ns[VGPU_FIRST_SAMPLES]; /* measurements of new work */
     struct vgpu_estimate_window window[2]; /* this one and the one before */
 };
 
@@ -69,6 +78,9 @@ uint64_t vgpu_estimate_reprice(struct vgpu_estimate *estimate);
 
 /* True if the work was launched more than once and never measured. */
 bool vgpu_estimate_unknown(const struct vgpu_estimate *estimate);
+
+/* True while so little was measured that most of the estimate may be the neighbours'. */
+bool vgpu_estimate_doubtful(const struct vgpu_estimate *estimate);
 
 /* This launch is measured: take the open group. It goes back to the open one if there will be no result. */
 struct vgpu_group vgpu_estimate_group(struct vgpu_estimate *estimate);

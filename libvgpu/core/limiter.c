@@ -129,22 +129,32 @@ void vgpu_limiter_keep(struct vgpu_device *device) {
 }
 
 /* Wait first, then draw: the work that is paid here starts at once if nothing older is owed, however long it takes. */
-uint64_t vgpu_limiter_pay(struct vgpu_device *device, int64_t gpu_ns) {
+uint64_t vgpu_limiter_wait(struct vgpu_device *device, uint64_t patience_ns) {
     uint64_t start = vgpu_now_ns(), now = start;
     for (;;) {
-        uint64_t wait = 0;
+        uint64_t wait = 0, rate = vgpu_limiter_rate_percent(device), least = patience_ns - (now - start);
         if (vgpu_limiter_suspended(device))
-            wait = SUSPENDED_SLEEP_NS;
-        else if (vgpu_limiter_rate_percent(device) < UNLIMITED)
+            wait = least = SUSPENDED_SLEEP_NS;
+        else if (rate < UNLIMITED)
             wait = longest_wait_ns(device, now, now != start); /* time slept here was asked for */
         if (wait == 0)
             break;
+        if (wait > least && wait <= VGPU_DOUBT_NS * UINT64_C(100) / rate) {
+            if (least == 0)
+                break;
+            wait = least;
+        }
         vgpu_sleep_until(now + (wait < LONGEST_SLEEP_NS ? wait : LONGEST_SLEEP_NS));
         now = vgpu_now_ns();
+        if (now - start > patience_ns)
+            patience_ns = now - start;
     }
+    return now - start;
+}
+
+void vgpu_limiter_draw(struct vgpu_device *device, int64_t gpu_ns) {
     if (vgpu_limiter_rate_percent(device) < UNLIMITED)
         vgpu_limiter_charge(device, gpu_ns);
-    return now - start;
 }
 
 static void roll_window(struct vgpu_books *books, uint64_t now) {

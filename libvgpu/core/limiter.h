@@ -15,9 +15,10 @@
 #include "core/share.h"
 
 enum {
-    VGPU_KEEP_NS = 20 * 1000 * 1000,  /* times rate: evens out sleeps that end late */
-    VGPU_OWED_NS = 200 * 1000 * 1000, /* times rate */
-    VGPU_CHUNK_NS = 1000 * 1000,      /* time that a thread draws at once, times rate */
+    VGPU_KEEP_NS = 20 * 1000 * 1000,   /* times rate: evens out sleeps that end late */
+    VGPU_OWED_NS = 200 * 1000 * 1000,  /* times rate */
+    VGPU_CHUNK_NS = 1000 * 1000,       /* time that a thread draws at once, times rate */
+    VGPU_DOUBT_NS = 256 * 1000 * 1000, /* GPU time that work whose estimate is doubtful may be ahead of its payment */
 };
 
 /* Pure arithmetic on one share's bucket; now_ns is CLOCK_MONOTONIC, busy: work waits for the GPU. Relaxed atomics
@@ -26,9 +27,13 @@ void vgpu_bucket_refill(struct vgpu_books *books, uint64_t now_ns, uint32_t rate
 int64_t vgpu_bucket_draw(struct vgpu_books *books, int64_t gpu_ns); /* returns the level after it */
 uint64_t vgpu_bucket_wait_ns(int64_t level_ns, uint32_t rate_percent);
 
-/* Wait while the device's shares are in debt or one is suspended, then draw `gpu_ns` from them in proportion to their
- * rates. Returns the nanoseconds waited. An unlimited device (rate 100) has no debts. */
-uint64_t vgpu_limiter_pay(struct vgpu_device *device, int64_t gpu_ns);
+/* Wait while the device's shares are in debt or one is suspended. After `patience_ns` a debt that is no greater than
+ * VGPU_DOUBT_NS is waited for no longer. Returns the nanoseconds waited. An unlimited device (rate 100) has no debts.
+ */
+uint64_t vgpu_limiter_wait(struct vgpu_device *device, uint64_t patience_ns);
+
+/* Draw `gpu_ns` from the device's shares, in proportion to their rates; nothing from an unlimited device. */
+void vgpu_limiter_draw(struct vgpu_device *device, int64_t gpu_ns);
 
 /* Work waits for the GPU and not for the bucket: keep what the bucket gains meanwhile. */
 void vgpu_limiter_keep(struct vgpu_device *device);

@@ -21,8 +21,9 @@ enum {
         1000, /* for the first measurement, at each launch; not for ever: it may wait for what this thread does next */
     UNKNOWN_STEP_NS = 20 * 1000,
     UNKNOWN_LONGEST_STEP_NS = 1000 * 1000,
-    QUEUE_NS = 8 * 1000 * 1000, /* predicted GPU time that may be queued */
-    QUEUE_LEAST = 2,            /* pieces of work that may */
+    PROBE_NS = 100 * 1000 * 1000, /* how long, and as long again, doubtful work waits for its payment */
+    QUEUE_NS = 8 * 1000 * 1000,   /* predicted GPU time that may be queued */
+    QUEUE_LEAST = 2,              /* pieces of work that may */
     QUEUE_STEP_NS = 100 * 1000,
     QUEUE_LONGEST_STEP_NS = 1000 * 1000,
     QUEUE_WAIT_NS = 100 * 1000 * 1000,
@@ -248,10 +249,23 @@ static void wait_for_queue(CUcontext context, struct vgpu_device *device) {
     }
 }
 
-static void pay(struct vgpu_device *device) {
+/* Nothing runs before older debts are paid. But what new work takes is in doubt at first, and a share that pays for the
+ * slices of its neighbours would not measure again for long: one launch at a time goes ahead then, to be measured. The
+ * debt stays. */
+static void pay(struct vgpu_device *device, CUcontext context, struct vgpu_estimate *estimate) {
+    bool paid = false;
+    while (!paid && context != NULL && vgpu_estimate_doubtful(estimate)) {
+        uint64_t patience = PROBE_NS + vgpu_now_ns() % PROBE_NS; /* at random: not with all the others again */
+        uint64_t waited = vgpu_limiter_wait(device, patience);
+        thread.throttled_ns += waited;
+        harvest(context);
+        paid = waited < patience || __atomic_load_n(&estimate->under_way, __ATOMIC_RELAXED) == 0;
+    }
+    if (!paid)
+        thread.throttled_ns += vgpu_limiter_wait(device, UINT64_MAX);
     int64_t chunk = (int64_t)VGPU_CHUNK_NS * vgpu_limiter_rate_percent(device) / 100;
     int64_t draw = chunk - (thread.credit_ns < 0 ? thread.credit_ns : chunk);
-    thread.throttled_ns += vgpu_limiter_pay(device, draw);
+    vgpu_limiter_draw(device, draw);
     thread.credit_ns += draw;
 }
 
@@ -276,7 +290,7 @@ static void settle(struct vgpu__launch *launch, struct vgpu_estimate *estimate, 
     if (gpu_ns == 0)
         charge(vgpu_estimate_reprice(estimate));
     if (thread.credit_ns < 0 || vgpu_limiter_suspended(thread.device))
-        pay(thread.device);
+        pay(thread.device, measurable ? context : NULL, estimate);
     uint64_t mark_ns = account();
     if (sample && measurable)
         launch->sample = vgpu__sample_begin(context, launch->stream, estimate, thread.device, mark_ns);

@@ -7,12 +7,13 @@ import contextlib
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tests.bench.rig import Rig, Tenant, build
-from tests.bench.tables import Row
+from tests.bench.tables import Case, Found
 
 RUNS = 7
 _PROCESSES = 256
@@ -38,24 +39,34 @@ _FIGURES = (
 )
 
 
-def measure(rig: Rig) -> Iterator[Row]:
-    """Yield a row for each call."""
+def cases(rig: Rig) -> Iterator[Case]:
+    """Yield a case for each call."""
     program = build("calls", rig.root)
     for figure in _FIGURES:
-        rig.reset()
-        rig.share(Tenant("s", figure.cores, ()), memory_bytes=32 << 30)
-        with contextlib.ExitStack() as stack:
-            for _ in range(figure.processes - 1):
-                stack.enter_context(_held(rig, program))
-            pairs = [(_once(rig, program, figure.call, None), _once(rig, program, figure.call, "s")) for _ in _turns()]
-        native = statistics.median(first for first, _ in pairs)
-        more = sorted(second - first for first, second in pairs)
-        found = f"{native:.0f} ns + {statistics.median(more):.1f} ns"
-        yield Row(figure.name, found, f"{more[0]:.1f} to {more[-1]:.1f} ns more", figure.bar)
+        yield Case(figure.name, partial(_calls, rig, program, figure))
+    yield Case("cuMemAlloc beyond the limit", partial(_rejection, rig, program))
+    yield Case("start and end of a process without CUDA", partial(_start, rig))
+
+
+def _calls(rig: Rig, program: Path, figure: _Figure) -> Found:
+    rig.reset()
+    rig.share(Tenant("s", figure.cores, ()), memory_bytes=32 << 30)
+    with contextlib.ExitStack() as stack:
+        for _ in range(figure.processes - 1):
+            stack.enter_context(_held(rig, program))
+        pairs = [(_once(rig, program, figure.call, None), _once(rig, program, figure.call, "s")) for _ in _turns()]
+    native = statistics.median(first for first, _ in pairs)
+    more = sorted(second - first for first, second in pairs)
+    found = f"{native:.0f} ns + {statistics.median(more):.1f} ns"
+    return Found(found, f"{more[0]:.1f} to {more[-1]:.1f} ns more", figure.bar)
+
+
+def _rejection(rig: Rig, program: Path) -> Found:
+    rig.reset()
+    rig.share(Tenant("s", 100, ()), memory_bytes=32 << 30)
     rejected = sorted(_once(rig, program, "reject", "s") for _ in _turns())
     spread = f"{rejected[0]:.0f} to {rejected[-1]:.0f} ns"
-    yield Row("cuMemAlloc beyond the limit", f"{statistics.median(rejected):.0f} ns", spread, "100 ns")
-    yield _start_row(rig)
+    return Found(f"{statistics.median(rejected):.0f} ns", spread, "100 ns")
 
 
 def _turns() -> range:
@@ -80,7 +91,7 @@ def _held(rig: Rig, program: Path) -> Iterator[None]:
             held.communicate("")
 
 
-def _start_row(rig: Rig) -> Row:
+def _start(rig: Rig) -> Found:
     """How long a process without CUDA takes from start to end."""
 
     def seconds(share: str | None) -> float:
@@ -90,12 +101,8 @@ def _start_row(rig: Rig) -> Row:
             subprocess.run(["/bin/true"], env=environment, check=True)
         return (time.perf_counter() - begin) / count
 
-    return _ratio_row("start and end of a process without CUDA", seconds, "1 % more")
-
-
-def _ratio_row(name: str, seconds: Callable[[str | None], float], bar: str) -> Row:
     pairs = [(seconds(None), seconds("s")) for _ in _turns()]
     ratios = sorted((with_library / without - 1) * 100 for without, with_library in pairs)
     native_ms = statistics.median(without for without, _ in pairs) * 1e3
     found = f"{native_ms:.2f} ms + {statistics.median(ratios):.1f} %"
-    return Row(name, found, f"{ratios[0]:.1f} to {ratios[-1]:.1f} % more", bar)
+    return Found(found, f"{ratios[0]:.1f} to {ratios[-1]:.1f} % more", "1 % more")

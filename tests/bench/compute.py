@@ -6,10 +6,11 @@ seconds; the steering of the node agent runs as it does on a node.
 
 import statistics
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from api.vgpuconfig import Policy
 from tests.bench.rig import Rig, Run, Tenant
-from tests.bench.tables import Row
+from tests.bench.tables import Case, Found
 
 _MS = 1_000_000
 _WARM_S = 2.0
@@ -17,8 +18,8 @@ _RUNS = 5
 _BAR = "2 points"
 
 
-def measure(rig: Rig) -> Iterator[Row]:
-    """Yield a row for each situation."""
+def cases(rig: Rig) -> Iterator[Case]:
+    """Yield a case for each situation."""
     for name, lengths, processes in (
         ("20 us kernels", (20_000,), 1),
         ("1 ms kernels", (_MS,), 1),
@@ -26,13 +27,17 @@ def measure(rig: Rig) -> Iterator[Row]:
         ("0.2 and 1.8 ms kernels in turn", (200_000, 1_800_000), 1),
         ("1 ms kernels, 3 processes", (_MS,), 3),
     ):
-        yield _alone(rig, name, lengths, processes)
-    yield _pair(rig, "30 and 70 %, 1 ms kernels", Tenant("a", 30, (_MS,)), Tenant("b", 70, (_MS,)))
-    yield _pair(rig, "30 % with 1 ms, 70 % with 200 ms", Tenant("a", 30, (_MS,)), Tenant("b", 70, (200 * _MS,)))
-    yield _pair(rig, "30 % with 200 ms, 70 % with 1 ms", Tenant("a", 30, (200 * _MS,)), Tenant("b", 70, (_MS,)))
-    yield _pair(rig, "25 and 40 %, 5 ms kernels", Tenant("a", 25, (5 * _MS,)), Tenant("b", 40, (5 * _MS,)))
-    yield from _burst(rig)
-    yield _fairness(rig)
+        yield Case(f"10 to 90 % alone, {name}", partial(_alone, rig, lengths, processes))
+    for name, first, second in (
+        ("30 and 70 %, 1 ms kernels", Tenant("a", 30, (_MS,)), Tenant("b", 70, (_MS,))),
+        ("30 % with 1 ms, 70 % with 200 ms", Tenant("a", 30, (_MS,)), Tenant("b", 70, (200 * _MS,))),
+        ("30 % with 200 ms, 70 % with 1 ms", Tenant("a", 30, (200 * _MS,)), Tenant("b", 70, (_MS,))),
+        ("25 and 40 %, 5 ms kernels", Tenant("a", 25, (5 * _MS,)), Tenant("b", 40, (5 * _MS,))),
+    ):
+        yield Case(name, partial(_pair, rig, first, second))
+    yield Case("Burst share on an idle GPU", partial(_burst, rig))
+    yield Case("Burst share back at its share when a neighbour wakes", partial(_back, rig))
+    yield Case("64 shares of 1 %: Jain's index", partial(_fairness, rig))
 
 
 def _run(rig: Rig, tenants: Sequence[Tenant], seconds: float) -> Run:
@@ -46,16 +51,16 @@ def _worst(run: Run, tenant: Tenant) -> float:
     return max(abs(percent - tenant.cores) for percent in run.windows(tenant.share, 1.0, _WARM_S))
 
 
-def _alone(rig: Rig, name: str, lengths: Sequence[int], processes: int) -> Row:
+def _alone(rig: Rig, lengths: Sequence[int], processes: int) -> Found:
     worst = {}
     for cores in (10, 30, 50, 70, 90):
         tenant = Tenant("a", cores, lengths, processes)
         worst[cores] = _worst(_run(rig, [tenant], 4.5), tenant)
     spread = ", ".join(f"{cores}: {points:.1f}" for cores, points in worst.items())
-    return Row(f"10 to 90 % alone, {name}", f"{max(worst.values()):.1f} points", spread, _BAR)
+    return Found(f"{max(worst.values()):.1f} points", spread, _BAR)
 
 
-def _pair(rig: Rig, name: str, first: Tenant, second: Tenant) -> Row:
+def _pair(rig: Rig, first: Tenant, second: Tenant) -> Found:
     found = []
     means: dict[str, list[float]] = {first.share: [], second.share: []}
     for _ in range(_RUNS):
@@ -65,26 +70,23 @@ def _pair(rig: Rig, name: str, first: Tenant, second: Tenant) -> Row:
             means[tenant.share].append(run.percent(tenant.share, _WARM_S, 7))
     found.sort()
     mean = " and ".join(f"{statistics.mean(one):.1f}" for one in means.values())
-    return Row(
-        name, f"{statistics.median(found):.1f} points", f"{found[0]:.1f} to {found[-1]:.1f}; means {mean} %", _BAR
-    )
+    return Found(f"{statistics.median(found):.1f} points", f"{found[0]:.1f} to {found[-1]:.1f}; means {mean} %", _BAR)
 
 
-def _burst(rig: Rig) -> Iterator[Row]:
-    idle, late = [], []
+def _burst(rig: Rig) -> Found:
+    idle = []
     for _ in range(_RUNS):
-        burst = Tenant("a", 20, (_MS,), policy=Policy.BURST)
-        neighbour = Tenant("b", 60, (_MS,), start_s=2.5)
-        run = _run(rig, [burst, neighbour], 5)
+        run = _run(rig, [Tenant("a", 20, (_MS,), policy=Policy.BURST)], 2.5)
         idle.append(run.percent("a", 1.0, 2.4))
-        late.append(_back_ms(run, 2.5, 40))
-    yield Row(
-        "Burst share on an idle GPU", f"{statistics.median(idle):.1f} %", f"{min(idle):.1f} to {max(idle):.1f}", "97 %"
-    )
-    found = f"{statistics.median(late):.0f} ms"
-    yield Row(
-        "Burst share back at its share when a neighbour wakes", found, f"{min(late):.0f} to {max(late):.0f}", "200 ms"
-    )
+    return Found(f"{statistics.median(idle):.1f} %", f"{min(idle):.1f} to {max(idle):.1f}", "97 %")
+
+
+def _back(rig: Rig) -> Found:
+    late = []
+    for _ in range(_RUNS):
+        burst, neighbour = Tenant("a", 20, (_MS,), policy=Policy.BURST), Tenant("b", 60, (_MS,), start_s=2.5)
+        late.append(_back_ms(_run(rig, [burst, neighbour], 5), 2.5, 40))
+    return Found(f"{statistics.median(late):.0f} ms", f"{min(late):.0f} to {max(late):.0f}", "200 ms")
 
 
 def _back_ms(run: Run, woke_s: float, percent: float) -> float:
@@ -99,7 +101,7 @@ def _back_ms(run: Run, woke_s: float, percent: float) -> float:
     return float("inf")
 
 
-def _fairness(rig: Rig) -> Row:
+def _fairness(rig: Rig) -> Found:
     found = []
     for _ in range(_RUNS):
         tenants = [Tenant(f"s{number}", 1, (_MS,)) for number in range(64)]
@@ -107,4 +109,4 @@ def _fairness(rig: Rig) -> Row:
         shares = [run.percent(tenant.share, _WARM_S, 6) for tenant in tenants]
         found.append(sum(shares) ** 2 / (len(shares) * sum(share**2 for share in shares)))
     spread = f"{min(found):.4f} to {max(found):.4f}"
-    return Row("64 shares of 1 %: Jain's index", f"{statistics.median(found):.4f}", spread, "0.99")
+    return Found(f"{statistics.median(found):.4f}", spread, "0.99")

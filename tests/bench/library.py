@@ -1,22 +1,33 @@
-"""`make bench-library`: the interception library's figures, as a table in docs/performance.md."""
+"""`make bench-library`: the interception library's figures, as a table in docs/performance.md.
+
+    python -m tests.bench.library [WORDS...]
+
+With words, only the figures in whose names one of them is; they are printed and not written.
+"""
 
 import datetime as dt
 import os
 import platform
+import sys
 
 from tests.bench import calls, compute
 from tests.bench.rig import rig
-from tests.bench.tables import Row, table, write
+from tests.bench.tables import Found, table, write
 
 
 def main() -> None:
     """Measure, print and write."""
-    rows: list[Row] = []
+    words = sys.argv[1:]
+    rows: list[tuple[str, Found]] = []
     with rig() as machine:
-        for measure in (calls.measure, compute.measure):
-            for row in measure(machine):
-                print(f"{row.figure:55} {row.found:24} {row.spread:44} bar: {row.bar}", flush=True)
-                rows.append(row)
+        for case in (*calls.cases(machine), *compute.cases(machine)):
+            if words and not any(word in case.figure for word in words):
+                continue
+            found = case.measure()
+            print(f"{case.figure:55} {found.text:24} {found.spread:44} bar: {found.bar}", flush=True)
+            rows.append((case.figure, found))
+    if words:
+        return
     load = os.getloadavg()[1]
     text = (
         "## The library\n\n"

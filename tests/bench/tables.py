@@ -1,6 +1,6 @@
 """Tables of figures, and writing them into docs/performance.md between markers. Called by the benchmarks."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,20 +8,27 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "performance.md"
 
 
 @dataclass(frozen=True)
-class Row:
-    """One figure."""
+class Found:
+    """What a figure was found to be."""
 
-    figure: str
-    found: str
+    text: str
     spread: str
     """Over the runs, or over all windows of a second."""
     bar: str
 
 
-def table(rows: Iterable[Row]) -> str:
-    """Return rows as a table in Markdown."""
+@dataclass(frozen=True)
+class Case:
+    """A figure, and how to find it."""
+
+    figure: str
+    measure: Callable[[], Found]
+
+
+def table(rows: Iterable[tuple[str, Found]]) -> str:
+    """Return figures, and what they were found to be, as a table in Markdown."""
     lines = ["| figure | found | spread | bar |", "|---|---|---|---|"]
-    lines += [f"| {row.figure} | {row.found} | {row.spread} | {row.bar} |" for row in rows]
+    lines += [f"| {figure} | {found.text} | {found.spread} | {found.bar} |" for figure, found in rows]
     return "\n".join(lines)
 
 

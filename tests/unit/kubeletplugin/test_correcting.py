@@ -57,7 +57,27 @@ def test_a_share_that_is_hardly_seen_is_corrected_like_its_device() -> None:
     correction = Correction()
     correction.meet(BOTH)
     correction.add(0.25, {"a": 0.2, "b": 0.0}, {"a": 0.4, "b": 0.02})  # less than half a percent counts as none
-    assert correction.ratio("b") == pytest.approx(0.48, abs=0.02)
+    assert correction.ratio("b") == pytest.approx(0.5, abs=0.02)
+
+
+def test_shares_that_are_all_hardly_seen_are_left_as_they_are() -> None:
+    """A driver counts in whole percent: what has half a percent may be shown as one, or as none."""
+    correction = Correction()
+    names = frozenset(map(str, range(64)))
+    correction.meet(names)
+    for _ in range(20):
+        correction.add(0.25, dict.fromkeys(names, 0.0025), dict.fromkeys(names, 0.00125))
+    assert correction.ratio("7") == pytest.approx(1.0, abs=0.25)
+
+
+def test_a_share_that_takes_back_what_it_predicted_is_measured_anew() -> None:
+    correction = Correction()
+    correction.meet(ALONE)
+    correction.add(0.25, {"a": 0.1}, {"a": 2.0})
+    correction.add(0.25, {"a": 0.1}, {"a": -1.8})
+    for _ in range(4):
+        correction.add(0.25, {"a": 0.1}, {"a": 0.1})
+    assert correction.ratio("a") == pytest.approx(1.0, abs=0.01)
 
 
 @pytest.mark.parametrize(("real_s", "predicted_s", "expected"), [(0.0001, 0.25, LEAST), (0.25, 0.0001, MOST)])

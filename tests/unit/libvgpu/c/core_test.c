@@ -154,6 +154,48 @@ static void an_estimate_is_the_least_pair_of_late_and_what_was_charged_above_it_
     CHECK(estimate_ns(estimate), 3000);
 }
 
+static void first_measurements_full_of_neighbours_are_forgotten_and_paid_back_once_there_are_better_ones(void) {
+    struct vgpu_estimate *estimate = vgpu_estimate_of(4711);
+    int64_t paid = 0;
+    for (int i = 0; i < 32; i++) {
+        CHECK(vgpu_estimate_doubtful(estimate), i < VGPU_FIRST_SAMPLES);
+        paid += (int64_t)estimate_ns(estimate);
+        struct vgpu_group group = vgpu_estimate_group(estimate);
+        paid += vgpu_estimate_measured(estimate, &group, i == 0 ? 64000000 : 1000000, true);
+    }
+    CHECK(estimate_ns(estimate), 1000000);
+    CHECK(paid, 32 * 1000000);
+}
+
+static void long_work_is_taken_for_its_mean_while_the_agent_corrects(void) {
+    struct vgpu_estimate *estimate = vgpu_estimate_of(4711);
+    int64_t paid = 0;
+    for (int i = 0; i < 20; i++) {
+        paid += (int64_t)estimate_ns(estimate);
+        struct vgpu_group group = vgpu_estimate_group(estimate);
+        paid += vgpu_estimate_measured(estimate, &group, (i % 4 == 0 ? 30 : 10) * UINT64_C(1000000), true);
+    }
+    CHECK(estimate_ns(estimate), 15000000);
+    CHECK(paid, 20 * 15000000);
+}
+
+static struct vgpu_limits limits = {.ceiling_percent = 50};
+static struct vgpu_share share = {.limits = &limits, .books = &books};
+static struct vgpu_device device = {.count = 1, .shares = {&share}};
+
+static void who_is_in_doubt_waits_a_while_for_a_small_debt_and_for_all_that_is_more(void) {
+    const uint64_t ms = 1000000;
+    vgpu_limiter_wait(&device, UINT64_MAX); /* the clock starts */
+    books.bucket_ns = -(int64_t)(VGPU_DOUBT_NS - 60 * ms);
+    uint64_t waited = vgpu_limiter_wait(&device, 20 * ms);
+    CHECK(waited >= 20 * ms && waited < 300 * ms, 1);
+    CHECK(books.bucket_ns < -100 * (int64_t)ms, 1); /* the debt stays */
+    books.bucket_ns = -(int64_t)(VGPU_DOUBT_NS + 50 * ms);
+    CHECK(vgpu_limiter_wait(&device, 20 * ms) >= 90 * ms, 1);
+    books.bucket_ns = -50 * (int64_t)ms;
+    CHECK(vgpu_limiter_wait(&device, UINT64_MAX) >= 90 * ms, 1);
+}
+
 static void an_estimate_follows_work_that_grows(void) {
     struct vgpu_estimate *estimate = vgpu_estimate_of(4711);
     for (int i = 0; i < 4; i++)
@@ -331,6 +373,9 @@ static const struct test_case cases[] = {
     CASE(what_a_share_is_owed_stays_while_its_work_waits_for_the_gpu),
     CASE(new_work_is_measured_and_paid_for_once_it_is_known),
     CASE(an_estimate_is_the_least_pair_of_late_and_what_was_charged_above_it_comes_back),
+    CASE(first_measurements_full_of_neighbours_are_forgotten_and_paid_back_once_there_are_better_ones),
+    CASE(long_work_is_taken_for_its_mean_while_the_agent_corrects),
+    CASE(who_is_in_doubt_waits_a_while_for_a_small_debt_and_for_all_that_is_more),
     CASE(an_estimate_follows_work_that_grows),
     CASE(work_in_turns_long_and_short_is_charged_for_what_it_takes),
     CASE(work_that_varies_wildly_is_charged_for_half_of_its_mean_at_least),
