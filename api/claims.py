@@ -106,6 +106,10 @@ class ClaimView:
     def __str__(self) -> str:
         return f"ResourceClaim {self.namespace}/{self.name}"
 
+    def asked(self, request: str) -> Mapping[str, int]:
+        """Return the amounts that a request asks for; those that it leaves to the device are not in it."""
+        return next((found.capacity for found in self.requests if found.name == request), {})
+
     @classmethod
     def from_object(cls, claim: Object) -> "ClaimView":
         """Read a claim as the API server sent it.

@@ -47,6 +47,8 @@ CAPACITY_SHARES: Final = "shares"
 MEMORY_STEP_BYTES: Final = 1 << 20
 CORES_PER_DEVICE: Final = 100
 SHARES_PER_DEVICE: Final = 64
+CORES_OF_A_PLACE: Final = 1
+"""Booked for a share that asks for no cores on a GPU that a claim can have for itself; it guarantees no time."""
 
 ATTRIBUTE_VENDOR: Final = "vendor"
 ATTRIBUTE_UUID: Final = "uuid"

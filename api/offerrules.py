@@ -87,9 +87,7 @@ class OfferRule(_Model):
         tuple[str, ...], Field(description='patterns of product names such as "*H100*"; none: all models')
     ] = ()
     order: Annotated[Order | None, Field(description="order of the GPUs of a node; models do not count here")] = None
-    exclusive: Annotated[
-        bool | None, Field(description="a GPU whose cores are all given takes no further shares of idle time")
-    ] = None
+    exclusive: Annotated[bool | None, Field(description="a claim that has all cores of a GPU is alone on it")] = None
     memory_scaling: Annotated[_Scaling, Field(description="memory offered, as a part of what is there")] = None
     cores_scaling: Annotated[_Scaling, Field(description="cores offered, as a part of what is there")] = None
     slots: Annotated[_Sizes, Field(description="what a GPU is cut into in the mode slots")] = None

@@ -6,7 +6,7 @@ violation and the API server refuses the whole slice.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from api import names
 from api.quantities import format_bytes
@@ -33,12 +33,12 @@ class ConsumableMode:
         """Return the GPU with what no device of another mode can hold, beside the devices of other modes in use."""
         slots = [Form(slot.name, Kind.SLOT, amount_of(slot)) for slot in gpu.held_slots()]
         devices = [(fixed_device(gpu, form), form) for form in slots]
-        left = (gpu.room - gpu.taken - total(form.amount for form in slots)).clamped()
+        left = (gpu.room - gpu.taken - total(gpu.booked(form.amount) for form in slots)).clamped()
         if gpu.held_whole():
             # As it was: a claim holds it alone, and nobody may join.
             whole = Form(gpu.name, Kind.WHOLE, gpu.room)
             devices.insert(0, (fixed_device(gpu, whole), whole))
-        elif left.memory_bytes >= _MIN_MEMORY_BYTES:
+        elif left.memory_bytes >= _MIN_MEMORY_BYTES and (left.cores_percent or not gpu.exclusive):
             devices.insert(0, (_device(gpu, left), Form(gpu.name, Kind.SHARED, left)))
         return Division(tuple(devices))
 
@@ -48,34 +48,37 @@ class ConsumableMode:
 
     def sample(self) -> tuple[SliceContent, ...]:
         """Return a slice with one device that has every field of the mode."""
-        capacity = _capacity(Amount(_MIN_MEMORY_BYTES, names.CORES_PER_DEVICE), _MIN_MEMORY_BYTES)
+        capacity = _capacity(Amount(_MIN_MEMORY_BYTES, names.CORES_PER_DEVICE), _MIN_MEMORY_BYTES, least_cores=0)
         return (SliceContent((Device(name="probe", capacity=capacity, allow_multiple=True),)),)
 
 
 def _device(gpu: GPU, left: Amount) -> Device:
-    capacity = _capacity(left, gpu.facts.memory_bytes)
-    held = [holding for holding in gpu.held if holding.name == gpu.name]
-    given = sum(holding.amount.cores_percent for holding in held)
-    if gpu.exclusive and given >= left.cores_percent:
-        in_use = max(sum(holding.shares for holding in held), 1)
-        capacity[names.CAPACITY_SHARES] = Capacity(str(in_use), default="1", valid_values=("1",))
+    least_cores = 0
+    if gpu.exclusive:
+        least_cores = names.CORES_OF_A_PLACE
+        # Shares that took no core, since they were there before the rule: all cores must not be had beside them.
+        idle = sum(holding.idle for holding in gpu.held if holding.name == gpu.name)
+        left = replace(left, cores_percent=max(left.cores_percent - idle, 1))
+    capacity = _capacity(left, gpu.facts.memory_bytes, least_cores)
     return Device(gpu.name, gpu_attributes(gpu), capacity, allow_multiple=True, taints=gpu.taints)
 
 
-def _capacity(left: Amount, physical_bytes: int) -> dict[str, Capacity]:
+def _capacity(left: Amount, physical_bytes: int, least_cores: int) -> dict[str, Capacity]:
     step = format_bytes(names.MEMORY_STEP_BYTES)
     memory = format_bytes(left.memory_bytes)
     # Who does not say how much gets all of it: a claim for "a GPU" must not end up with the smallest step. All of it is
     # what is there, and not what is offered above that.
     whole = format_bytes(min(left.memory_bytes, physical_bytes - physical_bytes % names.MEMORY_STEP_BYTES))
     most = str(min(left.cores_percent, names.CORES_PER_DEVICE))
-    if left.cores_percent:
-        cores = Capacity(str(left.cores_percent), default="0", valid_range=Range("0", most, "1"))
+    least = str(least_cores)
+    if left.cores_percent > least_cores:
+        cores = Capacity(str(left.cores_percent), default=least, valid_range=Range(least, most, "1"))
     else:
-        cores = Capacity("0", default="0", valid_values=("0",))
+        cores = Capacity(least, default=least, valid_values=(least,))
     return {
         names.CAPACITY_MEMORY: Capacity(memory, default=whole, valid_range=Range(step, memory, step)),
-        # Who does not say how much gets no guaranteed time, only idle time: what a CPU request of 0 means.
+        # Who does not say how much gets no guaranteed time, only idle time: what a CPU request of 0 means. A core that
+        # is booked for it all the same (see GPU.exclusive) guarantees nothing.
         names.CAPACITY_CORES: cores,
         # Every share takes one; the limit keeps a device from being cut into more shares than it can schedule.
         names.CAPACITY_SHARES: Capacity(str(names.SHARES_PER_DEVICE), default="1", valid_values=("1",)),

@@ -25,6 +25,8 @@ class Usage:
     """Allocations of the device."""
     whole: int = 0
     """Allocations without consumed capacity: they hold the device for themselves."""
+    idle: int = 0
+    """Shares of idle time: allocations that took no cores of a shared device."""
 
     def plus(self, result: AllocationResult, sign: int = 1) -> "Usage":
         """Return the usage with an allocation more (or less, with sign -1)."""
@@ -35,6 +37,7 @@ class Usage:
             shares=self.shares + sign * result.consumed.get(names.CAPACITY_SHARES, 0),
             claims=self.claims + sign,
             whole=self.whole + (0 if result.consumed else sign),
+            idle=self.idle + (sign if result.consumed and not result.consumed.get(names.CAPACITY_CORES) else 0),
         )
 
 

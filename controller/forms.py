@@ -2,7 +2,7 @@
 
 import enum
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from api import names
 from api.nodeinventory import DeviceFacts
@@ -70,6 +70,8 @@ class Holding:
     shares: int = 0
     whole: bool = False
     """By an allocation without amounts: the device is taken."""
+    idle: int = 0
+    """Those of the shares that took no cores."""
 
     @property
     def slot(self) -> Slot | None:
@@ -88,7 +90,7 @@ class GPU:
     """Sizes of slots and how many of each; smallest first."""
     taints: tuple[Taint, ...] = ()
     exclusive: bool = False
-    """Nobody joins who would get idle time only while all cores are given."""
+    """Each share takes a core at least, so that whoever has all cores is alone."""
     rank: int = 0
     """Its place in the scheduler's order."""
     held: tuple[Holding, ...] = ()
@@ -101,6 +103,12 @@ class GPU:
     def name(self) -> str:
         """Name of the GPU's own device."""
         return self.facts.name
+
+    def booked(self, amount: Amount) -> Amount:
+        """Return what a device takes of the GPU: where it is exclusive, one core at least."""
+        if not self.exclusive:
+            return amount
+        return replace(amount, cores_percent=max(amount.cores_percent, names.CORES_OF_A_PLACE))
 
     def slots(self) -> list[Slot]:
         """Return the slots of its sizes, smallest first."""

@@ -84,7 +84,8 @@ def holdings(usage: Mapping[str, Usage]) -> dict[str, list[Holding]]:
     for name, used in sorted(usage.items()):
         slot = parse_slot(name)
         amount = amount_of(slot) if slot else Amount(used.memory_bytes, used.cores_percent)
-        holding = Holding(name, amount, used.shares, whole=slot is None and used.whole > 0)
+        whole = slot is None and used.whole > 0
+        holding = Holding(name, amount, used.shares, whole, idle=0 if slot else used.idle)
         found.setdefault(gpu_of(name), []).append(holding)
     return found
 

@@ -192,7 +192,7 @@ def fixed_device(gpu: GPU, form: Form) -> Device:
         names.CAPACITY_MEMORY: Capacity(format_bytes(form.amount.memory_bytes)),
         names.CAPACITY_CORES: Capacity(str(form.amount.cores_percent)),
     }
-    counted = (counter_set(gpu.name, form.amount),) if form.kind is Kind.COUNTED else ()
+    counted = (counter_set(gpu.name, gpu.booked(form.amount)),) if form.kind is Kind.COUNTED else ()
     return Device(form.name, gpu_attributes(gpu), capacity, consumes=counted, taints=gpu.taints)
 
 

@@ -65,6 +65,9 @@ class Policy:
         rules = [rule for rule in self.rules if rule.matches(node.labels, facts.product_name)]
         memory_scaling = node.spec.memory_scaling or first(rules, "memory_scaling") or 1.0
         cores_scaling = node.spec.cores_scaling or first(rules, "cores_scaling") or 1.0
+        exclusive = bool(first(rules, "exclusive"))
+        if exclusive:
+            cores_scaling = min(cores_scaling, 1.0)  # all cores of the GPU are all that there are
         room = Amount(int(facts.memory_bytes * memory_scaling), int(names.CORES_PER_DEVICE * cores_scaling)).clamped()
         chosen = first(rules, "menu" if self.menu else "slots")
         default = default_menu if self.menu else default_slots
@@ -73,7 +76,7 @@ class Policy:
             room=room,
             sizes=sizes(room, chosen) if chosen else default(room),
             taints=taints,
-            exclusive=bool(first(rules, "exclusive")),
+            exclusive=exclusive,
         )
 
 

@@ -35,7 +35,9 @@ class OfferedDevice:
     withheld: str = ""
     """Why it is not offered; empty: it is."""
     drawn_on: str = ""
-    """The counter set of its node that it draws its capacity on while a claim holds it; empty: none."""
+    """The counter set of its node that it draws on while a claim holds it; empty: none."""
+    draws: Mapping[str, int] = field(default_factory=dict)
+    """What it draws there: its capacity, and sometimes more."""
     room: Mapping[str, int] = field(default_factory=dict)
     """What that counter set has in total."""
 
@@ -115,7 +117,7 @@ def _with_counters(devices: list[OfferedDevice], usage: Mapping[DeviceKey, Usage
     for device in devices:
         if device.drawn_on and usage.get(device.key, UNUSED).claims:
             taken = drawn.setdefault(device.drawn_on, {})
-            for name, amount in device.capacity.items():
+            for name, amount in device.draws.items():
                 taken[name] = taken.get(name, 0) + amount
     return [
         replace(device, room={name: whole - drawn[device.drawn_on].get(name, 0) for name, whole in device.room.items()})
@@ -245,7 +247,7 @@ def _drawn(device: OfferedDevice) -> tuple[str, str] | None:
     """Return why the counters that a device draws on have no room for it; None: they have."""
     reasons = {names.CAPACITY_CORES: names.REASON_INSUFFICIENT_CORES}
     for name, left in sorted(device.room.items(), reverse=True):
-        needs = device.capacity.get(name, 0)
+        needs = device.draws.get(name, 0)
         if needs > left:
             found = f"{show_amount(name, max(left, 0))} of {device.drawn_on} left, it needs {show_amount(name, needs)}"
             return reasons.get(name, names.REASON_INSUFFICIENT_MEMORY), f"{name}: {found}"

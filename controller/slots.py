@@ -4,7 +4,7 @@ A claim takes one slot and asks by CEL on its `memory` and `cores`; the schedule
 smallest come first. There is no whole GPU beside its slots: nothing would keep both from being allocated.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from api import names
@@ -34,8 +34,8 @@ class SlotsMode:
         chosen = {form.name: form for form in held}
         wanted = [form for form in self.wanted(gpu) if form.name not in chosen]
         on_offer = [form for form in wanted if form.name in gpu.published]
-        _add(chosen, on_offer, gpu.room - total(form.amount for form in held))
-        _add(chosen, wanted, gpu.room - gpu.taken - total(form.amount for form in chosen.values()))
+        _add(chosen, on_offer, gpu, gpu.room - _booked(gpu, held))
+        _add(chosen, wanted, gpu, gpu.room - gpu.taken - _booked(gpu, chosen.values()))
         forms = list(chosen.values())
         forms.sort(key=lambda form: (form.amount.memory_bytes, form.amount.cores_percent))
         return Division(tuple((fixed_device(gpu, form), form) for form in forms))
@@ -50,12 +50,16 @@ class SlotsMode:
         return (SliceContent((Device(name="probe", capacity={names.CAPACITY_MEMORY: memory}),)),)
 
 
-def _add(chosen: dict[str, Form], forms: Sequence[Form], room: Amount) -> None:
-    """Choose the forms that fit into the room, in their order."""
+def _booked(gpu: GPU, forms: Iterable[Form]) -> Amount:
+    return total(gpu.booked(form.amount) for form in forms)
+
+
+def _add(chosen: dict[str, Form], forms: Sequence[Form], gpu: GPU, room: Amount) -> None:
+    """Choose the forms of a GPU that fit into the room, in their order."""
     for form in forms:
-        if form.name not in chosen and form.amount.fits(room):
+        if form.name not in chosen and gpu.booked(form.amount).fits(room):
             chosen[form.name] = form
-            room = room - form.amount
+            room = room - gpu.booked(form.amount)
 
 
 def smallest_first(divisions: Sequence[tuple[GPU, Division]]) -> list[Device]:

@@ -96,6 +96,7 @@ def _device(node: str, device: Device) -> OfferedDevice:
         steps={name: step for name, amount in capacity.items() if (step := _step(amount))},
         shared=device.allow_multiple,
         drawn_on=device.consumes[0].name if device.consumes else "",
+        draws={name: _count(value) for name, value in device.consumes[0].counters.items()} if device.consumes else {},
     )
 
 

@@ -98,7 +98,7 @@ def _plan_device(claim: ClaimView, result: AllocationResult, node: NodeView) -> 
 
 
 def _hold(claim: ClaimView, result: AllocationResult, device: Device, node: NodeView) -> Held:
-    memory_bytes, cores = _allocated(result, device, node.room(device), f"{claim}: request {result.request}")
+    memory_bytes, cores = _allocated(claim, result, device, node.room(device))
     return Held(memory_bytes, cores, whole=_takes_all(claim, result, device, node))
 
 
@@ -124,7 +124,7 @@ def _plan_limits(claim: ClaimView, result: AllocationResult, device: Device, nod
     assert claim.allocation is not None
     config = vgpu_config(claim.allocation.configs, result.request, node.driver_name, str(claim))
     room = node.room(device)
-    allocated_memory_bytes, allocated_cores = _allocated(result, device, room, where)
+    allocated_memory_bytes, allocated_cores = _allocated(claim, result, device, room)
     memory_bytes = allocated_memory_bytes
     if config.memory is not None:
         if config.memory > allocated_memory_bytes:
@@ -149,8 +149,9 @@ def _plan_limits(claim: ClaimView, result: AllocationResult, device: Device, nod
     )
 
 
-def _allocated(result: AllocationResult, device: Device, room: OfferedRoom, where: str) -> tuple[int, int]:
+def _allocated(claim: ClaimView, result: AllocationResult, device: Device, room: OfferedRoom) -> tuple[int, int]:
     """Return the bytes and percent that were allocated, of a device with so much room for all its shares."""
+    where = f"{claim}: request {result.request}"
     slot = parse_slot(result.device)
     if slot is not None:
         # Of a fixed size, which stands in its name; whatever else the result says must not make it larger.
@@ -165,6 +166,8 @@ def _allocated(result: AllocationResult, device: Device, room: OfferedRoom, wher
         return device.memory_bytes, names.CORES_PER_DEVICE
     memory_bytes = result.consumed.get(names.CAPACITY_MEMORY, 0)
     cores = result.consumed.get(names.CAPACITY_CORES, 0)
+    if cores == names.CORES_OF_A_PLACE and not claim.asked(result.request).get(names.CAPACITY_CORES):
+        cores = 0
     if not 0 < memory_bytes <= room.memory_bytes:
         raise ClaimError(
             f"{where}: consumedCapacity of {names.CAPACITY_MEMORY}: found {format_bytes(memory_bytes)}, expected "

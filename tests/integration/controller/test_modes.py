@@ -9,11 +9,12 @@ import yaml
 
 from api import kube as kube_api
 from api.nodeinventory import DeviceFacts
+from api.offerrules import OfferRule
 from controller.controller import Controller
 from tests.integration.controller.conftest import SERVICE_ACCOUNTS, Cluster
 from tests.integration.controller.test_chart import EXAMPLES
 from tests.integration.controller.test_publishing import allocated, pod
-from tests.unit.controller.builders import CLAIMS, GI, facts, wait_until
+from tests.unit.controller.builders import CLAIMS, DRIVER, GI, facts, wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -145,3 +146,42 @@ def test_a_cordoned_gpu_gets_no_claim_until_it_is_uncordoned(cluster: Cluster, s
     tenant.waits("second")
     cluster.kube.patch(kube_api.NODE_INVENTORIES, target, {"spec": {"cordonedDevices": []}})
     wait_until(lambda: devices_of(cluster, "second") == [facts(0).name], timeout_s=30)
+
+
+def test_a_claim_for_all_cores_of_an_exclusive_gpu_is_alone_whoever_comes_first(
+    cluster: Cluster, start_controller: Start
+) -> None:
+    tenant = Tenant(cluster, "exclusive", *(facts(number, memory_bytes=16 * GI) for number in range(2)))
+    start_controller("a", rules=(OfferRule(exclusive=True),))
+    idle, alone = asking(memory="2Gi"), asking(memory="2Gi", cores="100")
+    (shared,) = tenant.gets("first", idle)
+    (own,) = tenant.gets("all", alone)
+    assert own != shared
+    assert tenant.gets("second", idle) == [shared]
+    tenant.ask("more", alone)
+    tenant.waits("more")
+
+
+def test_a_size_with_all_cores_and_one_without_are_not_given_of_one_exclusive_gpu(
+    cluster: Cluster, start_controller: Start
+) -> None:
+    tenant = Tenant(cluster, "exclusive-counters", facts(memory_bytes=16 * GI))
+    menu = [{"memory": "2Gi", "cores": 0, "count": 2}, {"memory": "4Gi", "cores": 100}]
+    rule = OfferRule.model_validate({"exclusive": True, "menu": menu})
+    start_controller("a", offer_mode="counters", rules=(rule,))
+    assert tenant.gets("idle", asking_for_at_least("2Gi")) == [f"{facts().name}-slot-2048m-0c-0"]
+    tenant.ask("all", asking_for_at_least("4Gi"))
+    tenant.waits("all")
+
+
+def asking_for_at_least(memory: str) -> dict[str, Any]:
+    """A claim of one device of a fixed size."""
+    least = f'device.capacity["{DRIVER}"].memory.compareTo(quantity("{memory}")) >= 0'
+    exactly = {"deviceClassName": "vgpu", "selectors": [{"cel": {"expression": least}}]}
+    return {"devices": {"requests": [{"name": "gpu", "exactly": exactly}]}}
+
+
+def asking(**amounts: str) -> dict[str, Any]:
+    """A claim of one share."""
+    exactly = {"deviceClassName": "vgpu", "capacity": {"requests": amounts}}
+    return {"devices": {"requests": [{"name": "gpu", "exactly": exactly}]}}

@@ -2,10 +2,8 @@
 
 import pytest
 
-from api import names
 from api.nodeinventory import DeviceFacts, InventorySpec
 from api.offerrules import OfferRule, Order
-from controller.consumable import ConsumableMode
 from controller.forms import GPU, Amount, Holding
 from controller.ordering import REORDER_S, Orders, arrange
 from controller.policies import NodeDevices, Policy
@@ -82,12 +80,3 @@ def test_a_nodes_own_order_goes_before_the_rules_and_they_before_the_default(
     policy = Policy((OfferRule.model_validate({"nodeLabels": {"pool": "a"}, "order": "spread"}),))
     node = NodeDevices(status(), InventorySpec.model_validate(spec), labels)
     assert policy.order(node) is order
-
-
-@pytest.mark.parametrize(("cores", "shares"), [(99, "64"), (100, "1")])
-def test_an_exclusive_gpu_takes_no_sharers_of_idle_time_once_its_cores_are_given(cores: int, shares: str) -> None:
-    held = GPU(
-        facts(), Amount(10 * GI, 100), exclusive=True, held=(Holding(facts().name, Amount(2 * GI, cores), shares=1),)
-    )
-    ((device, _),) = ConsumableMode().divide(held).devices
-    assert device.capacity[names.CAPACITY_SHARES].value == shares

@@ -250,7 +250,10 @@ def test_the_ledger_reads_prefixed_capacities_and_skips_foreign_and_admin_access
     admin = result("gpu-0", memory="2Gi") | {"adminAccess": True}
     view_of = ClaimView.from_object(claim("a", results=[prefixed, foreign, admin, result("gpu-1")]))
     ledger.note(view_of.uid, view_of.allocation)
-    assert ledger.usage() == {("n1", "gpu-0"): Usage(2 * GI, claims=1), ("n1", "gpu-1"): Usage(claims=1, whole=1)}
+    assert ledger.usage() == {
+        ("n1", "gpu-0"): Usage(2 * GI, claims=1, idle=1),
+        ("n1", "gpu-1"): Usage(claims=1, whole=1),
+    }
 
 
 def slot(name: str, memory_gi: int) -> OfferedDevice:

@@ -115,6 +115,14 @@ def test_without_cores_a_share_has_idle_time_only() -> None:
     assert compute(only_limits(result(A, "2Gi", None))) == (0, 100, Policy.BURST)
 
 
+def test_a_core_that_was_booked_for_a_share_that_asked_for_none_guarantees_nothing() -> None:
+    assert compute(only_limits(result(A, "2Gi", "1"))) == (0, 100, Policy.BURST)
+    asked = claim_object("train", [result(A, "2Gi", "1")])
+    asked["spec"]["devices"]["requests"][0]["exactly"]["capacity"] = {"requests": {"cores": "1"}}
+    (limits,) = plan(ClaimView.from_object(asked), NODE_VIEW, {}).shares()
+    assert compute(limits) == (1, 1, Policy.FIXED)
+
+
 def test_without_allocated_cores_the_parameter_is_a_ceiling() -> None:
     assert compute(only_limits(result(A, "2Gi", "0"), configs=[parameters(cores=30)])) == (0, 30, Policy.BURST)
 
