@@ -17,6 +17,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from api import names
 from api.errors import StateError, VGPUError
 from api.kube import KubeClient
+from api.names import DeviceName
 from kubeletplugin.annotations import AnnotationFollower
 from kubeletplugin.cdi import gpu_spec
 from kubeletplugin.claimreading import ClaimReader
@@ -38,6 +39,7 @@ from kubeletplugin.nvidia import NvidiaDiscovery, NvidiaOptions
 from kubeletplugin.observing import Intervals, Observer
 from kubeletplugin.owners import ProcessOwners
 from kubeletplugin.planning import NodeView
+from kubeletplugin.preparedclaims import PreparedClaim
 from kubeletplugin.preparing import Preparer
 from kubeletplugin.restoring import restore
 from kubeletplugin.services import HealthSettings, dra_services
@@ -131,7 +133,7 @@ class NodeAgent:
         self._reader = ClaimReader(client)
         self._registry = registry
         self._inventory = InventoryWriter(client, settings.node_name, settings.driver_name, _version())
-        self._board = HealthBoard()
+        self._board = HealthBoard(lambda: _held_devices(self._state))
         self._stopping = threading.Event()
         self._beat_now = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -154,7 +156,7 @@ class NodeAgent:
         library = install_library(settings.library or library_path(), paths.library_dir)
         contexts = ContextSizes(paths.contexts_file, settings.context_bytes)
         state = NodeState(paths, settings.driver_name, settings.node_name, library, contexts)
-        preparer = Preparer(self._reader, state, lambda: self._view)
+        preparer = Preparer(self._reader, state, lambda: self._view, self._note_prepared)
         observer = Observer(
             Monitor(state.ledger, paths.shares_dir, self._stopping.wait),
             Supervisor(self._events.tell, contexts=contexts),
@@ -226,6 +228,9 @@ class NodeAgent:
             return "starting"
         return self._problem or self._server.registration_problem()
 
+    def _note_prepared(self, claim: PreparedClaim) -> None:
+        self._board.note_held(device.device for device in claim.devices)
+
     def _discover(self) -> Discovery:
         try:
             found = self._backend.discover()
@@ -279,6 +284,12 @@ class NodeAgent:
 def _share_folders(ledger: Ledger, shares_dir: Path) -> dict[str, Path]:
     """Return the folders of all prepared shares, by name."""
     return {one.share: shares_dir / one.share for claim in ledger.prepared().values() for one in claim.shares()}
+
+
+def _held_devices(state: NodeState | None) -> list[DeviceName]:
+    """Return the devices of all prepared claims, as they were allocated."""
+    claims = state.ledger.prepared().values() if state is not None else ()
+    return [device.device for claim in claims for device in claim.devices]
 
 
 def _version() -> str:

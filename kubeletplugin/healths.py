@@ -1,15 +1,20 @@
 """Health of the node's devices, as it is streamed to the kubelet.
 
-Set by the agent after each discovery; read by the health services, which wait here for changes.
+Set by the agent after each discovery; read by the health services, which wait here for changes. The kubelet looks for
+the names that were allocated, which are those of slots where GPUs are offered as slots: a slot that a claim holds is told
+beside the GPU that it is a part of.
 """
 
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from api.names import DeviceName
+from api.slots import gpu_of
 from kubeletplugin.devices import Device
+
+_GONE = "the device is no longer there"
 
 
 @dataclass(frozen=True)
@@ -24,9 +29,13 @@ class DeviceHealth:
 
 
 class HealthBoard:
-    """The health of all devices that were ever seen since the start. Safe to use from several threads."""
+    """The health of all devices that claims hold or that were seen since the start. Safe to use from several threads."""
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, held: Callable[[], Iterable[DeviceName]] = tuple, clock: Callable[[], float] = time.time
+    ) -> None:
+        """Take what returns the names of the devices that claims hold: GPUs, and slots of them."""
+        self._held = held
         self._clock = clock
         self._changed = threading.Condition()
         self._healths: dict[DeviceName, DeviceHealth] = {}
@@ -39,7 +48,7 @@ class HealthBoard:
         with self._changed:
             former = {name: (health.healthy, health.message) for name, health in self._healths.items()}
             for name in self._healths:
-                self._healths[name] = DeviceHealth(name, False, "the device is no longer there", now_s)
+                self._healths[name] = DeviceHealth(name, False, _GONE, now_s)
             for device in devices:
                 message = "" if device.healthy else device.reason
                 self._healths[device.name] = DeviceHealth(device.name, device.healthy, message, now_s)
@@ -50,7 +59,20 @@ class HealthBoard:
     def current(self) -> tuple[int, list[DeviceHealth]]:
         """Return the version and all healths."""
         with self._changed:
-            return self._version, list(self._healths.values())
+            version, healths = self._version, dict(self._healths)
+        # After the version: what is prepared from now on is either here or makes a newer one.
+        for name in self._held():
+            if name not in healths:
+                gone = DeviceHealth(name, False, _GONE, int(self._clock()))
+                healths[name] = replace(healths.get(gpu_of(name), gone), device=name)
+        return version, list(healths.values())
+
+    def note_held(self, devices: Iterable[DeviceName]) -> None:
+        """Let all waiters look again, if a claim got a device that was not told of by itself: a slot."""
+        with self._changed:
+            told = self._healths.keys() >= set(devices)
+        if not told:
+            self.wake()
 
     def wait(self, version: int, timeout_s: float) -> bool:
         """Wait until there is something newer than `version`, or time is up; return False once it is closed."""

@@ -19,11 +19,18 @@ _log = logging.getLogger(__name__)
 class Preparer:
     """Prepares claims on one node."""
 
-    def __init__(self, reader: ClaimReader, state: NodeState, view: Callable[[], NodeView]) -> None:
+    def __init__(
+        self,
+        reader: ClaimReader,
+        state: NodeState,
+        view: Callable[[], NodeView],
+        on_prepared: Callable[[PreparedClaim], None] = lambda _claim: None,
+    ) -> None:
         """Take what is needed; `view` returns the node as it was discovered last."""
         self._reader = reader
         self._state = state
         self._view = view
+        self._on_prepared = on_prepared
 
     def prepare(self, reference: ClaimReference) -> PreparedClaim:
         """Prepare a claim, however often.
@@ -48,6 +55,7 @@ class Preparer:
                 self._undo(planned, former)
                 raise
             _log.info("claim prepared", extra=_facts(planned) | {"again": planned == former})
+            self._on_prepared(planned)
             return planned
 
     def _answer_from_record(self, reference: ClaimReference, error: KubeError) -> PreparedClaim:

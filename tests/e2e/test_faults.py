@@ -4,6 +4,7 @@ import os
 import select
 import signal
 import time
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -122,12 +123,17 @@ def test_a_minute_without_an_api_server_costs_tenants_and_agent_nothing(workload
 def test_slices_that_somebody_deletes_come_back(workloads: Workloads) -> None:
     resource = slices(workloads.scenario.dialect.version)
     listed = workloads.kube.list(resource)
-    before = {item["metadata"]["name"]: item["spec"]["devices"] for item in listed["items"]}
+    before = {item["metadata"]["name"]: _offer(item) for item in listed["items"]}
     assert before
     workloads.kubectl("delete", "resourceslices", "--all")
     watch = workloads.kube.watch(resource, listed["metadata"]["resourceVersion"], Selection(), 60)
-    created = next(event.object for event in watch if event.type == "ADDED")
-    assert created["spec"]["devices"] == before[created["metadata"]["name"]]
+    created = (event.object for event in watch if event.type == "ADDED")
+    assert {item["metadata"]["name"]: _offer(item) for item in islice(created, len(before))} == before
+
+
+def _offer(item: dict[str, Any]) -> dict[str, Any]:
+    """Return what a slice offers: devices, or the counters that those of other slices draw on."""
+    return {key: item["spec"].get(key) for key in ("devices", "sharedCounters")}
 
 
 def test_a_share_whose_limits_are_damaged_does_not_run_at_all(workloads: Workloads) -> None:

@@ -361,6 +361,45 @@ def test_the_health_of_all_devices_is_streamed_and_follows_changes(
     stream.cancel()
 
 
+def test_a_slot_is_as_healthy_as_its_gpu_from_the_moment_a_claim_holds_it(
+    start_agent: Callable[..., NodeAgent], client: FakeKube, backend: FakeDiscovery, kubelet: FakeKubelet
+) -> None:
+    start_agent(heartbeat_s=0.02, health_interval_s=1000.0)
+    kubelet.register()
+    stream: Any = kubelet.healths()
+
+    def next_healths() -> dict[str, tuple[int, str]]:
+        return {health.device.device_name: (health.health, health.message) for health in next(stream).devices}
+
+    assert next_healths() == {A.name: (1, ""), B.name: (1, "")}
+    slots = [f"{gpu.name}-slot-1024m-10c-0" for gpu in (A, B)]
+    for gpu, slot in zip((A, B), slots, strict=True):
+        kubelet.prepare(add_claim(client, f"holds-{slot}", {**result(gpu, memory=None), "device": slot}))
+    while slots[1] not in (healths := next_healths()):
+        pass  # each claim has news of its own
+    assert healths == dict.fromkeys((A.name, B.name, *slots), (1, ""))
+    backend.found = builders_discovery_without_b()
+    gone = (2, "the device is no longer there")
+    assert next_healths() == {A.name: (1, ""), B.name: gone, slots[0]: (1, ""), slots[1]: gone}
+    stream.cancel()
+
+
+def test_the_gpu_of_a_claim_that_was_gone_before_the_agent_started_is_told_unhealthy(
+    start_agent: Callable[..., NodeAgent], client: FakeKube, backend: FakeDiscovery, kubelet: FakeKubelet
+) -> None:
+    agent = start_agent()
+    kubelet.register()
+    kubelet.prepare(add_claim(client, "train", result(B)))
+    agent.stop()
+    backend.found = builders_discovery_without_b()
+    start_agent()
+    kubelet.restart()
+    stream: Any = kubelet.healths()
+    told = {health.device.device_name: (health.health, health.message) for health in next(stream).devices}
+    assert told == {A.name: (1, ""), B.name: (2, "the device is no longer there")}
+    stream.cancel()
+
+
 def builders_discovery_without_b() -> Any:
     from tests.unit.kubeletplugin.builders import discovery
 
