@@ -52,6 +52,7 @@ class Listeners:
     pool: Callable[[str], None]
     claim: Callable[[Key], None]
     template: Callable[[Key], None]
+    device_class: Callable[[Key], None]
     outage_end: Callable[[], None]
     """The API server answers again; it may be another version, with other feature gates."""
 
@@ -250,8 +251,9 @@ class ClusterCache:
         """A template with wrong parameters came, changed or went."""
         self._listeners.template(key)
 
-    def on_class(self, _key: Key, _old: bool | None, _new: bool | None) -> None:
-        """A DeviceClass came or went, and with it the answer to which of the waiting claims are ours."""
+    def on_class(self, key: Key, _old: bool | None, _new: bool | None) -> None:
+        """A DeviceClass came, changed or went, and with it the answer to which of the waiting claims are ours."""
+        self._listeners.device_class(key)
         with self._lock:
             waiting = self._waiting.claims()
         for claim in waiting:

@@ -2,13 +2,14 @@
 
 import logging
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from api import names
 from api.kube import KubeClient
 from api.offerrules import OfferModeName, OfferRule
+from controller.classes import ClassSettings
 from controller.following import PERIOD_S, VersionFollower
 from controller.leading import LeaderElector, LeaseSettings
 from controller.metrics import Metrics
@@ -29,6 +30,7 @@ class ControllerSettings:
     offer_mode: OfferModeName = "auto"
     rules: tuple[OfferRule, ...] = ()
     """What is offered of which GPUs."""
+    classes: ClassSettings = field(default_factory=ClassSettings)
     lease_duration_s: float = 15.0
     renew_deadline_s: float = 10.0
     retry_s: float = 2.0
@@ -105,7 +107,7 @@ class Controller:
 
     def _make_term(self) -> Term:
         mine = self._settings
-        settings = TermSettings(mine.driver_name, mine.identity, mine.offer_mode, mine.rules)
+        settings = TermSettings(mine.driver_name, mine.identity, mine.offer_mode, mine.rules, mine.classes)
         return Term(self._kube, settings, self._elector.is_leading, self._metrics)
 
     def _version(self) -> str | None:

@@ -3,13 +3,14 @@
 import logging
 import threading
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from api.errors import KubeError, VGPUError
 from api.kube import KubeClient
 from api.offerrules import OfferModeName, OfferRule
 from controller.caching import ClusterCache, Listeners
+from controller.classes import ClassKeeper, ClassSettings
 from controller.consumable import ConsumableMode
 from controller.counters import CountersMode
 from controller.keeping import PoolKeeper, Sources
@@ -32,6 +33,7 @@ _CHOOSE_MODE = ""
 """A key of the pools' queue that is no node: find out anew which mode the API server carries."""
 _PROBE_AGAIN_S = 60.0
 """While no mode can be used: API servers that restart one by one turn a feature gate on without an outage to see."""
+_ALL_CLASSES = Topic("class", ("", ""))
 _CHOOSE_SOON_S = 2.0
 """After fields were dropped of a slice that is in use: of two API servers behind one address, one may keep them."""
 _PROBE_BETTER_S = 900.0
@@ -47,6 +49,7 @@ class TermSettings:
     identity: str
     offer_mode: OfferModeName = "auto"
     rules: tuple[OfferRule, ...] = ()
+    classes: ClassSettings = field(default_factory=ClassSettings)
 
     @property
     def modes(self) -> tuple[OfferMode, ...]:
@@ -119,12 +122,17 @@ class Term:
         if begun is None:
             return
         cache, keeper, pending = begun
+        classes = ClassKeeper(self._kube, self._settings.driver, keeper.version, self._settings.classes)
+        self._topics.add(_ALL_CLASSES)
+        self._trouble = ""
         workers = [
             threading.Thread(
                 target=self._work, args=(self._pools, lambda key: self._sync(cache, keeper, key)), name="pools"
             ),
             threading.Thread(
-                target=self._work, args=(self._topics, lambda topic: _sync_topic(pending, topic)), name="claims"
+                target=self._work,
+                args=(self._topics, lambda topic: self._sync_topic(pending, classes, topic)),
+                name="claims",
             ),
         ]
         self._trouble = ""
@@ -145,6 +153,7 @@ class Term:
             pool=self._note_pool,
             claim=lambda key: self._topics.add(Topic("claim", key)),
             template=lambda key: self._topics.add(Topic("template", key)),
+            device_class=lambda key: self._topics.add(Topic("class", key)),
             outage_end=lambda: self._pools.add(_CHOOSE_MODE),
         )
         driver = self._settings.driver
@@ -256,6 +265,17 @@ class Term:
             cache.note_withheld(node, keeper.withheld(node))
             self._measure(cache)
 
+    def _sync_topic(self, pending: PendingKeeper, classes: ClassKeeper, topic: Topic) -> float | None:
+        if topic.kind != "class":
+            return (pending.sync_claim if topic.kind == "claim" else pending.sync_template)(topic.key)
+        if not self._may_write():
+            return None
+        if topic == _ALL_CLASSES:
+            classes.sync_all()
+        else:
+            classes.sync(topic.key[1])
+        return None
+
     def _set_mode(
         self,
         cache: ClusterCache,
@@ -277,8 +297,3 @@ class Term:
         self._metrics.slices.set(cache.slice_count())
         self._metrics.devices.labels("offered").set(offered)
         self._metrics.devices.labels("withheld").set(withheld)
-
-
-def _sync_topic(pending: PendingKeeper, topic: Topic) -> float | None:
-    sync = pending.sync_claim if topic.kind == "claim" else pending.sync_template
-    return sync(topic.key)

@@ -49,6 +49,13 @@ class ControllerOptions(CommonOptions):
     offers: Annotated[
         tuple[OfferRule, ...], Field(description="what is offered of which GPUs; in the file of --config only")
     ] = ()
+    device_classes: Annotated[bool, Field(description="keep the DeviceClasses for the driver's devices")] = True
+    device_class_vendors: Annotated[
+        tuple[str, ...], BeforeValidator(_split), Field(description="vendors with a DeviceClass of their own")
+    ] = ("nvidia",)
+    device_class_owner: Annotated[
+        str, Field(description="ClusterRole with which the DeviceClasses go; default: none, they stay")
+    ] = ""
     identity: Annotated[
         str | None, Field(description="name among the replicas; default: host name and a random part")
     ] = None

@@ -41,6 +41,7 @@ class Service(Protocol):
 
 def run_controller(config: Path | None, flags: Mapping[str, object]) -> int:
     """Run `dra-driver controller` until a signal ends it."""
+    from controller.classes import ClassSettings
     from controller.controller import Controller, ControllerSettings
 
     options = load_settings(ControllerOptions, config, flags)
@@ -49,6 +50,9 @@ def run_controller(config: Path | None, flags: Mapping[str, object]) -> int:
         namespace=options.namespace,
         offer_mode=options.offer_mode,
         rules=options.offers,
+        classes=ClassSettings(
+            options.device_class_vendors if options.device_classes else None, options.device_class_owner
+        ),
         identity=options.identity or f"{socket.gethostname()}-{secrets.token_hex(4)}",
     )
     _begin(options)

@@ -1,8 +1,8 @@
 """Health of the node's devices, as it is streamed to the kubelet.
 
 Set by the agent after each discovery; read by the health services, which wait here for changes. The kubelet looks for
-the names that were allocated, which are those of slots where GPUs are offered as slots: a slot that a claim holds is told
-beside the GPU that it is a part of.
+the names that were allocated, which are those of slots where GPUs are offered as slots: a slot that a claim holds is
+told beside the GPU that it is a part of.
 """
 
 import threading
@@ -29,7 +29,7 @@ class DeviceHealth:
 
 
 class HealthBoard:
-    """The health of all devices that claims hold or that were seen since the start. Safe to use from several threads."""
+    """Health of all devices that claims hold or that were seen since the start. Safe to use from several threads."""
 
     def __init__(
         self, held: Callable[[], Iterable[DeviceName]] = tuple, clock: Callable[[], float] = time.time

@@ -12,11 +12,10 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from typing_extensions import override
 
-from api import names, nodeinventory
+from api import nodeinventory
 from api.httpkube import HTTPKubeClient
 from api.kube import Selection, slices
 from deploy.demo import tenants
@@ -73,7 +72,7 @@ def bring_up(cluster: Cluster, gpus: list[StubGPU], say: Say) -> ProcessScenario
     driver_root = make_driver_root(cluster, gpus)
     worker = build_worker(BUILD / "demo")
     say("starting node, controller and node agent as processes")
-    cluster.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": _objects()}))
+    cluster.kubectl("apply", "-f", "-", stdin=json.dumps(nodeinventory.crd()))
     crd = f"crd/{nodeinventory.crd()['metadata']['name']}"
     cluster.kubectl("wait", crd, "--for=condition=Established", "--timeout=60s")
     _start(cluster, NODE, "deploy.local.processnode", _node_flags(cluster), programs=worker.parent)
@@ -99,26 +98,6 @@ def _wait_until_offered(cluster: Cluster) -> None:
         # A watch ends after a second, or with the first change.
         next(client.watch(resource, listed["metadata"]["resourceVersion"], selection, 1), None)
         listed = client.list(resource, selection)
-
-
-def _objects() -> list[dict[str, Any]]:
-    """Return what the chart brings that takes no pods: the CRD and the DeviceClasses."""
-    driver = f'device.driver == "{names.DRIVER_NAME}"'
-    vendor = f'device.attributes["{names.DRIVER_NAME}"].{names.ATTRIBUTE_VENDOR} == "nvidia"'
-    return [
-        nodeinventory.crd(),
-        _device_class(names.DEVICE_CLASS_ANY, driver),
-        _device_class(names.device_class("nvidia"), f"{driver} && {vendor}"),
-    ]
-
-
-def _device_class(name: str, expression: str) -> dict[str, Any]:
-    return {
-        "apiVersion": f"{names.RESOURCE_GROUP}/{names.RESOURCE_VERSIONS[0]}",
-        "kind": "DeviceClass",
-        "metadata": {"name": name},
-        "spec": {"selectors": [{"cel": {"expression": expression}}]},
-    }
 
 
 def _start(cluster: Cluster, name: str, module: str, flags: list[str], programs: Path | None = None) -> None:

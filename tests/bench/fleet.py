@@ -82,16 +82,6 @@ def _install(fleet: Fleet, kwok: Path) -> None:
     client.create(_CRDS, nodeinventory.crd())
     cluster.kubectl("wait", "--for=condition=Established", f"crd/{nodeinventory.crd()['metadata']['name']}")
     version = client.resource_api_version()
-    expression = f'device.driver == "{names.DRIVER_NAME}"'
-    client.create(
-        kube.device_classes(version),
-        {
-            "apiVersion": f"{names.RESOURCE_GROUP}/{version}",
-            "kind": "DeviceClass",
-            "metadata": {"name": names.DEVICE_CLASS_ANY},
-            "spec": {"selectors": [{"cel": {"expression": expression}}]},
-        },
-    )
     client.create(_NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": _NAMESPACE}})
     client.create(Resource(names.RESOURCE_GROUP, version, "resourceclaimtemplates", True), _template(version))
     cluster.kubectl("-n", _NAMESPACE, "wait", "--for=create", "serviceaccount/default", "--timeout=60s")

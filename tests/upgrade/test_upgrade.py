@@ -10,11 +10,12 @@ import pytest
 
 from api.errors import KubeError
 from api.httpkube import HTTPKubeClient
-from api.kube import Selection, slices
+from api.kube import Selection, device_classes, slices
 from deploy.demo.asking import Dialect, dialect_of
-from deploy.demo.containers import bring_up
-from deploy.demo.scenario import Scenario
+from deploy.demo.containers import bring_up, install_chart
+from deploy.demo.scenario import DRIVER_NAMESPACE, Scenario
 from deploy.demo.tenants import GPU
+from deploy.local import imagecontents
 from deploy.local.cluster import Cluster
 from libvgpu.stub import StubGPU
 from tests.e2e.workloads import Asked, Container, Workloads
@@ -29,6 +30,7 @@ _STEPS = [
     ("1.34", {"DRAPartitionableDevices": True}, "counters"),
     ("1.36", {}, "consumable"),
 ]
+_CLASSES = ["vgpu", "vgpu-nvidia"]
 
 
 @pytest.fixture
@@ -52,6 +54,32 @@ def _wait_until_offered(scenario: Scenario, wanted: Dialect) -> None:
     vars(scenario)["dialect"] = wanted
 
 
+def _upgrade_release(scenario: Scenario, version: str) -> None:
+    """Upgrade the release too; what helm recorded of it is from a version of the API that is no longer served."""
+    image = scenario.cluster.load_image(imagecontents.application().archive())
+    pods = [f"{part}.podAnnotations.kubernetes" for part in ("controller", "nodeAgent")]
+    install_chart(scenario.cluster, scenario.driver_root, image, **dict.fromkeys(pods, f"v{version}"))
+
+
+def _classes(scenario: Scenario) -> list[str]:
+    found = scenario.json("get", "deviceclasses")
+    return [item["metadata"]["name"] for item in found["items"]]
+
+
+def _uninstall_release(scenario: Scenario) -> None:
+    """Uninstall, and wait until the classes are gone: the garbage collector does that."""
+    kube = HTTPKubeClient(str(scenario.cluster.kubeconfig))
+    resource = device_classes(kube.resource_api_version())
+    scenario.cluster.helm("uninstall", "vgpu", "--namespace", DRIVER_NAMESPACE, "--wait")
+    listed = kube.list(resource)
+    left = {item["metadata"]["name"] for item in listed["items"]}
+    watch = kube.watch(resource, listed["metadata"]["resourceVersion"], Selection(), int(_TIMEOUT_S))
+    while left:
+        event = next(watch)
+        if event.type == "DELETED":
+            left.discard(event.object["metadata"]["name"])
+
+
 def _containers(workloads: Workloads, pod: str) -> Any:
     """What changes when a container is started again."""
     found = workloads.wait_for_phase(pod, "Running")
@@ -69,8 +97,9 @@ def _assert_limited(workloads: Workloads, pod: str) -> None:
     assert _grab(workloads, pod, 900) == 3
 
 
-def test_shares_outlive_upgrades_from_the_oldest_version_and_the_offer_follows(scenario: Scenario) -> None:
+def test_shares_outlive_upgrades_of_cluster_and_release_and_the_offer_follows(scenario: Scenario) -> None:
     assert scenario.dialect == Dialect("v1beta1", "slots")
+    assert _classes(scenario) == _CLASSES
     scenario.cluster.kubectl("create", "namespace", "tests")
     workloads = Workloads(scenario, "tests")
     started = {}
@@ -80,6 +109,8 @@ def test_shares_outlive_upgrades_from_the_oldest_version_and_the_offer_follows(s
     for version, gates, mode in _STEPS:
         scenario.cluster.upgrade(version, gates)
         _wait_until_offered(scenario, Dialect("v1", mode))
+        _upgrade_release(scenario, version)
+        assert _classes(scenario) == _CLASSES
         name = f"after-{version.replace('.', '-')}"
         workloads.start(name, _ASKED, _WORKING)
         started[name] = _containers(workloads, name)
@@ -89,3 +120,4 @@ def test_shares_outlive_upgrades_from_the_oldest_version_and_the_offer_follows(s
     workloads.delete_all()
     node = scenario.cluster.node()
     assert list((node.agent / "shares").iterdir()) == []
+    _uninstall_release(scenario)

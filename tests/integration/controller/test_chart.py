@@ -11,10 +11,11 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from api import kube as kube_api
-from api import nodeinventory
+from api import names, nodeinventory
 from api.errors import KubeError
 from api.httpkube import HTTPKubeClient
 from api.kube import Resource
+from controller.classes import ClassSettings
 from controller.controller import Controller, ControllerSettings
 from deploy.local import building
 from deploy.local.cluster import Cluster as LocalCluster
@@ -106,10 +107,27 @@ def installed(helm: Path, cluster: Cluster, tmp_path: Path) -> Iterator[Callable
 def test_the_controller_does_its_work_with_the_rights_that_the_chart_gives(
     cluster: Cluster, installed: Callable[..., HTTPKubeClient]
 ) -> None:
-    settings = ControllerSettings(cluster.namespace, "a", lease_duration_s=3, renew_deadline_s=2, retry_s=0.3)
+    settings = ControllerSettings(
+        cluster.namespace,
+        "a",
+        classes=ClassSettings(("nvidia",), CONTROLLER),
+        lease_duration_s=3,
+        renew_deadline_s=2,
+        retry_s=0.3,
+    )
     controller = Controller(installed(CONTROLLER), settings, CollectorRegistry())
     controller.start()
     try:
+        wait_until(lambda: len(cluster.kube.list(CLASSES)["items"]) == 2, timeout_s=30)
+        for obj in cluster.kube.list(CLASSES)["items"]:
+            changed = {
+                **obj,
+                "spec": {"selectors": [{"cel": {"expression": f'device.driver == "x-{names.DRIVER_NAME}"'}}]},
+            }
+            cluster.kube.replace(CLASSES, changed)
+            wait_until(
+                lambda obj=obj: cluster.kube.get(CLASSES, obj["metadata"]["name"])["spec"] == obj["spec"], timeout_s=30
+            )
         cluster.add_node("rights", facts())
         wait_until(lambda: len(cluster.slices("rights")) == 1, timeout_s=30)
         first = cluster.slices("rights")[0]["metadata"]["uid"]

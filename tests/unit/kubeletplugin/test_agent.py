@@ -372,9 +372,9 @@ def test_a_slot_is_as_healthy_as_its_gpu_from_the_moment_a_claim_holds_it(
         return {health.device.device_name: (health.health, health.message) for health in next(stream).devices}
 
     assert next_healths() == {A.name: (1, ""), B.name: (1, "")}
-    slots = [f"{gpu.name}-slot-1024m-10c-0" for gpu in (A, B)]
-    for gpu, slot in zip((A, B), slots, strict=True):
-        kubelet.prepare(add_claim(client, f"holds-{slot}", {**result(gpu, memory=None), "device": slot}))
+    slots = [f"{device.name}-slot-1024m-10c-0" for device in (A, B)]
+    for device, slot in zip((A, B), slots, strict=True):
+        kubelet.prepare(add_claim(client, f"holds-{slot}", {**result(device, memory=None), "device": slot}))
     while slots[1] not in (healths := next_healths()):
         pass  # each claim has news of its own
     assert healths == dict.fromkeys((A.name, B.name, *slots), (1, ""))

@@ -38,16 +38,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{ default (printf "%s-node-agent" (include "vgpu.fullname" .)) .Values.serviceAccounts.nodeAgentName }}
 {{- end -}}
 
-{{/* The best version of resource.k8s.io that the cluster serves. */}}
-{{- define "vgpu.resourceVersion" -}}
-{{- if .Capabilities.APIVersions.Has "resource.k8s.io/v1" -}}
-resource.k8s.io/v1
-{{- else if .Capabilities.APIVersions.Has "resource.k8s.io/v1beta2" -}}
-resource.k8s.io/v1beta2
-{{- else if .Capabilities.APIVersions.Has "resource.k8s.io/v1beta1" -}}
-resource.k8s.io/v1beta1
-{{- else -}}
-{{- /* Rendered without a cluster. */ -}}
-resource.k8s.io/v1
-{{- end -}}
+{{/* The controller's settings file. */}}
+{{- define "vgpu.controllerConfig" -}}
+offer_mode: {{ .Values.offerMode }}
+offers: {{- toYaml .Values.offers | nindent 2 }}
+device_classes: {{ .Values.deviceClasses.enabled }}
+device_class_vendors: {{ .Values.deviceClasses.vendors | toJson }}
+device_class_owner: {{ include "vgpu.fullname" . }}-controller
 {{- end -}}
