@@ -2,7 +2,9 @@
 
 The scheduler takes the first device that fits and weighs nothing, so order is the lever for packing and spreading. It
 follows use only in coarse steps and not more often than twice a minute: each write of a slice makes the scheduler look
-at all pods that wait again, and where a node has several slices, a new order would hide its pool for a moment.
+at all pods that wait again, and where a node has several slices, a new order would hide its pool for a moment. Packing
+needs no more: who is first stays first until it is full. Spreading does: all pods go to the first GPU until another one
+is first, so there a GPU that is not among the emptiest any more loses its place within a second.
 """
 
 import time
@@ -15,6 +17,8 @@ from controller.forms import GPU
 
 REORDER_S = 30.0
 """Least time between two orders of a node."""
+SPREAD_S = 1.0
+"""The same, where the first GPU should not be the first."""
 _STEPS = 8
 """Use is compared in eighths of a GPU."""
 
@@ -69,9 +73,11 @@ class Orders:
         if used is not None and used.order is order and sorted(used.names) == sorted(wanted_names):
             if used.names == wanted_names:
                 return wanted
-            if now < used.at + REORDER_S:
-                self._due[node] = used.at + REORDER_S
-                return sorted(wanted, key=lambda gpu: used.names.index(gpu.name))
+            kept = sorted(wanted, key=lambda gpu: used.names.index(gpu.name))
+            due = used.at + (SPREAD_S if order is Order.SPREAD and _use(kept[0]) > _use(wanted[0]) else REORDER_S)
+            if now < due:
+                self._due[node] = due
+                return kept
         self._now[node] = _Arranged(order, wanted_names, now)
         return wanted
 

@@ -5,7 +5,7 @@ import pytest
 from api.nodeinventory import DeviceFacts, InventorySpec
 from api.offerrules import OfferRule, Order
 from controller.forms import GPU, Amount, Holding
-from controller.ordering import REORDER_S, Orders, arrange
+from controller.ordering import REORDER_S, SPREAD_S, Orders, arrange
 from controller.policies import NodeDevices, Policy
 from tests.unit.controller.builders import GI, facts, status
 
@@ -80,3 +80,64 @@ def test_a_nodes_own_order_goes_before_the_rules_and_they_before_the_default(
     policy = Policy((OfferRule.model_validate({"nodeLabels": {"pool": "a"}, "order": "spread"}),))
     node = NodeDevices(status(), InventorySpec.model_validate(spec), labels)
     assert policy.order(node) is order
+
+
+class Burst:
+    """A node of 8 GPUs whose pods, a tenth of a GPU each, come one after the other and take the first GPU."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.orders = Orders(lambda: self.now)
+        self.pods = [0] * 8
+        self.written: list[list[int]] = []
+        self.look()
+
+    def look(self) -> None:
+        gpus = [gpu(number, held_gi=pods, cores=10 * pods) for number, pods in enumerate(self.pods)]
+        order = numbers(self.orders.arrange("n1", Order.SPREAD, gpus))
+        if [order] != self.written[-1:]:
+            self.written.append(order)
+
+    def come(self, pods: int, every_s: float) -> None:
+        for _ in range(pods):
+            self.pods[self.written[-1][0]] += 1
+            end = self.now + every_s
+            self.look()
+            while (due_s := self.orders.due_in_s("n1")) is not None and self.now + due_s <= end:
+                self.now += due_s
+                self.look()
+            self.now = end
+
+
+def test_pods_that_come_every_second_are_spread_over_all_gpus_with_a_write_for_each() -> None:
+    burst = Burst()
+    burst.come(40, every_s=1.0)
+    assert (min(burst.pods), max(burst.pods)) == (4, 6), "use is compared in eighths"
+    assert len(burst.written) <= 41
+
+
+def test_pods_of_a_burst_meet_for_a_second_at_most_and_cost_a_write_a_second() -> None:
+    burst = Burst()
+    burst.come(40, every_s=0.25)
+    assert max(burst.pods) <= 8
+    assert min(burst.pods) >= 2
+    assert len(burst.written) <= 12
+
+
+def test_the_last_pod_of_a_burst_has_its_effect_too() -> None:
+    burst = Burst()
+    burst.come(4, every_s=0.01)
+    assert burst.orders.due_in_s("n1") == pytest.approx(SPREAD_S - 0.04)
+    burst.now += SPREAD_S
+    burst.look()
+    assert burst.pods[burst.written[-1][0]] == 0
+    assert burst.orders.due_in_s("n1") is None
+
+
+def test_the_order_behind_the_first_gpu_waits_for_half_a_minute() -> None:
+    now = [100.0]
+    orders = Orders(lambda: now[0])
+    assert numbers(orders.arrange("n1", Order.SPREAD, [gpu(0), gpu(1), gpu(2)])) == [0, 1, 2]
+    now[0] += SPREAD_S
+    assert numbers(orders.arrange("n1", Order.SPREAD, [gpu(0), gpu(1, held_gi=5), gpu(2)])) == [0, 1, 2]
+    assert orders.due_in_s("n1") == REORDER_S - SPREAD_S
