@@ -35,11 +35,11 @@ void vgpu_bucket_refill(struct vgpu_books *books, uint64_t now_ns, uint32_t rate
     }
     uint64_t passed = now_ns - then;
     int64_t gain = passed > UINT64_MAX / 128 ? INT64_MAX / 2 : (int64_t)(passed * rate_percent / 100);
-    int64_t kept = (int64_t)VGPU_KEEP_NS * rate_percent / 100,
-            most = busy ? (int64_t)VGPU_OWED_NS * rate_percent / 100 : kept;
+    int64_t kept = (int64_t)VGPU_KEEP_NS * rate_percent / 100, owed = (int64_t)VGPU_OWED_NS * rate_percent / 100,
+            most = busy ? owed : kept;
     int64_t level = __atomic_load_n(&books->bucket_ns, __ATOMIC_RELAXED), filled;
     do {
-        filled = filled_bucket(level, gain, most);
+        filled = filled_bucket(level < owed ? level : owed, gain, most); /* the rate may have been higher */
         if (!busy && passed > IDLE_NS && filled > kept)
             filled = kept;
     } while (!__atomic_compare_exchange_n(&books->bucket_ns, &level, filled, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
@@ -124,8 +124,10 @@ static uint64_t longest_wait_ns(struct vgpu_device *device, uint64_t now, bool b
     return longest;
 }
 
+/* Who may have all of the GPU is owed nothing: it would be ahead of its next, lower rate for long. */
 void vgpu_limiter_keep(struct vgpu_device *device) {
-    longest_wait_ns(device, vgpu_now_ns(), true);
+    if (vgpu_limiter_rate_percent(device) < UNLIMITED)
+        longest_wait_ns(device, vgpu_now_ns(), true);
 }
 
 /* Wait first, then draw: the work that is paid here starts at once if nothing older is owed, however long it takes. */

@@ -3,6 +3,7 @@
  * The core's arithmetic, without files, driver or preloading.
  */
 #include "check.h"
+#include "core/clock.h"
 #include "core/estimator.h"
 #include "core/limiter.h"
 #include "core/ptrmap.h"
@@ -196,6 +197,18 @@ static void who_is_in_doubt_waits_a_while_for_a_small_debt_and_for_all_that_is_m
     CHECK(vgpu_limiter_wait(&device, UINT64_MAX) >= 90 * ms, 1);
 }
 
+static void who_had_all_of_the_gpu_is_owed_nothing_when_the_rate_falls(void) {
+    limits.ceiling_percent = 100;
+    vgpu_limiter_keep(&device);
+    vgpu_sleep_ns(5 * 1000 * 1000);
+    vgpu_limiter_keep(&device);
+    CHECK(books.bucket_ns, 0);
+    books.bucket_ns = VGPU_OWED_NS; /* at a rate of nearly all */
+    vgpu_bucket_refill(&books, 1000000000, 20, true);
+    vgpu_bucket_refill(&books, 1001000000, 20, true);
+    CHECK(books.bucket_ns, VGPU_OWED_NS / 5);
+}
+
 static void an_estimate_follows_work_that_grows(void) {
     struct vgpu_estimate *estimate = vgpu_estimate_of(4711);
     for (int i = 0; i < 4; i++)
@@ -376,6 +389,7 @@ static const struct test_case cases[] = {
     CASE(first_measurements_full_of_neighbours_are_forgotten_and_paid_back_once_there_are_better_ones),
     CASE(long_work_is_taken_for_its_mean_while_the_agent_corrects),
     CASE(who_is_in_doubt_waits_a_while_for_a_small_debt_and_for_all_that_is_more),
+    CASE(who_had_all_of_the_gpu_is_owed_nothing_when_the_rate_falls),
     CASE(an_estimate_follows_work_that_grows),
     CASE(work_in_turns_long_and_short_is_charged_for_what_it_takes),
     CASE(work_that_varies_wildly_is_charged_for_half_of_its_mean_at_least),
