@@ -20,6 +20,7 @@ from kubeletplugin.libraries import InstalledLibrary
 from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice
 from kubeletplugin.sharefolders import ShareFolders
 from libvgpu.files import locked
+from libvgpu.shares import Limits
 
 CHECKPOINT_SUBDIR = "checkpoint"
 _DRIVER_FILE = "driver"
@@ -110,7 +111,7 @@ class NodeState:
         changed = False
         for device in claim.devices:
             if device.limits is not None:
-                changed = self.shares.put(device.limits, device.holds()) or changed
+                changed = self._put_share(device, device.limits) or changed
         self.shares.put_copy(claim)
         shares = [limits.share for limits in claim.shares()]
         if shares:
@@ -123,6 +124,11 @@ class NodeState:
             if limits.share not in shares:
                 self.shares.remove(limits.share)
         return changed
+
+    def _put_share(self, device: PreparedDevice, limits: Limits) -> bool:
+        if device.unknown_policy is not None and self.shares.has(limits.share):
+            return False  # what a newer release wrote there says more than we could
+        return self.shares.put(limits, device.holds())
 
     def remove(self, uid: ClaimUID) -> bool:
         """Remove all there is of a claim, recorded or not; return whether there was anything."""

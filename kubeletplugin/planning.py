@@ -67,6 +67,36 @@ def plan(claim: ClaimView, node: NodeView, prepared: Prepared) -> PreparedClaim:
     return planned
 
 
+def kept(claim: ClaimView, node: NodeView, prepared: Prepared) -> PreparedClaim | None:
+    """Return the record of a claim that a newer release prepared in its own way, as long as it has that allocation.
+
+    After a step back to this release such a share goes on as it is, until its claim ends. None: decide anew.
+
+    Raises:
+        ClaimError: the allocation cannot be served by this node.
+    """
+    former = prepared.get(claim.uid)
+    if former is None or not former.is_of_newer_release:
+        return None
+    results = _our_results(claim, node)
+    same = len(results) == len(former.devices) and all(
+        _is_recorded(claim, result, one, node) for result, one in zip(results, former.devices, strict=True)
+    )
+    return former if same else None
+
+
+def _is_recorded(claim: ClaimView, result: AllocationResult, one: PreparedDevice, node: NodeView) -> bool:
+    """Return whether a result of an allocation is the one that was prepared."""
+    recorded = (one.index, one.request, one.pool, one.device, one.share_id)
+    if recorded != (result.index, result.request, result.pool, result.device, result.share_id):
+        return False
+    if one.held is None:
+        return True
+    device = node.devices.find(gpu_of(result.device), str(claim))
+    allocated = _allocated(result, device, node.room(device), f"{claim}: request {result.request}")
+    return allocated == (one.held.memory_bytes, one.held.cores_percent)
+
+
 def _our_results(claim: ClaimView, node: NodeView) -> list[AllocationResult]:
     if claim.allocation is None:
         raise ClaimError(f"{claim}: found no allocation, expected one with devices of driver {node.driver_name}")

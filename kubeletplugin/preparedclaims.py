@@ -14,6 +14,7 @@ from api.names import ClaimUID, DeviceName
 from api.vgpuconfig import Policy
 from libvgpu.shares import Limits
 
+_POLICIES = frozenset(policy.value for policy in Policy)
 _VERSION = 1
 """Of the JSON. Fields are only ever added, and unknown ones are kept, so that releases can go back and forth."""
 
@@ -43,6 +44,8 @@ class PreparedDevice:
     """None: no share; an adminAccess request gets the device as it is, and a MIG device is given out whole."""
     held: Held | None = None
     """None: not known (no share, or recorded by an older release)."""
+    unknown_policy: str | None = None
+    """A policy that only a newer release knows: its limits file stays as it is, and `limits` count it as Fixed."""
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """Fields of another release."""
 
@@ -71,6 +74,11 @@ class PreparedClaim:
     def is_complete(self) -> bool:
         """False for a record that was rebuilt from what lay on the node: good to count and undo, not to answer with."""
         return bool(self.name) and all(device.request for device in self.devices)
+
+    @property
+    def is_of_newer_release(self) -> bool:
+        """Whether it says something about a share that this release cannot enforce, and so must not write anew."""
+        return any(device.unknown_policy is not None for device in self.devices)
 
     @property
     def needs_no_library(self) -> bool:
@@ -147,6 +155,8 @@ def _encode_device(device: PreparedDevice) -> dict[str, Any]:
         fields["shareID"] = device.share_id
     if device.limits is not None:
         fields["limits"] = extra_of_limits | _encode_limits(device.limits)
+        if device.unknown_policy is not None:
+            fields["limits"]["policy"] = device.unknown_policy
     if device.held is not None:
         fields["held"] = _encode_held(device.held)
     return fields
@@ -164,6 +174,7 @@ def _decode_device(fields: dict[str, Any]) -> PreparedDevice:
         share_id=None if share_id is None else _text(share_id),
         limits=None if limits is None else _decode_limits(limits),
         held=None if held is None else _decode_held(held),
+        unknown_policy=None if limits is None else _unknown_policy(limits),
         extra={**fields, "limits": limits} if limits is not None else fields,
     )
 
@@ -199,12 +210,17 @@ def _decode_limits(fields: Mapping[str, Any]) -> Limits:
         memory_bytes=_number(fields["memoryBytes"]),
         cores_percent=_number(fields["coresPercent"]),
         ceiling_percent=_number(fields["ceilingPercent"]),
-        policy=Policy(fields["policy"]),
+        policy=Policy.FIXED if _unknown_policy(fields) is not None else Policy(fields["policy"]),
         priority=_number(fields.get("priority", 0)),
         kill_overuse=fields.get("killOveruse", False) is True,
         oversubscribe=fields.get("oversubscribe", False) is True,
         host_memory_bytes=_number(fields.get("hostMemoryBytes", 0)),
     )
+
+
+def _unknown_policy(fields: Mapping[str, Any]) -> str | None:
+    policy = _text(fields["policy"])
+    return None if policy in _POLICIES else policy
 
 
 def _text(value: object) -> str:

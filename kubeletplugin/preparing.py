@@ -7,10 +7,12 @@ prepared already is checked and mended, and answered with the same ids.
 import logging
 from collections.abc import Callable
 
+from api.claims import ClaimView
 from api.errors import KubeError, VGPUError
 from kubeletplugin.claimreading import ClaimReader, ClaimReference
+from kubeletplugin.ledgers import Prepared
 from kubeletplugin.nodestates import NodeState
-from kubeletplugin.planning import NodeView, plan
+from kubeletplugin.planning import NodeView, kept, plan
 from kubeletplugin.preparedclaims import PreparedClaim
 
 _log = logging.getLogger(__name__)
@@ -47,7 +49,7 @@ class Preparer:
             except KubeError as error:
                 return self._answer_from_record(reference, error)
             view = self._view()
-            planned, former = self._state.ledger.reserve(reference.uid, lambda others: plan(claim, view, others))
+            planned, former = self._state.ledger.reserve(reference.uid, lambda others: _decide(claim, view, others))
             try:
                 self._state.ledger.settle(planned.uid)
                 self._state.put(planned, former)
@@ -77,6 +79,10 @@ class Preparer:
                 self._state.put(former, planned)  # some shares may have new limits already
         except (OSError, VGPUError) as error:
             _log.error("half-prepared claim not undone", extra=_facts(planned) | {"error": str(error)})
+
+
+def _decide(claim: ClaimView, view: NodeView, others: Prepared) -> PreparedClaim:
+    return kept(claim, view, others) or plan(claim, view, others)
 
 
 def _facts(claim: PreparedClaim) -> dict[str, object]:

@@ -82,6 +82,10 @@ class ShareFolders:
     def _with_context(self, limits: Limits) -> Limits:
         return replace(limits, context_bytes=self._context_bytes(limits.device_uuid))
 
+    def has(self, share: str) -> bool:
+        """Return whether there are limits and books of a share, whatever they say."""
+        return all((self.folder / share / file).exists() for file in (names.LIMITS_FILE, names.BOOKS_FILE))
+
     def remove(self, share: str) -> bool:
         """Remove a share; return whether there was anything."""
         return remove_tree(self.folder / share)

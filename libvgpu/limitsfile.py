@@ -152,10 +152,17 @@ def encode(directory: Path, limits: Limits) -> bytes:
 
 
 def store(mapping: mmap.mmap, raw: bytes) -> None:
-    """Write new limits over a mapped file, field by field, with the sequence odd meanwhile."""
-    ffi = layout().ffi
-    view, new = layout().limits(mapping), layout().limits(raw)
+    """Write new limits over a mapped file, field by field, with the sequence odd meanwhile.
+
+    Of limits that a newer release wrote, what we do not know stays: their share may live on after a step back to ours.
+    """
+    ffi, constants = layout().ffi, layout().constants
+    view, new = layout().limits(mapping), layout().limits(bytearray(raw))
     try:
+        if view.magic == new.magic and new.size < view.size <= constants.VGPU_LIMITS_FILE_BYTES:
+            known = constants.VGPU_SUSPENDED | constants.VGPU_OVERSUBSCRIBE | constants.VGPU_KILL_OVERUSE
+            new.flags |= view.flags & ~known
+            new.size, new.reserved1 = view.size, view.reserved1
         view.sequence |= 1
         with _FENCE:
             pass
