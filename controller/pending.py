@@ -11,11 +11,12 @@ from datetime import UTC, datetime
 
 from api import names
 from api.claims import ClaimView
+from api.events import Message, Subject
 from api.kube import KubeClient
 from controller import eventing
 from controller.caching import ClusterCache
 from controller.describing import describe
-from controller.eventing import Message, Said, Subject
+from controller.eventing import Said
 from controller.metrics import Metrics
 from controller.reasoning import explain
 from controller.records import ClaimRecord, PodRecord

@@ -12,9 +12,9 @@ from typing import Any
 from api import names
 from api.claims import ClaimView, Object
 from api.errors import PermanentError, StateError
+from api.events import Subject
 from api.nodeinventory import InventorySpec, InventoryStatus, NodeInventory
 from controller.checking import check_configs, check_template
-from controller.eventing import Subject
 from controller.watching import Key
 
 

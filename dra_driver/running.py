@@ -26,6 +26,7 @@ from kubeletplugin.devices import Device
 from kubeletplugin.gputimes import GpuTimeSource
 from kubeletplugin.owners import BookOwners
 from kubeletplugin.steering import Steering
+from libvgpu.files import locked
 from libvgpu.paths import library_path
 from libvgpu.shares import Limits, create_share, read_limits
 
@@ -110,7 +111,8 @@ def open_share(base: Path, name: str, request: ShareRequest, device: Device) -> 
     folder = base / name
     directory = folder / names.SHARES_SUBDIR / name
     limits = plan_limits(name, request, device)
-    with _base_locked(base):
+    _make(base)
+    with locked(base):
         for other in base.iterdir():
             _remove_unused(other)
         if directory.exists():
@@ -123,7 +125,7 @@ def open_share(base: Path, name: str, request: ShareRequest, device: Device) -> 
         yield OpenShare(folder, lock)
     finally:
         os.close(lock)
-        with _base_locked(base):
+        with locked(base):
             _remove_unused(folder)
 
 
@@ -220,18 +222,11 @@ def _as_flags(limits: Limits) -> dict[str, str]:
     }
 
 
-@contextlib.contextmanager
-def _base_locked(base: Path) -> Iterator[None]:
-    base.mkdir(parents=True, exist_ok=True, mode=0o755)
+def _make(base: Path) -> None:
     try:
-        descriptor = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except PermissionError as error:
-        raise StateError(f"{base}: found no permission, expected a folder of this user") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+        base.mkdir(parents=True, exist_ok=True, mode=0o755)
+    except OSError as error:
+        raise StateError(f"{base}: found {error.strerror}, expected a folder of this user") from error
 
 
 def _remove_unused(folder: Path) -> None:

@@ -9,8 +9,9 @@ import secrets
 import threading
 from datetime import UTC, datetime
 
-from api import names
+from api import events, names
 from api.errors import KubeError
+from api.events import Message, Reporter, Subject
 from api.kube import EVENTS, KubeClient
 from kubeletplugin.preparedclaims import PreparedClaim
 
@@ -19,8 +20,8 @@ _log = logging.getLogger(__name__)
 REPORTER = "dra-driver-vgpu-node-agent"
 _QUEUE = 100
 """What is told while the API server is away is worth little once it is back."""
-_MAX_NOTE_BYTES = 1024
-_MAX_NAME = 230
+_ACTION = "Enforcing"
+_CLAIM_VERSION = f"{names.RESOURCE_GROUP}/{names.RESOURCE_VERSIONS[0]}"
 
 
 class EventWriter:
@@ -50,31 +51,17 @@ class EventWriter:
         """Have a warning about a claim written; never waits, and drops it where too many wait already."""
         if not claim.name:
             return  # rebuilt from the share alone: its name is not known
+        event = events.render(
+            Subject(_CLAIM_VERSION, "ResourceClaim", claim.namespace, claim.name, claim.uid),
+            Message(reason, note, _ACTION),
+            Reporter(REPORTER, self._node_name),
+            secrets.token_hex(8),
+            datetime.now(UTC),
+        )
         try:
-            self._queue.put_nowait(self._render(claim, reason, note))
+            self._queue.put_nowait(event)
         except queue.Full:
             _log.warning("event dropped", extra={"claim_uid": claim.uid, "reason": reason})
-
-    def _render(self, claim: PreparedClaim, reason: str, note: str) -> dict[str, object]:
-        return {
-            "apiVersion": EVENTS.api_version,
-            "kind": "Event",
-            "metadata": {"namespace": claim.namespace, "name": f"{claim.name[:_MAX_NAME]}.{secrets.token_hex(8)}"},
-            "eventTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-            "reportingController": REPORTER,
-            "reportingInstance": self._node_name[:128],
-            "action": "Enforcing",
-            "reason": reason,
-            "type": "Warning",
-            "regarding": {
-                "apiVersion": f"{names.RESOURCE_GROUP}/{names.RESOURCE_VERSIONS[0]}",
-                "kind": "ResourceClaim",
-                "namespace": claim.namespace,
-                "name": claim.name,
-                "uid": claim.uid,
-            },
-            "note": note.encode()[:_MAX_NOTE_BYTES].decode(errors="ignore"),
-        }
 
     def _write_all(self) -> None:
         while (event := self._queue.get()) is not None:

@@ -93,7 +93,7 @@ def _is_recorded(claim: ClaimView, result: AllocationResult, one: PreparedDevice
     if one.held is None:
         return True
     device = node.devices.find(gpu_of(result.device), str(claim))
-    allocated = _allocated(result, device, node.room(device), f"{claim}: request {result.request}")
+    allocated = _allocated(claim, result, device, node.room(device))
     return allocated == (one.held.memory_bytes, one.held.cores_percent)
 
 

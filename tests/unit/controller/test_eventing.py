@@ -4,9 +4,10 @@ from datetime import UTC, datetime
 
 import pytest
 
+from api.events import Message, Subject
 from api.kube import EVENTS
 from api.kubefake import FakeKube
-from controller.eventing import Message, Said, Subject, due_in_s, event_name, render, write
+from controller.eventing import Said, due_in_s, render, write
 
 CLAIM = Subject("resource.k8s.io/v1", "ResourceClaim", "demo", "c", "uid-c")
 POD = Subject("v1", "Pod", "demo", "p", "uid-p")
@@ -41,8 +42,13 @@ def test_an_event_is_rendered_for_events_k8s_io_v1() -> None:
 
 def test_two_claims_of_one_pod_have_an_event_each() -> None:
     other = Subject("resource.k8s.io/v1", "ResourceClaim", "demo", "d", "uid-d")
-    assert event_name(POD, "R", CLAIM) != event_name(POD, "R", other)
-    assert len(event_name(Subject("v1", "Pod", "demo", "p" * 253, "u"), "R")) <= 253
+    long = Subject("v1", "Pod", "demo", "p" * 253, "u")
+    first, second, third = (
+        render(subject, MESSAGE, "controller-1", NOW, related)["metadata"]["name"]
+        for subject, related in ((POD, CLAIM), (POD, other), (long, None))
+    )
+    assert first != second
+    assert len(third) == 253
 
 
 @pytest.mark.parametrize(
