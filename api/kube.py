@@ -41,6 +41,7 @@ class Resource:
 NODES = Resource("", "v1", "nodes", namespaced=False)
 PODS = Resource("", "v1", "pods", namespaced=True)
 LEASES = Resource("coordination.k8s.io", "v1", "leases", namespaced=True)
+RUNTIME_CLASSES = Resource("node.k8s.io", "v1", "runtimeclasses", namespaced=False)
 EVENTS = Resource("events.k8s.io", "v1", "events", namespaced=True)
 NODE_INVENTORIES = Resource(names.API_GROUP, names.API_VERSION, names.NODE_INVENTORY_PLURAL, namespaced=False)
 

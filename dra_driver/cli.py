@@ -109,6 +109,12 @@ def _add_node_agent(commands: _Commands) -> None:
         ("driver-root-on-host", "the same folder as the host names it, where that differs"),
         ("hold-back", "GPUs that are not offered, separated by commas: UUID, index, or model:NAME with * and ?"),
         ("ignored-xids", "Xid errors that leave a device healthy, separated by commas"),
+        ("overuse-slack-memory", "what the driver may count above a share's limit; default: 256Mi"),
+        ("overuse-slack-percent", "the same in percent of the limit, the larger counts; default: 5"),
+        (
+            "refused-runtimes",
+            "handlers of RuntimeClasses that get no share; default: kata*,runsc*,gvisor*",
+        ),
         ("monitor-interval-s", "seconds between two looks at the books of all shares; default: 1"),
         ("driver-interval-s", "seconds between two looks at the driver's figures; default: 5"),
         ("annotation-interval-s", "seconds in which each claim is asked once for changes; default: 60"),

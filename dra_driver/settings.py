@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from api import names
 from api.errors import ConfigError
 from api.offerrules import OfferModeName, OfferRule
+from api.quantities import parse_bytes
 
 _ENV_PREFIX = "DRA_DRIVER_"
 
@@ -25,6 +26,16 @@ _Port = Annotated[str, Field(pattern=r"^[^:]*:\d{1,5}$", description="address:po
 def _split(value: object) -> object:
     """Take a list as the command line and the environment give it: separated by commas."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _bytes(value: object) -> object:
+    """Take a quantity of memory such as "256Mi"."""
+    if not isinstance(value, str) or value == "0":
+        return value
+    try:
+        return parse_bytes(value, "memory")
+    except ConfigError as error:
+        raise ValueError(str(error).removeprefix("memory: ")) from error
 
 
 class CommonOptions(BaseModel):
@@ -91,6 +102,15 @@ class NodeAgentOptions(CommonOptions):
     context_bytes: Annotated[
         int, Field(ge=0, le=1 << 30, description="what a context takes where NVML is silent in containers; 0: learned")
     ] = 0
+    overuse_slack_memory: Annotated[
+        int, BeforeValidator(_bytes), Field(ge=0, description="what the driver may count above a share's limit")
+    ] = 256 << 20
+    overuse_slack_percent: Annotated[
+        int, Field(ge=0, le=100, description="the same in percent of the limit; the larger counts")
+    ] = 5
+    refused_runtimes: Annotated[
+        tuple[str, ...], BeforeValidator(_split), Field(description="handlers of RuntimeClasses that get no share")
+    ] = ("kata*", "runsc*", "gvisor*")
     pod_uid: Annotated[
         str | None, Field(description="UID of the agent's pod: lets two run side by side in an update")
     ] = None

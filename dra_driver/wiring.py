@@ -62,6 +62,7 @@ def run_controller(config: Path | None, flags: Mapping[str, object]) -> int:
 def run_node_agent(config: Path | None, flags: Mapping[str, object]) -> int:
     """Run `dra-driver node-agent` until a signal ends it."""
     from kubeletplugin.agent import AgentSettings, NodeAgent
+    from kubeletplugin.comparing import Slack
 
     options = load_settings(NodeAgentOptions, config, flags)
     settings = AgentSettings(
@@ -79,6 +80,8 @@ def run_node_agent(config: Path | None, flags: Mapping[str, object]) -> int:
         driver_interval_s=options.driver_interval_s,
         annotation_interval_s=options.annotation_interval_s,
         context_bytes=options.context_bytes,
+        overuse_slack=Slack(options.overuse_slack_memory, options.overuse_slack_percent),
+        refused_runtimes=options.refused_runtimes,
     )
     _begin(options)
     return _serve(NodeAgent(HTTPKubeClient(options.kubeconfig), settings), options.listen)

@@ -22,6 +22,7 @@ from kubeletplugin.annotations import AnnotationFollower
 from kubeletplugin.cdi import gpu_spec
 from kubeletplugin.claimreading import ClaimReader
 from kubeletplugin.collecting import Collector
+from kubeletplugin.comparing import DEFAULT_SLACK, Slack
 from kubeletplugin.contextsizes import ContextSizes
 from kubeletplugin.devices import DeviceTable, Discovery
 from kubeletplugin.discovery import DiscoveryBackend
@@ -42,6 +43,7 @@ from kubeletplugin.planning import NodeView
 from kubeletplugin.preparedclaims import PreparedClaim
 from kubeletplugin.preparing import Preparer
 from kubeletplugin.restoring import restore
+from kubeletplugin.runtimes import DEFAULT_PATTERNS, RuntimeGuard
 from kubeletplugin.services import HealthSettings, dra_services
 from kubeletplugin.serving import PluginServer
 from kubeletplugin.sockets import SocketPaths
@@ -87,6 +89,10 @@ class AgentSettings:
     """Xid errors that do not make a device unhealthy, beside those of programs."""
     context_bytes: int = 0
     """What a context takes of a device, charged where the driver does not say it in a container; 0: learned."""
+    overuse_slack: Slack = DEFAULT_SLACK
+    """What a share may have above its limit by the driver's count."""
+    refused_runtimes: tuple[str, ...] = DEFAULT_PATTERNS
+    """Handlers of RuntimeClasses whose pods get no share."""
     health_interval_s: float = 20.0
     collect_interval_s: float = 600.0
     """Between two looks for what belongs to nobody."""
@@ -131,6 +137,7 @@ class NodeAgent:
         self._sockets = SocketPaths.of(settings.kubelet_dir, settings.driver_name, settings.pod_uid)
         self._client = client
         self._reader = ClaimReader(client)
+        self._guard = RuntimeGuard(client, settings.refused_runtimes)
         self._registry = registry
         self._inventory = InventoryWriter(client, settings.node_name, settings.driver_name, _version())
         self._board = HealthBoard(lambda: _held_devices(self._state))
@@ -156,10 +163,10 @@ class NodeAgent:
         library = install_library(settings.library or library_path(), paths.library_dir)
         contexts = ContextSizes(paths.contexts_file, settings.context_bytes)
         state = NodeState(paths, settings.driver_name, settings.node_name, library, contexts)
-        preparer = Preparer(self._reader, state, lambda: self._view, self._note_prepared)
+        preparer = Preparer(self._reader, state, lambda: self._view, self._note_prepared, self._guard.check)
         observer = Observer(
             Monitor(state.ledger, paths.shares_dir, self._stopping.wait),
-            Supervisor(self._events.tell, contexts=contexts),
+            Supervisor(self._events.tell, contexts=contexts, slack=settings.overuse_slack),
             self._backend,
             lambda: self._view.devices,
             Intervals(settings.monitor_interval_s, settings.driver_interval_s),
@@ -265,6 +272,7 @@ class NodeAgent:
                 self._inventory.write(self._discover())
                 self._view = dataclasses.replace(self._view, offers=self._inventory.offers)
                 self._reader.refresh()
+                self._guard.refresh()
             except (VGPUError, OSError) as error:
                 delay_s = settings.retry_s
                 if not outage:

@@ -10,9 +10,21 @@ from dataclasses import dataclass, field
 from kubeletplugin.devices import DeviceFigures
 from libvgpu.shares import Limits
 
-SLACK_BYTES = 256 << 20
-SLACK_PERCENT = 5
-"""What a share may have above its limit, the larger of both: drivers size contexts and their like differently."""
+
+@dataclass(frozen=True)
+class Slack:
+    """What a share may have above its limit, the larger of both: drivers size contexts and their like differently."""
+
+    memory_bytes: int = 256 << 20
+    percent: int = 5
+    """Of the share's memory."""
+
+    def of(self, limits: Limits) -> int:
+        """Return the slack of a share in bytes."""
+        return max(self.memory_bytes, limits.memory_bytes * self.percent // 100)
+
+
+DEFAULT_SLACK = Slack()
 
 
 @dataclass(frozen=True)
@@ -67,8 +79,7 @@ def attribute(
     return Attribution(counts, unattributed)
 
 
-def overuse_bytes(limits: Limits, driver_bytes: int) -> int:
-    """Return by how much a share is above its limit, beyond what counts as slack; 0 if it is not."""
-    slack_bytes = max(SLACK_BYTES, limits.memory_bytes * SLACK_PERCENT // 100)
+def overuse_bytes(limits: Limits, driver_bytes: int, slack: Slack = DEFAULT_SLACK) -> int:
+    """Return by how much a share is above its limit, if that is more than its slack; else 0."""
     over_bytes = driver_bytes - limits.memory_bytes
-    return over_bytes if over_bytes > slack_bytes else 0
+    return over_bytes if over_bytes > slack.of(limits) else 0

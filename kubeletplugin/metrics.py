@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from typing_extensions import override
 
 from api import names
-from kubeletplugin.comparing import Attribution, DriverCount, overuse_bytes
+from kubeletplugin.comparing import DEFAULT_SLACK, Attribution, DriverCount, Slack, overuse_bytes
 from kubeletplugin.devices import Device, DeviceFigures
 from kubeletplugin.monitoring import ShareReading
 
@@ -41,6 +41,8 @@ class NodeFigures:
     attribution: Attribution = field(default_factory=Attribution)
     overuse_counts: Mapping[str, int] = field(default_factory=dict)
     faults: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    slack: Slack = DEFAULT_SLACK
+    """What is no overuse yet."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class _Share:
     reading: ShareReading
     counted: DriverCount | None
     overuse_count: int
+    slack: Slack
 
     @property
     def labels(self) -> list[str]:
@@ -66,7 +69,7 @@ class _Share:
 
     @property
     def overuse_bytes(self) -> int | None:
-        return overuse_bytes(self.reading.limits, self.counted.memory_bytes) if self.counted else None
+        return overuse_bytes(self.reading.limits, self.counted.memory_bytes, self.slack) if self.counted else None
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,9 @@ _SHARE_FIGURES = (
     _Figure("vgpu_share_memory_bytes", "Device memory in use, by the books.", lambda s: s.reading.books.used_bytes),
     _Figure("vgpu_share_memory_limit_bytes", "Device memory allowed.", lambda s: s.reading.limits.memory_bytes),
     _Figure("vgpu_share_memory_peak_bytes", "Most device memory ever in use.", lambda s: s.reading.books.peak_bytes),
+    _Figure(
+        "vgpu_share_memory_host_bytes", "Memory that lies on the host instead.", lambda s: s.reading.books.host_bytes
+    ),
     _Figure(
         "vgpu_share_memory_host_limit_bytes",
         "Host memory allowed beside it, where the share may oversubscribe.",
@@ -139,6 +145,7 @@ _SHARE_FIGURES = (
 )
 _PROCESS_FIGURES = (
     _Figure("vgpu_process_memory_bytes", "Device memory of a process, by the books.", lambda p: p.memory_bytes),
+    _Figure("vgpu_process_memory_host_bytes", "Memory of a process that lies on the host.", lambda p: p.host_bytes),
     _Figure("vgpu_process_gpu_seconds", "GPU time used by a process.", lambda p: p.gpu_time_ns * _NS, is_counter=True),
 )
 _DEVICE_FIGURES = (
@@ -178,6 +185,7 @@ class NodeCollector(Collector):
                 reading,
                 node.attribution.by_share.get(reading.limits.share),
                 node.overuse_counts.get(reading.limits.share, 0),
+                node.slack,
             )
             for reading in node.readings
         ]

@@ -73,6 +73,7 @@ class Observer:
             attribution=self._supervisor.attribution,
             overuse_counts=self._supervisor.overuse_counts,
             faults=self._backend.faults(),
+            slack=self._supervisor.slack,
         )
 
     def run_until(self, stopping: threading.Event) -> None:

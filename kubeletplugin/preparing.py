@@ -27,8 +27,18 @@ class Preparer:
         state: NodeState,
         view: Callable[[], NodeView],
         on_prepared: Callable[[PreparedClaim], None] = lambda _claim: None,
+        check: Callable[[ClaimView], None] = lambda _claim: None,
     ) -> None:
-        """Take what is needed; `view` returns the node as it was discovered last."""
+        """Take what is needed.
+
+        Args:
+            reader: of claims.
+            state: of the node.
+            view: returns the node as it was discovered last.
+            on_prepared: is told of each claim.
+            check: raises a VGPUError for a claim that must not be prepared, whatever it was allocated.
+        """
+        self._check = check
         self._reader = reader
         self._state = state
         self._view = view
@@ -48,6 +58,7 @@ class Preparer:
                 claim = self._reader.read(reference)
             except KubeError as error:
                 return self._answer_from_record(reference, error)
+            self._check(claim)
             view = self._view()
             planned, former = self._state.ledger.reserve(reference.uid, lambda others: _decide(claim, view, others))
             try:

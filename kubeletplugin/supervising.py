@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from api import names
 from api.quantities import format_bytes
-from kubeletplugin.comparing import Attribution, DriverCount, attribute, overuse_bytes
+from kubeletplugin.comparing import DEFAULT_SLACK, Attribution, DriverCount, Slack, attribute, overuse_bytes
 from kubeletplugin.contextsizes import ContextSizes
 from kubeletplugin.devices import DeviceFigures
 from kubeletplugin.monitoring import ShareReading
@@ -46,8 +46,18 @@ class Supervisor:
         owners: ProcessOwners | None = None,
         kill: Kill = kill_process,
         contexts: ContextSizes | None = None,
+        slack: Slack = DEFAULT_SLACK,
     ) -> None:
-        """Take how to tell the owner of a claim, who owns processes, how to end one, and who learns from each look."""
+        """Take what it works with.
+
+        Args:
+            tell: tells the owner of a claim.
+            owners: knows who owns processes.
+            kill: ends a process.
+            contexts: learns from each look.
+            slack: what is no overuse yet.
+        """
+        self.slack = slack
         self._contexts = contexts
         self._tell = tell
         self._owners = owners or ProcessOwners()
@@ -73,7 +83,7 @@ class Supervisor:
         over = {
             reading.limits.share: reading
             for reading in readings
-            if overuse_bytes(reading.limits, found.by_share[reading.limits.share].memory_bytes)
+            if overuse_bytes(reading.limits, found.by_share[reading.limits.share].memory_bytes, slack=self.slack)
         }
         self.figures, self.attribution = tuple(figures), found
         if self._contexts is not None:

@@ -19,7 +19,7 @@ from controller.classes import ClassSettings
 from controller.controller import Controller, ControllerSettings
 from deploy.local import building
 from deploy.local.cluster import Cluster as LocalCluster
-from dra_driver.settings import ControllerOptions, load_settings
+from dra_driver.settings import ControllerOptions, NodeAgentOptions, load_settings
 from tests.integration.controller.conftest import SERVICE_ACCOUNTS, Cluster
 from tests.unit.controller.builders import CLAIMS, CLASSES, SLICES, claim, facts, status, wait_until
 
@@ -63,6 +63,45 @@ def test_the_driver_root_is_mounted_where_the_agent_is_told(helm: Path) -> None:
         assert [m["mountPath"] for m in container["volumeMounts"] if m["name"] == "driver-root"] == [inside]
         env = {entry["name"]: entry.get("value") for entry in container["env"]}
         assert [env[name] for name in env if name == "DRA_DRIVER_DRIVER_ROOT_ON_HOST"] == told
+
+
+def test_the_agent_reads_the_settings_of_the_chart(helm: Path) -> None:
+    values = {
+        "nodeAgent.holdBack": ["GPU-1", 3, "model:*Tesla T4*"],
+        "nodeAgent.ignoredXids": [74, 95],
+        "nodeAgent.intervals": {"books": 0.5, "driver": 10, "annotations": 30},
+        "nodeAgent.overuseSlack": {"memory": "1Gi", "percent": 0},
+        "nodeAgent.refusedRuntimes": [],
+    }
+    given = [part for key, value in values.items() for part in ("--set-json", f"{key}={json.dumps(value)}")]
+    assert _agent_options(rendered(helm, *given)) == {
+        "hold_back": ("GPU-1", "3", "model:*Tesla T4*"),
+        "ignored_xids": (74, 95),
+        "monitor_interval_s": 0.5,
+        "driver_interval_s": 10.0,
+        "annotation_interval_s": 30.0,
+        "overuse_slack_memory": 1 << 30,
+        "overuse_slack_percent": 0,
+        "refused_runtimes": (),
+    }
+
+
+def test_the_settings_of_the_agent_in_the_chart_are_the_defaults_of_the_program(helm: Path) -> None:
+    for field, value in _agent_options(rendered(helm)).items():
+        assert value == NodeAgentOptions.model_fields[field].default, field
+
+
+def _agent_options(objects: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what the program makes of the flags that have a value in the chart."""
+    (agent,) = (obj for obj in objects if obj["kind"] == "DaemonSet")
+    (container,) = agent["spec"]["template"]["spec"]["containers"]
+    flags = dict(argument.removeprefix("--").split("=", 1) for argument in container["args"][1:])
+    options = load_settings(NodeAgentOptions, None, {name.replace("-", "_"): text for name, text in flags.items()}, {})
+    fields = (
+        "hold_back ignored_xids monitor_interval_s driver_interval_s annotation_interval_s overuse_slack_memory "
+        "overuse_slack_percent refused_runtimes"
+    )
+    return {field: getattr(options, field) for field in fields.split()}
 
 
 def test_the_program_reads_the_rules_of_the_chart(helm: Path, tmp_path: Path) -> None:

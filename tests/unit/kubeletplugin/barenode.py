@@ -31,8 +31,12 @@ class BareNode:
         library = InstalledLibrary(Path("/lib/libvgpu-1.so"), Path("/lib/libvgpu-1.so.preload"))
         state = NodeState(self.paths, "vgpu.dra-driver.io", NODE, library)
         restore(state)
-        view = NodeView("vgpu.dra-driver.io", NODE, DeviceTable([A]))
+        view = self.view()
         return state, Preparer(ClaimReader(self.client), state, lambda: view), Unpreparer(state)
+
+    def view(self) -> NodeView:
+        """Return the node with its one GPU."""
+        return NodeView("vgpu.dra-driver.io", NODE, DeviceTable([A]))
 
     def prepare(self) -> list[list[str]]:
         state, preparer, _ = self.start()

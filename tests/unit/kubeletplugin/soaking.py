@@ -142,7 +142,9 @@ class Node:
     def results(self, count: int) -> list[Any]:
         """Return allocation results of random sizes, small enough for many pods."""
         return [
-            result(self.random.choice(_DEVICES), f"{self.random.randint(1, 2000)}Mi", str(self.random.randint(0, 4)))
+            result(
+                self.random.choice(_DEVICES), f"{self.random.randint(1, 2000)}Mi", str(self.random.choice((0, 2, 4)))
+            )
             for _ in range(count)
         ]
 
@@ -263,7 +265,7 @@ def _check_that_nothing_grows(node: Node, cycles: int) -> None:
 
     def run(count: int) -> tuple[int, int, int]:
         for _ in range(count):
-            node.end_pod(node.start_pod(result(_DEVICES[0], "10Mi", "1"), result(_DEVICES[1], "10Mi", "1")))
+            node.end_pod(node.start_pod(result(_DEVICES[0], "10Mi", "2"), result(_DEVICES[1], "10Mi", "2")))
         return node.agent.descriptors(), node.agent.threads(), node.agent.resident_bytes()
 
     run(20)  # pools fill, caches are made

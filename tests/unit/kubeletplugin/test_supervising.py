@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from api.names import ClaimUID, DeviceName
-from kubeletplugin.comparing import attribute, overuse_bytes
+from kubeletplugin.comparing import Slack, attribute, overuse_bytes
 from kubeletplugin.devices import DeviceFigures, DriverProcess
 from kubeletplugin.monitoring import ShareReading
 from kubeletplugin.owners import ProcessOwners
@@ -75,6 +75,13 @@ def test_a_process_with_two_shares_of_a_device_counts_for_both_by_their_size() -
 )
 def test_overuse_begins_behind_the_slack(limit_bytes: int, driver_bytes: int, expected: int) -> None:
     assert overuse_bytes(limits_of("a-0", limit_bytes), driver_bytes) == expected
+
+
+def test_an_operator_says_how_much_slack_there_is() -> None:
+    slack = Slack(memory_bytes=0, percent=1)
+    assert overuse_bytes(limits_of("a-0", 100 * GIB), 101 * GIB, slack) == 0
+    assert overuse_bytes(limits_of("a-0", 100 * GIB), 102 * GIB, slack) == 2 * GIB
+    assert overuse_bytes(limits_of("a-0", GIB), GIB + (1 << 20), Slack(memory_bytes=0, percent=0)) == 1 << 20
 
 
 class Told:

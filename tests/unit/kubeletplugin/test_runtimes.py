@@ -1,0 +1,114 @@
+"""Pods in sandboxes: a clear refusal, no cost where there are none, and no harm where the API server does not say."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from api.errors import ClaimError, KubeError
+from api.kube import PODS, RUNTIME_CLASSES
+from api.kubefake import FakeKube
+from kubeletplugin.claimreading import ClaimReader
+from kubeletplugin.preparing import Preparer
+from kubeletplugin.runtimes import RuntimeGuard
+from tests.unit.kubeletplugin.barenode import BareNode
+from tests.unit.kubeletplugin.builders import CLAIMS
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> BareNode:
+    return BareNode(tmp_path)
+
+
+def _use(client: FakeKube, *pods: str, runtime_class: str | None = None) -> None:
+    """Have pods use the claim of a bare node."""
+    spec = {"runtimeClassName": runtime_class} if runtime_class else {}
+    consumers = []
+    for name in pods:
+        client.create(PODS, {"metadata": {"namespace": "default", "name": name, "uid": f"uid-{name}"}, "spec": spec})
+        uid = client.get(PODS, name, "default")["metadata"]["uid"]
+        consumers.append({"resource": "pods", "name": name, "uid": uid})
+    claim = client.get(CLAIMS, "train", "default")
+    claim["status"]["reservedFor"] = consumers
+    client.replace(CLAIMS, claim, "status")
+
+
+def _add_class(client: FakeKube, name: str, handler: str) -> None:
+    client.create(RUNTIME_CLASSES, {"metadata": {"name": name}, "handler": handler})
+
+
+def _prepare(node: BareNode, guard: RuntimeGuard) -> None:
+    state, _, _ = node.start()
+    guard.refresh()
+    view = node.view()
+    Preparer(ClaimReader(node.client), state, lambda: view, check=guard.check).prepare(node.claim)
+
+
+@pytest.mark.parametrize(("name", "handler"), [("secure", "kata-qemu"), ("gvisor", "runsc")])
+def test_a_pod_in_a_sandbox_gets_a_reason_and_no_share(node: BareNode, name: str, handler: str) -> None:
+    _add_class(node.client, name, handler)
+    _use(node.client, "p", runtime_class=name)
+
+    with pytest.raises(ClaimError) as caught:
+        _prepare(node, RuntimeGuard(node.client))
+
+    assert str(caught.value) == (
+        f"ResourceClaim default/train: pod p: found runtimeClassName {name} with handler {handler}, expected a runtime "
+        "that shares the node's kernel: in a sandbox the GPU driver is out of reach, and no share of it can be enforced"
+    )
+    assert node.files() == []
+
+
+def test_a_pod_of_another_class_is_served(node: BareNode) -> None:
+    _add_class(node.client, "secure", "kata")
+    _add_class(node.client, "nvidia", "nvidia")
+    _use(node.client, "p", runtime_class="nvidia")
+
+    _prepare(node, RuntimeGuard(node.client))
+
+    assert node.limits()
+
+
+def test_an_operator_says_which_handlers_are_refused(node: BareNode) -> None:
+    _add_class(node.client, "secure", "kata")
+    _use(node.client, "p", runtime_class="secure")
+
+    _prepare(node, RuntimeGuard(node.client, ["mine"]))
+
+    assert node.limits()
+
+
+def test_pods_are_not_read_where_no_class_is_refused(node: BareNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    _add_class(node.client, "nvidia", "nvidia")
+    _use(node.client, "p", runtime_class="nvidia")
+    asked: list[str] = []
+    get = node.client.get
+    monkeypatch.setattr(
+        node.client, "get", lambda resource, *args: asked.append(resource.plural) or get(resource, *args)
+    )
+
+    _prepare(node, RuntimeGuard(node.client))
+
+    assert set(asked) == {"resourceclaims"}
+
+
+def test_an_agent_that_may_not_read_pods_says_so_once_and_serves(
+    node: BareNode, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _add_class(node.client, "secure", "kata")
+    _use(node.client, "p", "q", runtime_class="secure")
+    get = node.client.get
+
+    def refuse(resource: object, *args: str) -> object:
+        if resource == PODS:
+            raise KubeError("GET pods: forbidden", 403)
+        return get(resource, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(node.client, "get", refuse)
+    with caplog.at_level(logging.WARNING, "kubeletplugin.runtimes"):
+        _prepare(node, RuntimeGuard(node.client))
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "pod cannot be read: it is not refused if it runs in a sandbox"
+    ]
+    assert node.limits()
