@@ -15,27 +15,12 @@
 
 struct vgpu_device;
 
-/* What a key means: handles of different kinds may have the same value. */
-enum vgpu_kind {
-    VGPU_KIND_POINTER = 1,
-    VGPU_KIND_ARRAY,
-    VGPU_KIND_MIPMAP,
-    VGPU_KIND_POOLED,
-    VGPU_KIND_GRAPH,
-    VGPU_KIND_CAPTURE,
-    VGPU_KIND_GREEN,
-    VGPU_KIND_CONTEXT,
-    VGPU_KIND_LIMIT,
-    VGPU_KIND_MANAGED,
-    VGPU_KIND_HOSTED
-};
-
 struct vgpu_charge {
     uint64_t key;
     uint64_t bytes;
     struct vgpu_device *device;
-    void *owner; /* the context (or other object) whose end frees it; NULL: none */
-    uint32_t kind;
+    void *owner;    /* the context (or other object) whose end frees it; NULL: none */
+    uint32_t kind;  /* what the key means: handles of different kinds may have the same value. The front-end's own */
     uint32_t state; /* of the table */
 };
 

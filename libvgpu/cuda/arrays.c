@@ -46,97 +46,87 @@ static uint64_t array_bytes(const CUDA_ARRAY3D_DESCRIPTOR *desc, unsigned int le
     return sum;
 }
 
-/* The tiles may take more than the elements did: then there is room for them, or the array is destroyed again. */
-#define TILED(taking, kind, handle, destroy)                                                                           \
+/* ---- Destroying ---- */
+
+#define DESTROY(kind, symbol, handle)                                                                                  \
     do {                                                                                                               \
-        result = vgpu__taken(&(taking), result, kind, result == CUDA_SUCCESS ? (uintptr_t)*(handle) : 0);              \
-        if (result != CUDA_SUCCESS || (taking).device == NULL)                                                         \
-            return result;                                                                                             \
-        CUresult room = vgpu__footprint_grown((taking).device);                                                        \
-        if (room != CUDA_SUCCESS && destroy(*(handle)) == CUDA_SUCCESS)                                                \
-            result = room;                                                                                             \
-        if (room != CUDA_SUCCESS)                                                                                      \
-            vgpu__footprint_settle((taking).device);                                                                   \
+        CUresult result;                                                                                               \
+        struct vgpu_charge charge = vgpu__give(kind, (uintptr_t)(handle));                                             \
+        VGPU_CALL(result, symbol, handle);                                                                             \
+        vgpu__given(&charge, result);                                                                                  \
+        if (result == CUDA_SUCCESS && charge.device != NULL)                                                           \
+            vgpu__footprint_settle(charge.device);                                                                     \
         return result;                                                                                                 \
     } while (0)
 
-CUresult cuArrayCreate(CUarray *array, const CUDA_ARRAY_DESCRIPTOR_v1 *desc) {
-    struct vgpu__taking taking;
-    CUDA_ARRAY3D_DESCRIPTOR full = {0};
-    if (desc != NULL)
-        full = (CUDA_ARRAY3D_DESCRIPTOR){
-            .Width = desc->Width, .Height = desc->Height, .Format = desc->Format, .NumChannels = desc->NumChannels};
-    CUresult result = vgpu__take(&taking, desc != NULL ? array_bytes(&full, 1) : 0);
-    if (result != CUDA_SUCCESS)
-        return result;
-    VGPU_CALL(result, cuArrayCreate, array, desc);
-    TILED(taking, VGPU_KIND_ARRAY, array, cuArrayDestroy);
+static CUresult destroy_array(CUarray array) {
+    DESTROY(VGPU_KIND_ARRAY, cuArrayDestroy, array);
 }
 
-CUresult cuArray3DCreate(CUarray *array, const CUDA_ARRAY3D_DESCRIPTOR_v1 *desc) {
-    struct vgpu__taking taking;
-    CUDA_ARRAY3D_DESCRIPTOR full = {0};
-    if (desc != NULL)
-        full = (CUDA_ARRAY3D_DESCRIPTOR){.Width = desc->Width,
-                                         .Height = desc->Height,
-                                         .Depth = desc->Depth,
-                                         .Format = desc->Format,
-                                         .NumChannels = desc->NumChannels,
-                                         .Flags = desc->Flags};
-    CUresult result = vgpu__take(&taking, desc != NULL ? array_bytes(&full, 1) : 0);
-    if (result != CUDA_SUCCESS)
-        return result;
-    VGPU_CALL(result, cuArray3DCreate, array, desc);
-    TILED(taking, VGPU_KIND_ARRAY, array, cuArrayDestroy);
-}
-
-CUresult cuArrayCreate_v2(CUarray *array, const CUDA_ARRAY_DESCRIPTOR *desc) {
-    struct vgpu__taking taking;
-    CUDA_ARRAY3D_DESCRIPTOR full = {0};
-    if (desc != NULL)
-        full = (CUDA_ARRAY3D_DESCRIPTOR){
-            .Width = desc->Width, .Height = desc->Height, .Format = desc->Format, .NumChannels = desc->NumChannels};
-    CUresult result = vgpu__take(&taking, desc != NULL ? array_bytes(&full, 1) : 0);
-    if (result != CUDA_SUCCESS)
-        return result;
-    VGPU_CALL(result, cuArrayCreate_v2, array, desc);
-    TILED(taking, VGPU_KIND_ARRAY, array, cuArrayDestroy);
-}
-
-CUresult cuArray3DCreate_v2(CUarray *array, const CUDA_ARRAY3D_DESCRIPTOR *desc) {
-    struct vgpu__taking taking;
-    CUresult result = vgpu__take(&taking, array_bytes(desc, 1));
-    if (result != CUDA_SUCCESS)
-        return result;
-    VGPU_CALL(result, cuArray3DCreate_v2, array, desc);
-    TILED(taking, VGPU_KIND_ARRAY, array, cuArrayDestroy);
+static CUresult destroy_mipmap(CUmipmappedArray mipmap) {
+    DESTROY(VGPU_KIND_MIPMAP, cuMipmappedArrayDestroy, mipmap);
 }
 
 CUresult cuArrayDestroy(CUarray array) {
-    CUresult result;
-    struct vgpu_charge charge = vgpu__give(VGPU_KIND_ARRAY, (uintptr_t)array);
-    VGPU_CALL(result, cuArrayDestroy, array);
-    vgpu__given(&charge, result);
-    if (result == CUDA_SUCCESS && charge.device != NULL)
-        vgpu__footprint_settle(charge.device);
-    return result;
-}
-
-CUresult cuMipmappedArrayCreate(CUmipmappedArray *mipmap, const CUDA_ARRAY3D_DESCRIPTOR *desc, unsigned int levels) {
-    struct vgpu__taking taking;
-    CUresult result = vgpu__take(&taking, array_bytes(desc, levels));
-    if (result != CUDA_SUCCESS)
-        return result;
-    VGPU_CALL(result, cuMipmappedArrayCreate, mipmap, desc, levels);
-    TILED(taking, VGPU_KIND_MIPMAP, mipmap, cuMipmappedArrayDestroy);
+    VGPU_ENTER(cuArrayDestroy, array);
+    return destroy_array(array);
 }
 
 CUresult cuMipmappedArrayDestroy(CUmipmappedArray mipmap) {
-    CUresult result;
-    struct vgpu_charge charge = vgpu__give(VGPU_KIND_MIPMAP, (uintptr_t)mipmap);
-    VGPU_CALL(result, cuMipmappedArrayDestroy, mipmap);
-    vgpu__given(&charge, result);
-    if (result == CUDA_SUCCESS && charge.device != NULL)
-        vgpu__footprint_settle(charge.device);
-    return result;
+    VGPU_ENTER(cuMipmappedArrayDestroy, mipmap);
+    return destroy_mipmap(mipmap);
+}
+
+/* ---- Creating ---- */
+
+/* The tiles may take more than the elements did: then there is room for them, or the array is destroyed again. */
+#define CREATE(kind, handle, bytes, destroy, symbol, ...)                                                              \
+    do {                                                                                                               \
+        struct vgpu__taking taking;                                                                                    \
+        VGPU_ENTER(symbol, __VA_ARGS__);                                                                               \
+        CUresult result = vgpu__take(&taking, bytes), room;                                                            \
+        if (result != CUDA_SUCCESS)                                                                                    \
+            return result;                                                                                             \
+        VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
+        result = vgpu__taken(&taking, result, kind, result == CUDA_SUCCESS ? (uintptr_t)*(handle) : 0);                \
+        if (result != CUDA_SUCCESS || taking.device == NULL ||                                                         \
+            (room = vgpu__footprint_grown(taking.device)) == CUDA_SUCCESS)                                             \
+            return result;                                                                                             \
+        if (destroy(*(handle)) == CUDA_SUCCESS)                                                                        \
+            result = room;                                                                                             \
+        vgpu__footprint_settle(taking.device);                                                                         \
+        return result;                                                                                                 \
+    } while (0)
+
+/* The older and the flat descriptors say less than the one of cuArray3DCreate_v2. */
+#define BYTES_OF(desc, depth, flags)                                                                                   \
+    ((desc) == NULL ? 0                                                                                                \
+                    : array_bytes(&(CUDA_ARRAY3D_DESCRIPTOR){.Width = (desc)->Width,                                   \
+                                                             .Height = (desc)->Height,                                 \
+                                                             .Depth = (depth),                                         \
+                                                             .Format = (desc)->Format,                                 \
+                                                             .NumChannels = (desc)->NumChannels,                       \
+                                                             .Flags = (flags)},                                        \
+                                  1))
+
+CUresult cuArrayCreate(CUarray *array, const CUDA_ARRAY_DESCRIPTOR_v1 *desc) {
+    CREATE(VGPU_KIND_ARRAY, array, BYTES_OF(desc, 0, 0), destroy_array, cuArrayCreate, array, desc);
+}
+
+CUresult cuArrayCreate_v2(CUarray *array, const CUDA_ARRAY_DESCRIPTOR *desc) {
+    CREATE(VGPU_KIND_ARRAY, array, BYTES_OF(desc, 0, 0), destroy_array, cuArrayCreate_v2, array, desc);
+}
+
+CUresult cuArray3DCreate(CUarray *array, const CUDA_ARRAY3D_DESCRIPTOR_v1 *desc) {
+    CREATE(VGPU_KIND_ARRAY, array, BYTES_OF(desc, desc->Depth, desc->Flags), destroy_array, cuArray3DCreate, array,
+           desc);
+}
+
+CUresult cuArray3DCreate_v2(CUarray *array, const CUDA_ARRAY3D_DESCRIPTOR *desc) {
+    CREATE(VGPU_KIND_ARRAY, array, array_bytes(desc, 1), destroy_array, cuArray3DCreate_v2, array, desc);
+}
+
+CUresult cuMipmappedArrayCreate(CUmipmappedArray *mipmap, const CUDA_ARRAY3D_DESCRIPTOR *desc, unsigned int levels) {
+    CREATE(VGPU_KIND_MIPMAP, mipmap, array_bytes(desc, levels), destroy_mipmap, cuMipmappedArrayCreate, mipmap, desc,
+           levels);
 }

@@ -35,7 +35,7 @@ static void capture_began(CUstream stream) {
     do {                                                                                                               \
         CUresult result;                                                                                               \
         VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
-        if (vgpu__ours() && result == CUDA_SUCCESS)                                                                    \
+        if (!VGPU_BY_DRIVER() && vgpu__attached() && result == CUDA_SUCCESS)                                           \
             capture_began(stream);                                                                                     \
         return result;                                                                                                 \
     } while (0)
@@ -45,7 +45,7 @@ static void capture_began(CUstream stream) {
     do {                                                                                                               \
         CUresult result;                                                                                               \
         VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
-        if (vgpu__ours() && (result == CUDA_SUCCESS || !vgpu__launch_captured(stream)))                                \
+        if (!VGPU_BY_DRIVER() && vgpu__attached() && (result == CUDA_SUCCESS || !vgpu__launch_captured(stream)))       \
             capture_ended(stream);                                                                                     \
         return result;                                                                                                 \
     } while (0)
@@ -98,7 +98,7 @@ CUresult cuStreamEndCapture_ptsz(CUstream hStream, CUgraph *graph) {
     do {                                                                                                               \
         CUresult result;                                                                                               \
         VGPU_CALL(result, symbol, stream);                                                                             \
-        if (vgpu__ours() && result == CUDA_SUCCESS)                                                                    \
+        if (!VGPU_BY_DRIVER() && vgpu__attached() && result == CUDA_SUCCESS)                                           \
             capture_ended(stream);                                                                                     \
         return result;                                                                                                 \
     } while (0)

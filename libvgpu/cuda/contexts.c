@@ -29,8 +29,6 @@ static void context_gone(CUcontext context) {
 #define CREATE(context, ordinal, unmake, symbol, ...)                                                                  \
     do {                                                                                                               \
         CUresult result, room;                                                                                         \
-        if (vgpu__inside > 0)                                                                                          \
-            return VGPU_REAL(symbol)(__VA_ARGS__);                                                                     \
         struct vgpu_device *device = vgpu__cuda_device(ordinal, &result);                                              \
         if (device == NULL)                                                                                            \
             return result;                                                                                             \
@@ -55,55 +53,59 @@ static void context_gone(CUcontext context) {
     } while (0)
 
 CUresult cuCtxCreate(CUcontext *ctx, unsigned int flags, CUdevice dev) {
+    VGPU_ENTER(cuCtxCreate, ctx, flags, dev);
     CREATE(*ctx, dev, VGPU_CALL(result, cuCtxDestroy, *ctx), cuCtxCreate, ctx, flags, dev);
 }
 
 CUresult cuCtxCreate_v2(CUcontext *ctx, unsigned int flags, CUdevice dev) {
+    VGPU_ENTER(cuCtxCreate_v2, ctx, flags, dev);
     CREATE(*ctx, dev, VGPU_CALL(result, cuCtxDestroy_v2, *ctx), cuCtxCreate_v2, ctx, flags, dev);
 }
 
 CUresult cuCtxCreate_v3(CUcontext *ctx, CUexecAffinityParam *affinity, int count, unsigned int flags, CUdevice dev) {
+    VGPU_ENTER(cuCtxCreate_v3, ctx, affinity, count, flags, dev);
     CREATE(*ctx, dev, VGPU_CALL(result, cuCtxDestroy_v2, *ctx), cuCtxCreate_v3, ctx, affinity, count, flags, dev);
 }
 
 CUresult cuCtxCreate_v4(CUcontext *ctx, CUctxCreateParams *params, unsigned int flags, CUdevice dev) {
+    VGPU_ENTER(cuCtxCreate_v4, ctx, params, flags, dev);
     CREATE(*ctx, dev, VGPU_CALL(result, cuCtxDestroy_v2, *ctx), cuCtxCreate_v4, ctx, params, flags, dev);
 }
 
-#define DESTROY(symbol, ctx)                                                                                           \
+/* A call that may end a context. `find` sets `context` to the one that is meant, NULL if there is none; `ended` says
+ * whether it has ended, once the driver has done what it was asked for. */
+#define ENDS(find, ended, symbol, what)                                                                                \
     do {                                                                                                               \
-        CUresult result;                                                                                               \
-        bool ours = vgpu__ours();                                                                                      \
-        if (ours)                                                                                                      \
-            vgpu__launch_leave_context(ctx);                                                                           \
-        VGPU_CALL(result, symbol, ctx);                                                                                \
-        if (result == CUDA_SUCCESS && ours)                                                                            \
-            context_gone(ctx);                                                                                         \
+        CUresult result = CUDA_SUCCESS;                                                                                \
+        CUcontext context = NULL;                                                                                      \
+        VGPU_ENTER(symbol, what);                                                                                      \
+        if (vgpu__attached() && (result = (find)) != CUDA_SUCCESS)                                                     \
+            return result;                                                                                             \
+        vgpu__launch_leave_context(context);                                                                           \
+        VGPU_CALL(result, symbol, what);                                                                               \
+        if (result == CUDA_SUCCESS && context != NULL && (ended))                                                      \
+            context_gone(context);                                                                                     \
         return result;                                                                                                 \
     } while (0)
 
 CUresult cuCtxDestroy(CUcontext ctx) {
-    DESTROY(cuCtxDestroy, ctx);
+    ENDS((context = ctx, CUDA_SUCCESS), true, cuCtxDestroy, ctx);
 }
 
 CUresult cuCtxDestroy_v2(CUcontext ctx) {
-    DESTROY(cuCtxDestroy_v2, ctx);
+    ENDS((context = ctx, CUDA_SUCCESS), true, cuCtxDestroy_v2, ctx);
+}
+
+static bool is_alive(CUcontext context) {
+    CUresult result;
+    unsigned int version;
+    VGPU_CALL(result, cuCtxGetApiVersion, context, &version);
+    return result == CUDA_SUCCESS;
 }
 
 /* Gives back one use; the last one ends the context. */
 CUresult cuCtxDetach(CUcontext ctx) {
-    CUresult result, alive;
-    unsigned int version;
-    if (!vgpu__ours())
-        return VGPU_REAL(cuCtxDetach)(ctx);
-    vgpu__launch_leave_context(ctx);
-    VGPU_CALL(result, cuCtxDetach, ctx);
-    if (result != CUDA_SUCCESS)
-        return result;
-    VGPU_CALL(alive, cuCtxGetApiVersion, ctx, &version);
-    if (alive != CUDA_SUCCESS)
-        context_gone(ctx);
-    return result;
+    ENDS((context = ctx, CUDA_SUCCESS), !is_alive(ctx), cuCtxDetach, ctx);
 }
 
 /* ---- The primary context of a device ---- */
@@ -147,9 +149,9 @@ static bool primary_ended(CUdevice dev, CUcontext context) {
     return false;
 }
 
-CUresult cuDevicePrimaryCtxRetain(CUcontext *ctx, CUdevice dev) {
+static CUresult retain_primary(CUcontext *ctx, CUdevice dev) {
     CUresult result;
-    if (vgpu__ours() && vgpu__cuda_device(dev, &result) == NULL)
+    if (vgpu__attached() && vgpu__cuda_device(dev, &result) == NULL)
         return result;
     if (primary_active(dev)) {
         VGPU_CALL(result, cuDevicePrimaryCtxRetain, ctx, dev);
@@ -158,63 +160,47 @@ CUresult cuDevicePrimaryCtxRetain(CUcontext *ctx, CUdevice dev) {
     CREATE(*ctx, dev, VGPU_CALL(result, cuDevicePrimaryCtxRelease_v2, dev), cuDevicePrimaryCtxRetain, ctx, dev);
 }
 
-#define PRIMARY_ENDS(symbol, dev)                                                                                      \
-    do {                                                                                                               \
-        CUresult result;                                                                                               \
-        bool ours = vgpu__ours();                                                                                      \
-        CUcontext context = NULL;                                                                                      \
-        if (ours && (result = find_primary(dev, &context)) != CUDA_SUCCESS)                                            \
-            return result;                                                                                             \
-        vgpu__launch_leave_context(context);                                                                           \
-        VGPU_CALL(result, symbol, dev);                                                                                \
-        if (result == CUDA_SUCCESS && context != NULL && primary_ended(dev, context))                                  \
-            context_gone(context);                                                                                     \
-        return result;                                                                                                 \
-    } while (0)
+CUresult cuDevicePrimaryCtxRetain(CUcontext *ctx, CUdevice dev) {
+    VGPU_ENTER(cuDevicePrimaryCtxRetain, ctx, dev);
+    return retain_primary(ctx, dev);
+}
 
 CUresult cuDevicePrimaryCtxRelease(CUdevice dev) {
-    PRIMARY_ENDS(cuDevicePrimaryCtxRelease, dev);
+    ENDS(find_primary(dev, &context), primary_ended(dev, context), cuDevicePrimaryCtxRelease, dev);
 }
 
 CUresult cuDevicePrimaryCtxRelease_v2(CUdevice dev) {
-    PRIMARY_ENDS(cuDevicePrimaryCtxRelease_v2, dev);
+    ENDS(find_primary(dev, &context), primary_ended(dev, context), cuDevicePrimaryCtxRelease_v2, dev);
 }
 
 /* A reset frees everything, though the context's handle may stay the same. */
-#define PRIMARY_RESETS(symbol, dev)                                                                                    \
-    do {                                                                                                               \
-        CUresult result;                                                                                               \
-        bool ours = vgpu__ours();                                                                                      \
-        CUcontext context = NULL;                                                                                      \
-        if (ours && (result = find_primary(dev, &context)) != CUDA_SUCCESS)                                            \
-            return result;                                                                                             \
-        vgpu__launch_leave_context(context);                                                                           \
-        VGPU_CALL(result, symbol, dev);                                                                                \
-        if (result == CUDA_SUCCESS && context != NULL)                                                                 \
-            context_gone(context);                                                                                     \
-        return result;                                                                                                 \
-    } while (0)
-
 CUresult cuDevicePrimaryCtxReset(CUdevice dev) {
-    PRIMARY_RESETS(cuDevicePrimaryCtxReset, dev);
+    ENDS(find_primary(dev, &context), true, cuDevicePrimaryCtxReset, dev);
 }
 
 CUresult cuDevicePrimaryCtxReset_v2(CUdevice dev) {
-    PRIMARY_RESETS(cuDevicePrimaryCtxReset_v2, dev);
+    ENDS(find_primary(dev, &context), true, cuDevicePrimaryCtxReset_v2, dev);
 }
 
 /* ---- Green contexts: a part of a device's multiprocessors, on top of its primary context, which they keep alive ----
  */
 
+static void release_primary(CUcontext primary, CUdevice dev) {
+    CUresult result;
+    vgpu__launch_leave_context(primary);
+    VGPU_CALL(result, cuDevicePrimaryCtxRelease_v2, dev);
+    if (result == CUDA_SUCCESS && primary_ended(dev, primary))
+        context_gone(primary);
+}
+
 CUresult cuGreenCtxCreate(CUgreenCtx *green, CUdevResourceDesc desc, CUdevice dev, unsigned int flags) {
     CUresult result, room;
-    if (vgpu__inside > 0)
-        return VGPU_REAL(cuGreenCtxCreate)(green, desc, dev, flags);
+    VGPU_ENTER(cuGreenCtxCreate, green, desc, dev, flags);
     struct vgpu_device *device = vgpu__cuda_device(dev, &result);
     if (device == NULL)
         return result;
     CUcontext primary = NULL;
-    if (primary_active(dev) == false && (result = cuDevicePrimaryCtxRetain(&primary, dev)) != CUDA_SUCCESS)
+    if (primary_active(dev) == false && (result = retain_primary(&primary, dev)) != CUDA_SUCCESS)
         return result;
     VGPU_CALL(result, cuGreenCtxCreate, green, desc, dev, flags);
     if (result == CUDA_SUCCESS && (room = vgpu__footprint_grown(device)) != CUDA_SUCCESS) {
@@ -228,7 +214,7 @@ CUresult cuGreenCtxCreate(CUgreenCtx *green, CUdevResourceDesc desc, CUdevice de
         vgpu_ptrmap_put(&charge, &replaced); /* forgotten: what ends with it stays charged */
     }
     if (primary != NULL)
-        cuDevicePrimaryCtxRelease_v2(dev); /* the green context keeps it, if there is one */
+        release_primary(primary, dev); /* the green context keeps it, if there is one */
     return result;
 }
 
@@ -238,7 +224,8 @@ CUresult cuGreenCtxDestroy(CUgreenCtx green) {
     CUcontext own = NULL, primary = NULL;
     struct vgpu_charge known = {0};
     struct vgpu_charge replaced;
-    if (!vgpu__ours() || !vgpu_ptrmap_take((uintptr_t)green, VGPU_KIND_GREEN, &known))
+    VGPU_ENTER(cuGreenCtxDestroy, green);
+    if (!vgpu__attached() || !vgpu_ptrmap_take((uintptr_t)green, VGPU_KIND_GREEN, &known))
         return VGPU_REAL(cuGreenCtxDestroy)(green);
     VGPU_CALL(result, cuCtxFromGreenCtx, &own, green);
     if (result == CUDA_SUCCESS)

@@ -16,8 +16,6 @@
 #include <stddef.h>
 #include <stdio.h>
 
-__thread int vgpu__inside __attribute__((tls_model("initial-exec")));
-
 static void format_uuid(const CUuuid *uuid, char text[48]) {
     const unsigned char *b = (const unsigned char *)uuid->bytes;
     snprintf(text, 48, "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0], b[1], b[2],
@@ -79,6 +77,7 @@ struct vgpu_device *vgpu__cuda_current(CUcontext *context, CUresult *result) {
 static struct vgpu_lock starting = VGPU_UNLOCKED; /* the driver's start, with its environment */
 
 static void forget_parent(void) {
+    vgpu__holding = 0;
     vgpu_lock_renew(&starting);
     vgpu__memory_forget();
     vgpu__pools_forget();
@@ -103,6 +102,7 @@ CUresult cuInit(unsigned int flags) {
     if (process == NULL)
         return CUDA_ERROR_NOT_PERMITTED;
     vgpu_lock(&starting);
+    vgpu__callers_find();
     bool first = !process->started;
     char **environment = first ? vgpu__visible_begin(process) : NULL;
     VGPU_CALL(result, cuInit, flags);
@@ -116,10 +116,10 @@ CUresult cuInit(unsigned int flags) {
 
 /* ---- The view ---- */
 
-CUresult cuDeviceTotalMem_v2(size_t *bytes, CUdevice ordinal) {
+static CUresult show_total(size_t *bytes, CUdevice ordinal) {
     CUresult result;
     VGPU_CALL(result, cuDeviceTotalMem_v2, bytes, ordinal);
-    if (result != CUDA_SUCCESS || vgpu__inside > 0)
+    if (result != CUDA_SUCCESS)
         return result;
     struct vgpu_device *device = vgpu__cuda_device(ordinal, &result);
     uint64_t total = 0, used;
@@ -129,22 +129,30 @@ CUresult cuDeviceTotalMem_v2(size_t *bytes, CUdevice ordinal) {
     return device != NULL ? CUDA_SUCCESS : result;
 }
 
+CUresult cuDeviceTotalMem_v2(size_t *bytes, CUdevice ordinal) {
+    if (VGPU_BY_DRIVER())
+        return VGPU_REAL(cuDeviceTotalMem_v2)(bytes, ordinal);
+    return show_total(bytes, ordinal);
+}
+
 static unsigned int clip(uint64_t bytes) {
     return bytes < UINT32_MAX ? (unsigned int)bytes : UINT32_MAX;
 }
 
 CUresult cuDeviceTotalMem(unsigned int *bytes, CUdevice ordinal) {
     size_t total = 0;
-    CUresult result = cuDeviceTotalMem_v2(&total, ordinal);
+    if (VGPU_BY_DRIVER())
+        return VGPU_REAL(cuDeviceTotalMem)(bytes, ordinal);
+    CUresult result = show_total(&total, ordinal);
     if (result == CUDA_SUCCESS)
         *bytes = clip(total);
     return result;
 }
 
-CUresult cuMemGetInfo_v2(size_t *free_bytes, size_t *total_bytes) {
+static CUresult show_info(size_t *free_bytes, size_t *total_bytes) {
     CUresult result;
     VGPU_CALL(result, cuMemGetInfo_v2, free_bytes, total_bytes);
-    if (result != CUDA_SUCCESS || vgpu__inside > 0)
+    if (result != CUDA_SUCCESS)
         return result;
     CUcontext context;
     struct vgpu_device *device = vgpu__cuda_current(&context, &result);
@@ -158,9 +166,17 @@ CUresult cuMemGetInfo_v2(size_t *free_bytes, size_t *total_bytes) {
     return device != NULL ? CUDA_SUCCESS : result;
 }
 
+CUresult cuMemGetInfo_v2(size_t *free_bytes, size_t *total_bytes) {
+    if (VGPU_BY_DRIVER())
+        return VGPU_REAL(cuMemGetInfo_v2)(free_bytes, total_bytes);
+    return show_info(free_bytes, total_bytes);
+}
+
 CUresult cuMemGetInfo(unsigned int *free_bytes, unsigned int *total_bytes) {
     size_t free_now = 0, total = 0;
-    CUresult result = cuMemGetInfo_v2(&free_now, &total);
+    if (VGPU_BY_DRIVER())
+        return VGPU_REAL(cuMemGetInfo)(free_bytes, total_bytes);
+    CUresult result = show_info(&free_now, &total);
     if (result == CUDA_SUCCESS) {
         *free_bytes = clip(free_now);
         *total_bytes = clip(total);

@@ -7,16 +7,14 @@
 #define VGPU_CUDA_DEVICE_H
 
 #include "core/share.h"
+#include "cuda/callers.h"
+#include "cuda/kinds.h"
 #include "cuda/real.h"
 
-/* Above 0 while this thread is inside a call of the driver that we forwarded: what the driver itself calls through our
- * hooks is part of that call, and not charged again. */
-extern __thread int vgpu__inside __attribute__((tls_model("initial-exec")));
-
-/* True if a call is the application's, and this process may use a GPU. To be asked before anything that the process
- * keeps is looked at: a fork's child forgets here what its parent kept, and locked. */
-static inline bool vgpu__ours(void) {
-    return vgpu__inside == 0 && vgpu_process() != NULL;
+/* True if this process may use a GPU. To be asked before anything that the process keeps is looked at: a fork's child
+ * forgets here what its parent kept, and locked. */
+static inline bool vgpu__attached(void) {
+    return vgpu_process() != NULL;
 }
 
 /* Forward a call to the driver. */

@@ -37,6 +37,17 @@ static struct footprint footprints[VGPU_MAX_SHARES];
 static int imported;
 static __thread unsigned int allocations __attribute__((tls_model("initial-exec")));
 
+/* Pools may be trimmed meanwhile, which is a call of the driver. */
+static void enter(void) {
+    vgpu_lock(&lock);
+    vgpu__holding++;
+}
+
+static void leave(void) {
+    vgpu__holding--;
+    vgpu_unlock(&lock);
+}
+
 void vgpu__footprint_forget(void) {
     vgpu_lock_renew(&lock);
     memset(footprints, 0, sizeof footprints);
@@ -148,7 +159,7 @@ static uint64_t expected_bytes(const struct vgpu_device *device) {
 }
 
 CUresult vgpu__footprint_coming(struct vgpu_device *device) {
-    vgpu_lock(&lock);
+    enter();
     struct footprint *footprint = footprint_of(device);
     watch(footprint);
     uint64_t bytes = expected_bytes(device);
@@ -157,12 +168,12 @@ CUresult vgpu__footprint_coming(struct vgpu_device *device) {
         footprint->charged_bytes += bytes;
         footprint->contexts++;
     }
-    vgpu_unlock(&lock);
+    leave();
     return good ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 CUresult vgpu__footprint_came(struct vgpu_device *device, bool made) {
-    vgpu_lock(&lock);
+    enter();
     struct footprint *footprint = footprint_of(device);
     bool first = footprint->contexts == 1;
     if (!made)
@@ -170,47 +181,47 @@ CUresult vgpu__footprint_came(struct vgpu_device *device, bool made) {
     bool good = settle(footprint, !made);
     if (made && good && first && footprint->driver == TRUSTED)
         __atomic_store_n(&device->shares[0]->books->context_bytes, footprint->charged_bytes, __ATOMIC_RELAXED);
-    vgpu_unlock(&lock);
+    leave();
     return good ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 void vgpu__footprint_context_gone(struct vgpu_device *device) {
-    vgpu_lock(&lock);
+    enter();
     struct footprint *footprint = footprint_of(device);
     if (footprint->contexts > 0)
         footprint->contexts--;
     settle(footprint, true);
-    vgpu_unlock(&lock);
+    leave();
 }
 
 CUresult vgpu__footprint_grown(struct vgpu_device *device) {
-    vgpu_lock(&lock);
+    enter();
     bool good = settle(footprint_of(device), false);
-    vgpu_unlock(&lock);
+    leave();
     return good ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 void vgpu__footprint_settle(struct vgpu_device *device) {
-    vgpu_lock(&lock);
+    enter();
     settle(footprint_of(device), true);
-    vgpu_unlock(&lock);
+    leave();
 }
 
 /* ---- Looking again ---- */
 
 static void look(struct footprint *footprint) {
-    vgpu_lock(&lock);
+    enter();
     __atomic_store_n(&footprint->looked_at_live, __atomic_load_n(&footprint->live, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
     if (footprint->driver == TRUSTED)
         settle(footprint, true);
     footprint->looked_at_ns = vgpu_now_ns();
-    vgpu_unlock(&lock);
+    leave();
 }
 
 static bool is_old(const struct footprint *footprint) {
-    vgpu_lock(&lock);
+    enter();
     bool old = vgpu_now_ns() - footprint->looked_at_ns >= LOOK_EVERY_NS;
-    vgpu_unlock(&lock);
+    leave();
     return old;
 }
 
@@ -218,7 +229,7 @@ void vgpu__footprint_allocated(struct vgpu_device *device) {
     struct footprint *footprint = footprint_of(device);
     int64_t live = __atomic_add_fetch(&footprint->live, 1, __ATOMIC_RELAXED);
     bool grown = live - __atomic_load_n(&footprint->looked_at_live, __ATOMIC_RELAXED) >= ALLOCATIONS_PER_LOOK;
-    if (__builtin_expect(!grown && ++allocations % ALLOCATIONS_PER_CLOCK != 0, 1))
+    if (__builtin_expect(!grown && ++allocations % ALLOCATIONS_PER_CLOCK != 0, 1) || vgpu__holding > 0)
         return;
     if (grown || is_old(footprint))
         look(footprint);

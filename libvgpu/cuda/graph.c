@@ -72,7 +72,7 @@ static void remember_bytes(CUgraphExec exec, CUgraph graph) {
     do {                                                                                                               \
         CUresult result;                                                                                               \
         VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
-        if (result == CUDA_SUCCESS && vgpu__ours()) {                                                                  \
+        if (result == CUDA_SUCCESS && !VGPU_BY_DRIVER() && vgpu__attached()) {                                         \
             remember_bytes(*(exec), graph);                                                                            \
             vgpu__launch_renew(vgpu__launch_key(*(exec), 0)); /* handles come again */                                 \
         }                                                                                                              \
@@ -104,7 +104,7 @@ CUresult cuGraphInstantiateWithParams_ptsz(CUgraphExec *exec, CUgraph graph, CUD
     do {                                                                                                               \
         CUresult result;                                                                                               \
         VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
-        if (result == CUDA_SUCCESS && vgpu__ours())                                                                    \
+        if (result == CUDA_SUCCESS && !VGPU_BY_DRIVER() && vgpu__attached())                                           \
             remember_bytes(exec, graph);                                                                               \
         return result;                                                                                                 \
     } while (0)
@@ -120,7 +120,7 @@ CUresult cuGraphExecUpdate_v2(CUgraphExec exec, CUgraph graph, CUgraphExecUpdate
 CUresult cuGraphExecDestroy(CUgraphExec exec) {
     CUresult result;
     struct vgpu_charge charge;
-    if (vgpu__ours())
+    if (!VGPU_BY_DRIVER() && vgpu__attached())
         vgpu_ptrmap_take((uintptr_t)exec, VGPU_KIND_GRAPH, &charge);
     VGPU_CALL(result, cuGraphExecDestroy, exec);
     return result;
@@ -168,7 +168,7 @@ static CUresult launch_graph(struct graph_launch g) {
     CUresult result = vgpu__launch_begin(&launch, vgpu__launch_key(g.exec, 0), stream);
     if (result != CUDA_SUCCESS)
         return result;
-    if (vgpu__ours() && vgpu_ptrmap_look((uintptr_t)g.exec, VGPU_KIND_GRAPH, &memory))
+    if (vgpu__attached() && vgpu_ptrmap_look((uintptr_t)g.exec, VGPU_KIND_GRAPH, &memory))
         result = launch_with_memory(&g, &memory);
     else
         result = forward(&g);
@@ -177,24 +177,28 @@ static CUresult launch_graph(struct graph_launch g) {
 }
 
 CUresult cuGraphLaunch(CUgraphExec exec, CUstream hStream) {
+    VGPU_ENTER(cuGraphLaunch, exec, hStream);
     return launch_graph((struct graph_launch){exec, hStream, false, false});
 }
 
 CUresult cuGraphLaunch_ptsz(CUgraphExec exec, CUstream hStream) {
+    VGPU_ENTER(cuGraphLaunch_ptsz, exec, hStream);
     return launch_graph((struct graph_launch){exec, hStream, true, false});
 }
 
 static CUresult upload_graph(struct graph_launch g) {
     struct vgpu_charge memory;
-    if (vgpu__ours() && vgpu_ptrmap_look((uintptr_t)g.exec, VGPU_KIND_GRAPH, &memory))
+    if (vgpu__attached() && vgpu_ptrmap_look((uintptr_t)g.exec, VGPU_KIND_GRAPH, &memory))
         return launch_with_memory(&g, &memory);
     return forward(&g);
 }
 
 CUresult cuGraphUpload(CUgraphExec exec, CUstream hStream) {
+    VGPU_ENTER(cuGraphUpload, exec, hStream);
     return upload_graph((struct graph_launch){exec, hStream, false, true});
 }
 
 CUresult cuGraphUpload_ptsz(CUgraphExec exec, CUstream hStream) {
+    VGPU_ENTER(cuGraphUpload_ptsz, exec, hStream);
     return upload_graph((struct graph_launch){exec, hStream, true, true});
 }

@@ -14,8 +14,10 @@
 
 int vgpu__reserve(struct vgpu_device *device, uint64_t bytes) {
     int result = vgpu_reserve(device, bytes);
-    if (result != VGPU_OK && vgpu__pools_shrink(device))
+    if (result != VGPU_OK && vgpu__pools_shrink(device)) {
+        vgpu_not_refused(device); /* the second answer counts */
         result = vgpu_reserve(device, bytes);
+    }
     return result;
 }
 
@@ -199,6 +201,7 @@ CUresult cuMemAllocManaged(CUdeviceptr *dptr, size_t bytes, unsigned int flags) 
 /* Stream-ordered memory may be freed this way too. */
 CUresult cuMemFree_v2(CUdeviceptr dptr) {
     CUresult result;
+    VGPU_ENTER(cuMemFree_v2, dptr);
     struct vgpu_charge charge = vgpu__give(VGPU_KIND_POINTER, dptr);
     if (charge.device == NULL)
         charge = vgpu__give(VGPU_KIND_POOLED, dptr);
@@ -212,6 +215,7 @@ CUresult cuMemFree_v2(CUdeviceptr dptr) {
 
 CUresult cuMemFree(CUdeviceptr_v1 dptr) {
     CUresult result;
+    VGPU_ENTER(cuMemFree, dptr);
     struct vgpu_charge charge = vgpu__give(VGPU_KIND_POINTER, dptr);
     VGPU_CALL(result, cuMemFree, dptr);
     return vgpu__given(&charge, result);

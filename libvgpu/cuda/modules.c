@@ -23,8 +23,7 @@ static bool payer(struct vgpu_device **device, CUresult *result) {
     do {                                                                                                               \
         CUresult result, room;                                                                                         \
         struct vgpu_device *device;                                                                                    \
-        if (vgpu__inside > 0)                                                                                          \
-            return VGPU_REAL(symbol)(__VA_ARGS__);                                                                     \
+        VGPU_ENTER(symbol, __VA_ARGS__);                                                                               \
         if (!payer(&device, &result))                                                                                  \
             return result;                                                                                             \
         VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
@@ -68,8 +67,7 @@ CUresult cuLibraryLoadFromFile(CUlibrary *library, const char *path, CUjit_optio
     do {                                                                                                               \
         CUresult result;                                                                                               \
         struct vgpu_device *device;                                                                                    \
-        if (vgpu__inside > 0)                                                                                          \
-            return VGPU_REAL(symbol)(what);                                                                            \
+        VGPU_ENTER(symbol, what);                                                                                      \
         if (!payer(&device, &result))                                                                                  \
             return result;                                                                                             \
         VGPU_CALL(result, symbol, what);                                                                               \
@@ -114,9 +112,10 @@ CUresult cuCtxSetLimit(CUlimit limit, size_t value) {
     struct vgpu_charge charge, replaced;
     uint64_t free_bytes;
     bool heap = limit == CU_LIMIT_MALLOC_HEAP_SIZE || limit == CU_LIMIT_PRINTF_FIFO_SIZE;
-    if (!heap || vgpu__inside > 0) {
+    VGPU_ENTER(cuCtxSetLimit, limit, value);
+    if (!heap) {
         VGPU_CALL(result, cuCtxSetLimit, limit, value);
-        if (vgpu__inside == 0 && (device = vgpu__cuda_current(&context, &(CUresult){0})) != NULL)
+        if ((device = vgpu__cuda_current(&context, &(CUresult){0})) != NULL)
             vgpu__footprint_suspect(device); /* stacks, for example */
         return result;
     }

@@ -72,7 +72,7 @@ static bool stays_on_host(CUdeviceptr dptr) {
     CUdeviceptr base;
     size_t size;
     struct vgpu_charge charge;
-    if (!__atomic_load_n(&used, __ATOMIC_RELAXED) || vgpu__inside > 0)
+    if (!__atomic_load_n(&used, __ATOMIC_RELAXED))
         return false;
     VGPU_CALL(result, cuMemGetAddressRange_v2, &base, &size, dptr);
     return result == CUDA_SUCCESS && vgpu_ptrmap_look(base, VGPU_KIND_HOSTED, &charge);
@@ -82,7 +82,7 @@ static bool stays_on_host(CUdeviceptr dptr) {
 #define HINT(dptr, symbol, ...)                                                                                        \
     do {                                                                                                               \
         CUresult result;                                                                                               \
-        if (stays_on_host(dptr))                                                                                       \
+        if (!VGPU_BY_DRIVER() && stays_on_host(dptr))                                                                  \
             return CUDA_SUCCESS;                                                                                       \
         VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
         return result;                                                                                                 \
@@ -118,7 +118,7 @@ CUresult cuMemPrefetchAsync_v2_ptsz(CUdeviceptr dptr, size_t bytes, CUmemLocatio
 #define HINTS(symbol, ...)                                                                                             \
     do {                                                                                                               \
         CUresult result;                                                                                               \
-        if (__atomic_load_n(&used, __ATOMIC_RELAXED) && vgpu__inside == 0)                                             \
+        if (__atomic_load_n(&used, __ATOMIC_RELAXED) && !VGPU_BY_DRIVER())                                             \
             return CUDA_ERROR_NOT_SUPPORTED;                                                                           \
         VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
         return result;                                                                                                 \

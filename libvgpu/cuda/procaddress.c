@@ -54,7 +54,7 @@ static vgpu_function asked_again(const char *symbol, int version, unsigned long 
  * takes memory or launches work. An older hook would call it with the wrong arguments, and handing it out would let it
  * past the share: the caller is told that there is no such function, and does what it does on an older driver. */
 static bool redirect(const char *symbol, void **pfn, int version, unsigned long long flags) {
-    if (symbol == NULL || pfn == NULL || *pfn == NULL || vgpu__inside > 0)
+    if (symbol == NULL || pfn == NULL || *pfn == NULL)
         return true;
     vgpu_function pointer = (vgpu_function)*pfn, hook = hook_of_pointer(pointer);
     if (hook == NULL) {
@@ -78,6 +78,8 @@ static bool redirect(const char *symbol, void **pfn, int version, unsigned long 
 
 CUresult cuGetProcAddress(const char *symbol, void **pfn, int version, unsigned long long flags) {
     CUresult result;
+    if (VGPU_BY_DRIVER())
+        return VGPU_REAL(cuGetProcAddress)(symbol, pfn, version, flags);
     VGPU_CALL(result, cuGetProcAddress, symbol, pfn, version, flags);
     if (result == CUDA_SUCCESS && !redirect(symbol, pfn, version, flags))
         return CUDA_ERROR_NOT_FOUND;
@@ -87,6 +89,8 @@ CUresult cuGetProcAddress(const char *symbol, void **pfn, int version, unsigned 
 CUresult cuGetProcAddress_v2(const char *symbol, void **pfn, int version, unsigned long long flags,
                              CUdriverProcAddressQueryResult *status) {
     CUresult result;
+    if (VGPU_BY_DRIVER())
+        return VGPU_REAL(cuGetProcAddress_v2)(symbol, pfn, version, flags, status);
     VGPU_CALL(result, cuGetProcAddress_v2, symbol, pfn, version, flags, status);
     if (result != CUDA_SUCCESS || redirect(symbol, pfn, version, flags))
         return result;

@@ -8,7 +8,7 @@
 #define OPEN(symbol, ...)                                                                                              \
     do {                                                                                                               \
         CUresult result;                                                                                               \
-        if (vgpu__inside == 0)                                                                                         \
+        if (!VGPU_BY_DRIVER())                                                                                         \
             vgpu__footprint_imported();                                                                                \
         VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
         return result;                                                                                                 \

@@ -38,6 +38,16 @@ static struct vgpu_lock lock = VGPU_UNLOCKED;
 static struct block *blocks;
 static struct mapping *mappings;
 
+static void enter(void) {
+    vgpu_lock(&lock);
+    vgpu__holding++;
+}
+
+static void leave(void) {
+    vgpu__holding--;
+    vgpu_unlock(&lock);
+}
+
 void vgpu__vmm_forget(void) {
     vgpu_lock_renew(&lock);
     blocks = NULL;
@@ -106,6 +116,7 @@ CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, const CU
     struct vgpu__taking taking = {0};
     CUresult result = CUDA_SUCCESS;
     struct block *block = NULL;
+    VGPU_ENTER(cuMemCreate, handle, size, prop, flags);
     if (prop != NULL && prop->location.type == CU_MEM_LOCATION_TYPE_DEVICE)
         result = vgpu__take_on(&taking, prop->location.id, size);
     if (result != CUDA_SUCCESS)
@@ -124,92 +135,97 @@ CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, const CU
     }
     *block = (struct block){
         .handle = *handle, .handles = 1, .device = taking.device, .ordinal = prop->location.id, .bytes = taking.bytes};
-    vgpu_lock(&lock);
+    enter();
     block->next = blocks;
     blocks = block;
-    vgpu_unlock(&lock);
+    leave();
     return result;
 }
 
 /* The driver's call is made under the lock in all of these: otherwise another thread could be given a value that we
  * still know by its old meaning. */
 CUresult cuMemRelease(CUmemGenericAllocationHandle handle) {
-    if (!vgpu__ours())
+    VGPU_ENTER(cuMemRelease, handle);
+    if (!vgpu__attached())
         return VGPU_REAL(cuMemRelease)(handle);
     CUresult result;
-    vgpu_lock(&lock);
+    enter();
     VGPU_CALL(result, cuMemRelease, handle);
     struct block *block = result == CUDA_SUCCESS ? block_of_handle(handle) : NULL;
     if (block != NULL) {
         block->handles--;
         drop_if_unused(block);
     }
-    vgpu_unlock(&lock);
+    leave();
     return result;
 }
 
 CUresult cuMemRetainAllocationHandle(CUmemGenericAllocationHandle *handle, void *address) {
-    if (!vgpu__ours())
+    VGPU_ENTER(cuMemRetainAllocationHandle, handle, address);
+    if (!vgpu__attached())
         return VGPU_REAL(cuMemRetainAllocationHandle)(handle, address);
     CUresult result;
-    vgpu_lock(&lock);
+    enter();
     VGPU_CALL(result, cuMemRetainAllocationHandle, handle, address);
     struct mapping *mapping = result == CUDA_SUCCESS ? mapping_at((CUdeviceptr)(uintptr_t)address) : NULL;
     if (mapping != NULL) {
         mapping->block->handle = *handle;
         mapping->block->handles++;
     }
-    vgpu_unlock(&lock);
+    leave();
     return result;
 }
 
 CUresult cuMemMap(CUdeviceptr dptr, size_t size, size_t offset, CUmemGenericAllocationHandle handle,
                   unsigned long long flags) {
-    if (!vgpu__ours())
+    VGPU_ENTER(cuMemMap, dptr, size, offset, handle, flags);
+    if (!vgpu__attached())
         return VGPU_REAL(cuMemMap)(dptr, size, offset, handle, flags);
     CUresult result;
     struct mapping *mapping = malloc(sizeof *mapping);
     if (mapping == NULL)
         return CUDA_ERROR_OUT_OF_MEMORY;
-    vgpu_lock(&lock);
+    enter();
     VGPU_CALL(result, cuMemMap, dptr, size, offset, handle, flags);
     struct block *block = result == CUDA_SUCCESS ? block_of_handle(handle) : NULL;
     if (block != NULL)
         remember_mapping(mapping, (struct mapping){.start = dptr, .size = size, .block = block});
-    vgpu_unlock(&lock);
+    leave();
     if (block == NULL)
         free(mapping);
     return result;
 }
 
 CUresult cuMemUnmap(CUdeviceptr dptr, size_t size) {
-    if (!vgpu__ours())
+    VGPU_ENTER(cuMemUnmap, dptr, size);
+    if (!vgpu__attached())
         return VGPU_REAL(cuMemUnmap)(dptr, size);
     CUresult result;
-    vgpu_lock(&lock);
+    enter();
     VGPU_CALL(result, cuMemUnmap, dptr, size);
     if (result == CUDA_SUCCESS)
         drop_mappings(0, ANY_DEVICE, dptr, size);
-    vgpu_unlock(&lock);
+    leave();
     return result;
 }
 
 /* ---- Multicast objects ---- */
 
 CUresult cuMulticastCreate(CUmemGenericAllocationHandle *handle, const CUmulticastObjectProp *prop) {
-    if (!vgpu__ours())
+    VGPU_ENTER(cuMulticastCreate, handle, prop);
+    if (!vgpu__attached())
         return VGPU_REAL(cuMulticastCreate)(handle, prop);
     CUresult result;
     struct block *block = malloc(sizeof *block);
     if (block == NULL)
         return CUDA_ERROR_OUT_OF_MEMORY;
-    vgpu_lock(&lock);
+    enter();
     VGPU_CALL(result, cuMulticastCreate, handle, prop);
     if (result == CUDA_SUCCESS) {
         *block = (struct block){.next = blocks, .handle = *handle, .handles = 1, .ordinal = ANY_DEVICE};
         blocks = block;
     }
-    vgpu_unlock(&lock);
+    leave();
     if (result != CUDA_SUCCESS)
         free(block);
     return result;
@@ -218,20 +234,21 @@ CUresult cuMulticastCreate(CUmemGenericAllocationHandle *handle, const CUmultica
 /* `block_found` is evaluated under the lock, when the driver has bound it. */
 #define BIND(object_handle, offset, bound_size, block_found, symbol, ...)                                              \
     do {                                                                                                               \
-        if (!vgpu__ours())                                                                                             \
+        VGPU_ENTER(symbol, __VA_ARGS__);                                                                               \
+        if (!vgpu__attached())                                                                                         \
             return VGPU_REAL(symbol)(__VA_ARGS__);                                                                     \
         CUresult result;                                                                                               \
         struct mapping *mapping = malloc(sizeof *mapping);                                                             \
         if (mapping == NULL)                                                                                           \
             return CUDA_ERROR_OUT_OF_MEMORY;                                                                           \
-        vgpu_lock(&lock);                                                                                              \
+        enter();                                                                                                       \
         VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
         struct block *block = result == CUDA_SUCCESS ? (block_found) : NULL;                                           \
         if (block != NULL)                                                                                             \
             remember_mapping(                                                                                          \
                 mapping,                                                                                               \
                 (struct mapping){.object = (object_handle), .start = (offset), .size = (bound_size), .block = block}); \
-        vgpu_unlock(&lock);                                                                                            \
+        leave();                                                                                                       \
         if (block == NULL)                                                                                             \
             free(mapping);                                                                                             \
         return result;                                                                                                 \
@@ -266,13 +283,14 @@ CUresult cuMulticastBindAddr_v2(CUmemGenericAllocationHandle handle, CUdevice de
 }
 
 CUresult cuMulticastUnbind(CUmemGenericAllocationHandle handle, CUdevice dev, size_t offset, size_t size) {
-    if (!vgpu__ours())
+    VGPU_ENTER(cuMulticastUnbind, handle, dev, offset, size);
+    if (!vgpu__attached())
         return VGPU_REAL(cuMulticastUnbind)(handle, dev, offset, size);
     CUresult result;
-    vgpu_lock(&lock);
+    enter();
     VGPU_CALL(result, cuMulticastUnbind, handle, dev, offset, size);
     if (result == CUDA_SUCCESS)
         drop_mappings(handle, dev, offset, size);
-    vgpu_unlock(&lock);
+    leave();
     return result;
 }

@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-bool faults_from_environment;
+bool faults_from_environment, calls_itself;
 
 static struct stub_fault own[STUB_FAULTS];
 static int own_count;
@@ -38,6 +38,7 @@ static void read_environment(void) {
 
 __attribute__((constructor)) static void start(void) {
     read_environment();
+    calls_itself = getenv("VGPU_STUB_CALLS_ITSELF") != NULL;
 }
 
 bool faults_armed_on_cards(void) {

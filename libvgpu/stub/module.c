@@ -228,6 +228,10 @@ CUresult stub_cuModuleLoadData(CUmodule *module, const void *image) {
 CUresult stub_cuModuleLoadDataEx(CUmodule *module, const void *image, unsigned count, CUjit_option *options,
                                  void **values) {
     REQUIRE(count == 0 || (options && values), CUDA_ERROR_INVALID_VALUE);
+    if (calls_itself) {
+        TRY(cuModuleLoadData(module, image));
+        return CUDA_SUCCESS;
+    }
     return stub_cuModuleLoadData(module, image);
 }
 

@@ -1,10 +1,9 @@
-"""The C programs that the tests of this folder run, compiled once per session against the core or for preloading."""
+"""The C programs that the tests of this folder run, compiled once per session for preloading."""
 
 import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,37 +54,12 @@ def preloads(*libraries: Path) -> str:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the library and its core into a folder of this session."""
+    """Build the library into a folder of this session."""
     folder = tmp_path_factory.mktemp("libvgpu")
     sanitize = [f"SANITIZE={' '.join(SANITIZE)}"]
-    command = ["make", "-s", "-C", str(ROOT / "libvgpu"), f"BUILD={folder}", *sanitize, "all", "core"]
+    command = ["make", "-s", "-C", str(ROOT / "libvgpu"), f"BUILD={folder}", *sanitize, "all"]
     subprocess.run(command, check=True, timeout=120)
     return folder
-
-
-@pytest.fixture(scope="session")
-def core_program(built: Path) -> Callable[[str], Path]:
-    """Compile a C program of this folder with the core alone."""
-
-    def compile_program(name: str) -> Path:
-        program = built / name
-        if not program.exists():
-            source = str(SOURCES / f"{name}.c")
-            command = [
-                "cc",
-                *FLAGS,
-                *SANITIZE,
-                *INCLUDES,
-                "-o",
-                str(program),
-                source,
-                str(built / "libvgpu-core.a"),
-                "-lpthread",
-            ]
-            subprocess.run(command, check=True, timeout=60)
-        return program
-
-    return compile_program
 
 
 # ---- Programs inside a share, against the stub driver ----

@@ -239,7 +239,7 @@ def test_a_cooperative_launch_on_two_devices_is_paid_on_each(machine: "Machine")
                 check(cuda.cuStreamSynchronize(c_void_p(entries[7 * device + 5])))
     """)
     for share in (first, second):
-        assert read_books(share).gpu_time_ns == pytest.approx(84e6, rel=0.1)
+        assert read_books(share).gpu_time_ns == pytest.approx(84e6, rel=0.3)  # both, and not one for two
         assert read_books(share).launches == 21
 
 

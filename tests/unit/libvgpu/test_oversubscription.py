@@ -119,3 +119,92 @@ def test_a_driver_that_cannot_do_it_leaves_nothing_behind(function: str, machine
         alloc({100 * MIB})
     """)
     assert read_books(share).out_of_memory == 1
+
+
+ASYNC = {
+    "default pool": "cuda.cuMemAllocAsync(byref(p), c_size_t(size), None)",
+    "per thread": "cuda.cuMemAllocAsync_ptsz(byref(p), c_size_t(size), None)",
+    "own pool": "cuda.cuMemAllocFromPoolAsync(byref(p), c_size_t(size), pool, None)",
+    "own pool, per thread": "cuda.cuMemAllocFromPoolAsync_ptsz(byref(p), c_size_t(size), pool, None)",
+}
+
+
+@pytest.mark.parametrize("way", ASYNC)
+def test_stream_ordered_memory_past_the_share_lies_on_the_host_too(way: str, machine: "Machine", share: Path) -> None:
+    # What a framework does with its allocator set to cudaMallocAsync.
+    program = machine.start(f"""
+        start()
+        pool = c_void_p()
+        check(cuda.cuMemPoolCreate(byref(pool), (c_int * 22)(1, 0, 1, 0)))
+        def take(size):
+            p = Pointer()
+            return {ASYNC[way]}, p
+        def takes(size):
+            result, p = take(size)
+            check(result)
+            check(cuda.cuMemsetD8Async(p, 7, c_size_t(size), None))
+            return p
+        blocks = [takes({16 * MIB}) for _ in range(10)]  # four here, six there
+        assert take({5 * MIB})[0] == OUT_OF_MEMORY
+        say("holding")
+        wait_for_line()
+        for block in blocks: check(cuda.cuMemFreeAsync(block, None))
+        synchronize()
+        info()
+        say("freed")
+        wait_for_line()
+        for free_again in [lambda p: cuda.cuMemFreeAsync(p, None), cuda.cuMemFree_v2] * 50:
+            two = takes({60 * MIB}), takes({60 * MIB})
+            for p in two: check(free_again(p))
+        synchronize()
+        info()
+        say("done")
+        wait_for_line()
+    """)
+    with program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        assert program.stdout.readline() == "holding\n"
+        card, books = read_card(machine.card), read_books(share)
+        assert (card.used_bytes, books.used_bytes) == (64 * MIB, 64 * MIB)
+        assert (sum(process.host_bytes for process in card.processes), books.host_bytes) == (96 * MIB, 96 * MIB)
+        assert books.out_of_memory == 1
+        for word in ("freed\n", "done\n"):
+            print(file=program.stdin, flush=True)
+            assert program.stdout.readline() == word
+            card, books = read_card(machine.card), read_books(share)
+            assert (books.used_bytes, books.host_bytes) == (card.used_bytes, 0) == (0, 0)
+        program.communicate("\n", timeout=60)
+    assert program.returncode == 0
+    assert read_card(machine.card).peak_bytes == 64 * MIB
+
+
+def test_memory_on_the_host_is_freed_though_the_driver_cannot_do_it_in_stream_order(
+    machine: "Machine", share: Path
+) -> None:
+    inject_fault(machine.card, "cuMemFreeAsync", 1, 1)  # CUDA_ERROR_INVALID_VALUE
+    machine.run(f"""
+        start()
+        alloc({64 * MIB})
+        p = Pointer()
+        check(cuda.cuMemAllocAsync(byref(p), c_size_t({100 * MIB}), None))
+        check(cuda.cuMemFreeAsync(p, None))
+        alloc({100 * MIB})
+    """)
+    assert read_books(share).out_of_memory == 0
+
+
+def test_what_a_graph_allocates_stays_on_the_device_or_is_refused(machine: "Machine", share: Path) -> None:
+    machine.run(f"""
+        start()
+        alloc({60 * MIB})
+        stream, graph, executable, p = c_void_p(), c_void_p(), c_void_p(), Pointer()
+        check(cuda.cuStreamCreate(byref(stream), 1))
+        check(cuda.cuStreamBeginCapture_v2(stream, 0))
+        check(cuda.cuMemAllocAsync(byref(p), c_size_t({10 * MIB}), stream))
+        check(cuda.cuMemFreeAsync(p, stream))
+        check(cuda.cuStreamEndCapture(stream, byref(graph)))
+        check(cuda.cuGraphInstantiateWithFlags(byref(executable), graph, c_ulonglong(0)))
+        assert cuda.cuGraphLaunch(executable, stream) == OUT_OF_MEMORY
+    """)
+    assert read_books(share).host_bytes == 0

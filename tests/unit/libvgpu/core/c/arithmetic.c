@@ -11,6 +11,8 @@
 
 #include <stdint.h>
 
+enum { KIND_POINTER = 1, KIND_ARRAY }; /* of a front-end */
+
 static struct vgpu_books books;
 static struct vgpu_slot *slot = &books.slots[0];
 
@@ -319,7 +321,7 @@ static void more_kinds_of_work_than_the_table_holds_share_estimates(void) {
 }
 
 static struct vgpu_charge charge_of(uint64_t key) {
-    return (struct vgpu_charge){.key = key, .kind = VGPU_KIND_POINTER, .bytes = key * 3, .owner = (void *)(key % 2)};
+    return (struct vgpu_charge){.key = key, .kind = KIND_POINTER, .bytes = key * 3, .owner = (void *)(key % 2)};
 }
 
 static void the_table_finds_each_of_100000_entries_and_nothing_else(void) {
@@ -329,13 +331,13 @@ static void the_table_finds_each_of_100000_entries_and_nothing_else(void) {
         CHECK(vgpu_ptrmap_put(&charge, &replaced), 1);
         CHECK(replaced.bytes, 0);
     }
-    CHECK(vgpu_ptrmap_take(0x700000000001, VGPU_KIND_POINTER, &found), 0);
-    CHECK(vgpu_ptrmap_take(0x700000000200, VGPU_KIND_ARRAY, &found), 0);
+    CHECK(vgpu_ptrmap_take(0x700000000001, KIND_POINTER, &found), 0);
+    CHECK(vgpu_ptrmap_take(0x700000000200, KIND_ARRAY, &found), 0);
     for (uint64_t i = 100000; i >= 1; i--) {
         uint64_t key = 0x700000000000 + i * 512;
-        CHECK(vgpu_ptrmap_take(key, VGPU_KIND_POINTER, &found), 1);
+        CHECK(vgpu_ptrmap_take(key, KIND_POINTER, &found), 1);
         CHECK(found.bytes, key * 3);
-        CHECK(vgpu_ptrmap_take(key, VGPU_KIND_POINTER, &found), 0);
+        CHECK(vgpu_ptrmap_take(key, KIND_POINTER, &found), 0);
     }
 }
 
@@ -345,7 +347,7 @@ static void the_table_survives_millions_of_changes_with_few_live_entries(void) {
         struct vgpu_charge charge = charge_of(i * 16);
         CHECK(vgpu_ptrmap_put(&charge, &replaced), 1);
         if (i > 100)
-            CHECK(vgpu_ptrmap_take((i - 100) * 16, VGPU_KIND_POINTER, &found), 1);
+            CHECK(vgpu_ptrmap_take((i - 100) * 16, KIND_POINTER, &found), 1);
     }
 }
 
@@ -367,8 +369,8 @@ static void the_end_of_an_owner_takes_all_of_its_entries_and_no_other(void) {
     while (vgpu_ptrmap_take_owned((void *)1, &found))
         count++;
     CHECK(count, 500);
-    CHECK(vgpu_ptrmap_take(2, VGPU_KIND_POINTER, &found), 1);
-    CHECK(vgpu_ptrmap_take(3, VGPU_KIND_POINTER, &found), 0);
+    CHECK(vgpu_ptrmap_take(2, KIND_POINTER, &found), 1);
+    CHECK(vgpu_ptrmap_take(3, KIND_POINTER, &found), 0);
 }
 
 #define CASE(name) {#name, name}
