@@ -166,13 +166,20 @@ class NodeAgent:
         preparer = Preparer(self._reader, state, lambda: self._view, self._note_prepared, self._guard.check)
         observer = Observer(
             Monitor(state.ledger, paths.shares_dir, self._stopping.wait),
-            Supervisor(self._events.tell, contexts=contexts, slack=settings.overuse_slack),
+            Supervisor(
+                self._events.tell,
+                ProcessOwners(state.ledger.prepared),
+                contexts=contexts,
+                slack=settings.overuse_slack,
+            ),
             self._backend,
             lambda: self._view.devices,
             Intervals(settings.monitor_interval_s, settings.driver_interval_s),
         )
         steering = Steering(
-            lambda: _share_folders(state.ledger, paths.shares_dir), self._backend.gpu_times(), ProcessOwners()
+            lambda: _share_folders(state.ledger, paths.shares_dir),
+            self._backend.gpu_times(),
+            ProcessOwners(state.ledger.prepared),
         )
         follower = AnnotationFollower(self._reader, state.ledger, paths.shares_dir, self._events.tell)
         services = dra_services(preparer, Unpreparer(state), state, observer.durations)

@@ -60,6 +60,7 @@ def plan(claim: ClaimView, node: NodeView, prepared: Prepared) -> PreparedClaim:
         namespace=claim.namespace,
         name=claim.name,
         devices=tuple(_plan_device(claim, result, node) for result in _our_results(claim, node)),
+        pods=tuple(sorted(consumer.uid for consumer in claim.reserved_for if consumer.resource == "pods")),
     )
     for uuid in {limits.device_uuid for limits in planned.shares()}:
         device = node.devices.find(names.device_name(uuid), str(claim))

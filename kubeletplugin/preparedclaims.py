@@ -6,7 +6,7 @@ Made by preparing, kept by the ledger (one JSON file per claim), read by unprepa
 import functools
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from api.errors import StateError
@@ -66,6 +66,8 @@ class PreparedClaim:
     devices: tuple[PreparedDevice, ...]
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """Fields of another release."""
+    pods: tuple[str, ...] = ()
+    """UIDs of the pods that could use it when it was prepared last; more may come to a claim that is not of one."""
 
     def __str__(self) -> str:
         return f"ResourceClaim {self.namespace}/{self.name}" if self.name else f"claim {self.uid}"
@@ -96,6 +98,7 @@ class PreparedClaim:
                 "namespace": self.namespace,
                 "name": self.name,
                 "devices": [_encode_device(device) for device in self.devices],
+                **({"pods": list(self.pods)} if self.pods else {}),
             }
         ).encode()
 
@@ -108,10 +111,8 @@ class PreparedClaim:
         if former is None:
             return self
         extras = {device.index: device.extra for device in former.devices}
-        devices = tuple(
-            PreparedDevice(**{**vars(device), "extra": extras.get(device.index, {})}) for device in self.devices
-        )
-        return PreparedClaim(self.uid, self.namespace, self.name, devices, former.extra)
+        devices = tuple(replace(device, extra=extras.get(device.index, {})) for device in self.devices)
+        return replace(self, devices=devices, extra=former.extra)
 
 
 def decode(content: bytes, uid: ClaimUID, where: str) -> PreparedClaim:
@@ -135,6 +136,7 @@ def decode(content: bytes, uid: ClaimUID, where: str) -> PreparedClaim:
             namespace=_text(fields.pop("namespace")),
             name=_text(fields.pop("name")),
             devices=tuple(_decode_device(dict(device)) for device in fields.pop("devices")),
+            pods=tuple(_text(pod_uid) for pod_uid in fields.pop("pods", ())),
             extra=fields,
         )
     except (ValueError, KeyError, TypeError) as error:

@@ -43,7 +43,7 @@ class Supervisor:
     def __init__(
         self,
         tell: Tell,
-        owners: ProcessOwners | None = None,
+        owners: ProcessOwners,
         kill: Kill = kill_process,
         contexts: ContextSizes | None = None,
         slack: Slack = DEFAULT_SLACK,
@@ -60,7 +60,7 @@ class Supervisor:
         self.slack = slack
         self._contexts = contexts
         self._tell = tell
-        self._owners = owners or ProcessOwners()
+        self._owners = owners
         self._kill = kill
         self._looks: dict[str, int] = {}
         """Looks in a row that found overuse."""

@@ -16,9 +16,8 @@ from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice, decode
 from libvgpu.shares import Limits, Policy
 
 LIMITS = Limits("u1-0", "GPU-1", 1 << 30, 25, 25, Policy.FIXED)
-CLAIM = PreparedClaim(
-    ClaimUID("u1"), "default", "train", (PreparedDevice(0, "gpu", "node-1", DeviceName("gpu-1"), "s1", LIMITS),)
-)
+DEVICE = PreparedDevice(0, "gpu", "node-1", DeviceName("gpu-1"), "s1", LIMITS)
+CLAIM = PreparedClaim(ClaimUID("u1"), "default", "train", (DEVICE,), pods=("pod-1", "pod-2"))
 REBUILT = PreparedClaim(ClaimUID("u1"), "", "", (PreparedDevice(0, "", "node-1", DeviceName("gpu-1"), limits=LIMITS),))
 
 

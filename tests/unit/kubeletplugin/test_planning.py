@@ -221,6 +221,14 @@ def test_admin_access_gets_the_device_and_no_share() -> None:
     assert [device.limits for device in claim.devices] == [None]
 
 
+def test_the_pods_that_may_use_a_claim_are_recorded() -> None:
+    claim = claim_object("train", [result(A)])
+    consumers = [("pods", "pod-b"), ("pods", "pod-a"), ("jobs", "job")]
+    claim["status"]["reservedFor"] = [{"resource": kind, "name": uid, "uid": uid} for kind, uid in consumers]
+
+    assert plan(ClaimView.from_object(claim), NODE_VIEW, {}).pods == ("pod-a", "pod-b")
+
+
 def test_a_claim_without_allocation_is_refused() -> None:
     claim = claim_object("train", [result(A)])
     del claim["status"]["allocation"]

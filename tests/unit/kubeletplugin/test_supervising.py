@@ -1,7 +1,6 @@
 """The driver's figures against the books: whose memory it is, what is overuse, and what becomes of it."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 
@@ -36,7 +35,7 @@ class Owners(ProcessOwners):
     """Processes whose shares a test says."""
 
     def __init__(self, **shares: Sequence[str]) -> None:
-        super().__init__()
+        super().__init__(dict)
         self.shares = {int(pid.removeprefix("p")): frozenset(names) for pid, names in shares.items()}
 
     def shares_of(self, pid: int) -> frozenset[str]:
@@ -133,27 +132,3 @@ def test_a_share_that_says_so_has_its_processes_ended_and_no_others() -> None:
 
     assert told.killed == [1]
     assert told.notes[0][1].endswith("; its processes were ended, as the claim says")
-
-
-def test_a_process_belongs_to_the_shares_whose_limits_are_mounted_into_its_container(tmp_path: Path) -> None:
-    def mount(source: str, target: str) -> str:
-        return f"712 700 254:1 {source} {target} ro,nosuid,nodev - ext4 /dev/vda1 rw\n"
-
-    share, fake = "claim-a-0", "claim-b-0"
-    folder = tmp_path / "4711"
-    folder.mkdir()
-    (folder / "stat").write_text("4711 (a) b) S " + " ".join(str(field) for field in range(4, 30)))
-    (folder / "mountinfo").write_text(
-        mount("/", "/")
-        + mount(f"/var/lib/dra-driver-vgpu/shares/{share}/limits", f"/run/vgpu/shares/{share}/limits")
-        + mount(f"/var/lib/dra-driver-vgpu/shares/{share}/books", f"/run/vgpu/shares/{share}/books")
-        + mount("/home/tenant/limits", f"/run/vgpu/shares/{fake}/limits")
-    )
-
-    owners = ProcessOwners(tmp_path)
-
-    assert owners.shares_of(4711) == {share}
-    assert owners.shares_of(4712) == frozenset()
-    (folder / "stat").write_text("4711 (c) S " + " ".join(str(field) for field in range(40, 70)))
-    (folder / "mountinfo").write_text(mount("/", "/"))
-    assert owners.shares_of(4711) == frozenset()  # another process by now

@@ -1,0 +1,105 @@
+"""Whose processes are whose, whatever a tenant does to its own view of the node."""
+
+from pathlib import Path
+
+import pytest
+
+from api.names import ClaimUID, DeviceName
+from kubeletplugin.ledgers import Prepared
+from kubeletplugin.owners import ProcessOwners
+from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice
+from libvgpu.shares import Limits, Policy
+
+POD, OTHER_POD = "5f0c3a52-8a0e-4c55-9e8c-0c7b4f9a1d11", "5f0c3a52-8a0e-4c55-9e8c-0c7b4f9a1d22"
+IN_SYSTEMD = "0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{}.slice/cri-containerd-{}.scope\n"
+IN_CGROUPFS = "12:pids:/kubepods/burstable/pod{0}/{1}\n11:memory:/kubepods/burstable/pod{0}/{1}\n0::/\n"
+FROM_A_POD = "0::/../../kubepods-burstable-pod{}.slice/crio-{}.scope\n"
+
+
+def mount(share: str, source: str = "") -> str:
+    root = source or f"/var/lib/dra-driver-vgpu/shares/{share}/limits"
+    return f"712 700 254:1 {root} /run/vgpu/shares/{share}/limits ro,nosuid,nodev - ext4 /dev/vda1 rw\n"
+
+
+class Node:
+    """A node's processes and claims."""
+
+    def __init__(self, proc: Path) -> None:
+        self.proc = proc
+        self.claims: Prepared = {}
+        self.now_s = 0.0
+        self.owners = ProcessOwners(lambda: self.claims, proc, lambda: self.now_s)
+
+    def run(self, pid: int, mounts: str = "", cgroup: str = "0::/user.slice\n", started: int = 22) -> None:
+        folder = self.proc / str(pid)
+        folder.mkdir(exist_ok=True)
+        fields = [*range(4, 22), started, *range(23, 53)]
+        (folder / "stat").write_text(f"{pid} (a) b) S " + " ".join(str(field) for field in fields))
+        (folder / "mountinfo").write_text(mounts)
+        (folder / "cgroup").write_text(cgroup)
+
+    def prepare(self, share: str, *pods: str) -> None:
+        limits = Limits(share, "GPU-A", 1 << 30, 25, 25, Policy.FIXED)
+        device = PreparedDevice(0, "gpu", "node-1", DeviceName("gpu-a"), limits=limits)
+        claim = PreparedClaim(ClaimUID(share[:-2]), "team-a", "train", (device,), pods=pods)
+        self.claims = {**self.claims, claim.uid: claim}
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    return Node(tmp_path)
+
+
+def test_a_process_belongs_to_the_shares_whose_limits_are_mounted_into_its_container(node: Node) -> None:
+    node.run(
+        4711, "1 0 254:1 / / rw - ext4 /dev/vda1 rw\n" + mount("claim-a-0") + mount("claim-b-0", "/home/me/limits")
+    )
+
+    assert node.owners.shares_of(4711) == {"claim-a-0"}
+    assert node.owners.shares_of(4712) == frozenset()
+    node.run(4711, started=23)
+    assert node.owners.shares_of(4711) == frozenset()  # another process by now
+
+
+@pytest.mark.parametrize("cgroup", [IN_SYSTEMD, IN_CGROUPFS, FROM_A_POD])
+def test_a_process_that_changed_its_root_has_the_shares_of_its_container(node: Node, cgroup: str) -> None:
+    uid = POD if cgroup is IN_CGROUPFS else POD.replace("-", "_")
+    node.run(1, mount("claim-a-0"), cgroup.format(uid, "c1"))
+    node.run(2, mount("claim-b-0"), cgroup.format(uid, "c2"))
+    node.run(3, "", cgroup.format(uid, "c1"))
+
+    assert node.owners.shares_of(3) == {"claim-a-0"}
+
+
+def test_a_container_that_hides_all_its_mounts_counts_for_the_claims_of_its_pod(node: Node) -> None:
+    node.prepare("claim-a-0", OTHER_POD)
+    node.prepare("claim-b-0", OTHER_POD, POD)
+    node.run(3, "", IN_SYSTEMD.format(POD.replace("-", "_"), "c1") + "sub")
+
+    assert node.owners.shares_of(3) == {"claim-b-0"}
+
+
+def test_a_name_of_another_pod_below_its_own_cgroup_makes_no_process_anothers(node: Node) -> None:
+    node.prepare("claim-a-0", OTHER_POD)
+    node.prepare("claim-b-0", POD)
+    node.run(3, "", f"0::/kubepods/pod{POD}/c1/kubepods/pod{OTHER_POD}/c9\n")
+
+    assert node.owners.shares_of(3) == {"claim-b-0"}
+
+
+def test_a_process_without_a_share_is_asked_again_when_its_pod_may_have_come_to_one(node: Node) -> None:
+    node.run(3, "", IN_CGROUPFS.format(POD, "c1"))
+    assert node.owners.shares_of(3) == frozenset()
+    node.prepare("claim-a-0", POD)
+
+    node.now_s = 30.0
+
+    assert node.owners.shares_of(3) == {"claim-a-0"}
+
+
+def test_a_process_of_the_node_has_no_share_beside_others_of_the_node(node: Node) -> None:
+    node.prepare("claim-a-0", POD)
+    node.run(1, mount("claim-a-0"), "0::/user.slice\n")
+    node.run(2, "", "0::/user.slice\n")
+
+    assert node.owners.shares_of(2) == frozenset()
