@@ -120,6 +120,8 @@ def following(claim: Limits, present: Limits) -> Limits:
         claim,
         granted_percent=present.granted_percent,
         charge_permille=present.charge_permille,
+        steered_at_ns=present.steered_at_ns,
+        settled_ns=present.settled_ns,
         context_bytes=present.context_bytes,
     )
 

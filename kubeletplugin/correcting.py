@@ -100,6 +100,11 @@ class Correction:
         known = self._shares.get(share)
         return known.ratios.get(known.neighbours, 1.0) if known else 1.0
 
+    def weight(self, share: str) -> float:
+        """Return how far what the driver counts for a share can be trusted: 0 to 1."""
+        known = self._shares.get(share)
+        return known.sums.weight() if known else 0.0
+
     def _common(self, names: set[str]) -> float:
         """Return the ratio of those shares together that are seen well, as far as they are what uses the device."""
         sums = [self._shares[name].sums for name in names if name in self._shares]

@@ -13,17 +13,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
+from api import names
 from api.errors import StateError
 from api.vgpuconfig import Policy
 from kubeletplugin.correcting import Correction
 from kubeletplugin.gputimes import GpuTimes, GpuTimeSource
 from kubeletplugin.granting import Activity, grants
-from libvgpu.meters import ProcessKey, ShareMeter
+from kubeletplugin.settling import Settlement, Span
+from libvgpu.meters import ProcessKey, ShareMeter, Work
 from libvgpu.shares import Limits, change_limits, read_limits
 
 _log = logging.getLogger(__name__)
 _HISTORY = 100
 """Looks that are remembered, about five seconds."""
+_UNSEEN_S = 0.1
 _SAY_AGAIN_NS = 3_000_000_000
 """A correction counts for ten seconds after it was said."""
 
@@ -61,28 +64,40 @@ class _Share:
     stamp: bytes = b""
     seen_s: float = float("-inf")
     """When it was active last."""
-    predicted: dict[ProcessKey, float] = field(default_factory=dict)
+    work: dict[ProcessKey, Work] = field(default_factory=dict)
     """At the look before."""
-    history: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_HISTORY))
-    """Moments, and what the share's processes had predicted up to then, altogether."""
+    history: deque[tuple[float, Work]] = field(default_factory=lambda: deque(maxlen=_HISTORY))
+    """Moments, and what the share's processes had done up to then, altogether."""
+    settlement: Settlement = field(default_factory=Settlement)
+
+    @property
+    def rate_percent(self) -> int:
+        """What the share may use now."""
+        return min(self.limits.granted_percent or 100, self.limits.ceiling_percent)
 
     def look(self, now_s: float) -> None:
         """Add the present to the history."""
-        now = self.meter.predicted()
-        before, self.predicted = self.predicted, now
-        total_s = self.history[-1][1] if self.history else 0.0
-        self.history.append((now_s, total_s + sum(seconds - before.get(key, 0.0) for key, seconds in now.items())))
+        before, self.work = self.work, self.meter.work(self.limits.charge_permille or 1000)
+        total = self.history[-1][1] if self.history else Work()
+        if self.history and now_s - self.history[-1][0] > _UNSEEN_S:
+            self.history.append((now_s - _UNSEEN_S, total))  # it was idle until lately
+        predicted_s = sum(work.predicted_s - before.get(key, Work()).predicted_s for key, work in self.work.items())
+        charged_s = sum(work.charged_s - before.get(key, Work()).charged_s for key, work in self.work.items())
+        self.history.append((now_s, Work(total.predicted_s + predicted_s, total.charged_s + charged_s)))
 
-    def predicted_s(self, moment_s: float) -> float:
-        """Return what was predicted up to a moment, between two looks in proportion."""
-        before = self.history[0]
-        for after in self.history:
-            if after[0] >= moment_s:
-                passed_s = after[0] - before[0]
-                part = (moment_s - before[0]) / passed_s if passed_s > 0 else 1.0
-                return before[1] + (after[1] - before[1]) * min(max(part, 0.0), 1.0)
-            before = after
-        return before[1]
+    def done(self, moment_s: float) -> Work:
+        """Return what was done up to a moment, between two looks in proportion."""
+        before_s, before = self.history[0]
+        for after_s, after in self.history:
+            if after_s >= moment_s:
+                part = (moment_s - before_s) / (after_s - before_s) if after_s > before_s else 1.0
+                part = min(max(part, 0.0), 1.0)
+                return Work(
+                    before.predicted_s + (after.predicted_s - before.predicted_s) * part,
+                    before.charged_s + (after.charged_s - before.charged_s) * part,
+                )
+            before_s, before = after_s, after
+        return before
 
 
 @dataclass
@@ -190,14 +205,22 @@ class Steering:
             return
         found_s = _by_share(times, self._owners)
         self._owners.keep(times.seconds)
+        passed_s = times.to_s - times.from_s
         real_s: dict[str, float] = {}
         predicted_s: dict[str, float] = {}
+        charged_s: dict[str, float] = {}
         for share in users:
             if share.history[0][0] <= times.from_s:
-                name = share.limits.share
+                name, start, end = share.limits.share, share.done(times.from_s), share.done(times.to_s)
                 real_s[name] = found_s.get(name, 0.0)
-                predicted_s[name] = share.predicted_s(times.to_s) - share.predicted_s(times.from_s)
-        correction.add(times.to_s - times.from_s, real_s, predicted_s)
+                predicted_s[name] = end.predicted_s - start.predicted_s
+                charged_s[name] = end.charged_s - start.charged_s
+        correction.add(passed_s, real_s, predicted_s)
+        for share in users:
+            name, part = share.limits.share, share.rate_percent / names.CORES_PER_DEVICE
+            if name in real_s and part < 1:
+                weight = correction.weight(name)
+                share.settlement.add(Span(passed_s, real_s[name], charged_s[name], part, weight))
 
     def _write(self, share: _Share, granted: Mapping[str, int], device: _Device) -> None:
         limits, name = share.limits, share.limits.share
@@ -207,13 +230,20 @@ class Steering:
             wanted = round(device.correction.ratio(name) * 1000)
             if not charge or abs(wanted - charge) > charge // 200 or not 0 <= now_ns - said_ns < _SAY_AGAIN_NS:
                 charge, said_ns = wanted, now_ns
-        if (grant, said_ns) == (limits.granted_percent, limits.steered_at_ns):
+        settled_ns = round(share.settlement.take() * 1e9)
+        if (grant, said_ns, settled_ns) == (limits.granted_percent, limits.steered_at_ns, 0):
             return
         try:
             # Changed, not replaced: since it was read, somebody else may have written other limits.
             share.limits = change_limits(
                 share.folder,
-                lambda found: replace(found, granted_percent=grant, charge_permille=charge, steered_at_ns=said_ns),
+                lambda found: replace(
+                    found,
+                    granted_percent=grant,
+                    charge_permille=charge,
+                    steered_at_ns=said_ns,
+                    settled_ns=found.settled_ns + settled_ns,
+                ),
             )
         except StateError as error:
             # Unprepared meanwhile, most likely; if not, the monitor says so.

@@ -48,6 +48,8 @@ class Limits:
     0: nothing said."""
     steered_at_ns: int = 0
     """When the agent last stood by charge_permille, by time.monotonic_ns(); it counts for ten seconds."""
+    settled_ns: int = 0
+    """GPU time that the share was charged too much since it began, as measured from outside; below 0: too little."""
 
 
 class LimitsReader:
@@ -118,6 +120,7 @@ def _decode(path: Path, raw: bytes) -> Limits:
         charge_permille=view.charge_permille,
         context_bytes=view.context_bytes if view.size >= _CONTEXT_BYTES_END else 0,
         steered_at_ns=view.steered_at_ns,
+        settled_ns=view.settled_ns,
     )
     check(path, limits)
     return limits
@@ -144,6 +147,7 @@ def encode(directory: Path, limits: Limits) -> bytes:
     view.charge_permille = limits.charge_permille
     view.context_bytes = limits.context_bytes
     view.steered_at_ns = limits.steered_at_ns
+    view.settled_ns = limits.settled_ns
     view.policy = _POLICIES[limits.policy]
     view.priority = limits.priority
     view.device_uuid = limits.device_uuid.encode()
@@ -185,6 +189,7 @@ def check(path: Path, limits: Limits) -> None:
         ("ceiling_percent", limits.ceiling_percent, 1, 100),
         ("granted_percent", limits.granted_percent, 0, 100),
         ("charge_permille", limits.charge_permille, 0, 20_000),
+        ("settled_ns", limits.settled_ns, -(2**63), 2**63 - 1),
         ("priority", limits.priority, -(2**31), 2**31 - 1),
     ):
         if not low <= found <= high:

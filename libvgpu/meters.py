@@ -5,6 +5,7 @@ Called by the node agent's steering. The books belong to the tenant, so nothing 
 
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,15 @@ ProcessKey = tuple[int, int, int]
 """Process id, inode of its pid namespace, start time."""
 
 
+@dataclass(frozen=True)
+class Work:
+    """Seconds of GPU time of a process, for what is done of its work."""
+
+    predicted_s: float = 0.0
+    charged_s: float = 0.0
+    """Taken from the share's bucket for it."""
+
+
 class ShareMeter:
     """Reads one share's counters of GPU time; what cannot be read counts as no news."""
 
@@ -34,8 +44,12 @@ class ShareMeter:
         stamp = self._read(_BUCKET_AT, _BUCKET_BYTES)
         return stamp if len(stamp) == _BUCKET_BYTES else b""
 
-    def predicted(self) -> dict[ProcessKey, float]:
-        """Return the seconds of GPU time that the share's processes predicted for what is done of their work."""
+    def work(self, charge_permille: int) -> dict[ProcessKey, Work]:
+        """Return what the share's processes did, by process.
+
+        Args:
+            charge_permille: what is under way was charged at, of 1000 parts predicted.
+        """
         header = self._read(0, _HEADER_BYTES)
         if len(header) < _HEADER_BYTES:
             return {}
@@ -43,11 +57,11 @@ class ShareMeter:
         count = min(books.slots_high, layout().constants.VGPU_SLOTS)
         raw = self._read(_SLOTS_AT, count * _SLOT_BYTES)
         slots: Any = _ffi.cast("struct vgpu_slot *", _ffi.from_buffer(raw))
-        found: dict[ProcessKey, float] = {}
+        found: dict[ProcessKey, Work] = {}
         for number in range(len(raw) // _SLOT_BYTES):
             slot = slots[number]
             if slot.pid:
-                found[slot.pid, slot.pid_namespace, slot.start_time] = _done_ns(slot) / 1e9
+                found[slot.pid, slot.pid_namespace, slot.start_time] = _work(slot, charge_permille)
         return found
 
     def _read(self, offset: int, size: int) -> bytes:
@@ -61,10 +75,11 @@ class ShareMeter:
             os.close(descriptor)
 
 
-def _done_ns(slot: Any) -> int:
+def _work(slot: Any, charge_permille: int) -> Work:
     """Of work that runs, the time since it began counts, as far as it is expected to go on so long."""
     predicted: int = slot.predicted_ns
     inflight = min(slot.inflight_ns, predicted)
     running = max(time.monotonic_ns() - slot.busy_since_ns, 0)
-    running = min(running, inflight)
-    return int(predicted - inflight + running)
+    ahead = inflight - min(running, inflight)
+    drawn = _ffi.cast("int64_t", slot.drawn_ns)
+    return Work((predicted - ahead) / 1e9, (int(drawn) - ahead * charge_permille // 1000) / 1e9)

@@ -8,11 +8,12 @@ enum {
     ENTRIES = 4096,
     PROBES = 16,
     WINDOW = 32,
-    SAMPLE_EVERY = 1024,          /* then two of so many launches, to twice as many */
-    SAMPLE_EVERY_NS = 250 * 1000, /* or one per so much GPU time: long work is measured each time */
-    LONG_NS = 2 * 1000 * 1000,    /* longer than the turns that processes take: neighbours are in most samples */
-    NEW_LONG_NS = 20 * 1000 * 1000,
-    OUTLIER = 8, /* a sample of more than so many estimates is a neighbour's doing */
+    SAMPLE_EVERY = 1024,               /* then two of so many launches, to twice as many */
+    SAMPLE_EVERY_NS = 250 * 1000,      /* or one per so much GPU time: long work is measured each time */
+    LONG_NS = 2 * 1000 * 1000,         /* longer than the turns that processes take: neighbours are in most samples */
+    NEW_LONG_NS = 20 * 1000 * 1000,    /* of more than one measurement: too long for turns alone */
+    FIRST_LONG_NS = 128 * 1000 * 1000, /* of a single one: the turns of 64 processes */
+    OUTLIER = 8,                       /* a sample of more than so many estimates is a neighbour's doing */
 };
 
 static struct vgpu_estimate entries[ENTRIES];
@@ -94,7 +95,9 @@ bool vgpu_estimate_unknown(const struct vgpu_estimate *estimate) {
 }
 
 bool vgpu_estimate_doubtful(const struct vgpu_estimate *estimate) {
-    return load32(&estimate->measured) < VGPU_FIRST_SAMPLES;
+    uint32_t measured = load32(&estimate->measured);
+    uint64_t shortest = load64(&estimate->window[0].shortest_ns);
+    return measured < VGPU_FIRST_SAMPLES && shortest < (measured < 2 ? FIRST_LONG_NS : NEW_LONG_NS);
 }
 
 /* Measured launches come in pairs, since pairs are what an estimate is made of; then none for a random while. */
@@ -164,7 +167,7 @@ static void add_sample(struct vgpu_estimate *estimate, const struct vgpu_group *
     estimate->last_ns = gpu_ns;
     uint64_t known = load32(&estimate->measured) > 0 ? load64(&estimate->gpu_ns) : 0;
     window->samples++;
-    window->shortest_ns = least_known(window->shortest_ns, gpu_ns);
+    store64(&window->shortest_ns, least_known(window->shortest_ns, gpu_ns));
     window->launches += group->launches;
     window->charged_ns += group->charged_ns;
     window->sum_ns += gpu_ns;

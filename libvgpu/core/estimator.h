@@ -79,7 +79,8 @@ uint64_t vgpu_estimate_reprice(struct vgpu_estimate *estimate);
 /* True if the work was launched more than once and never measured. */
 bool vgpu_estimate_unknown(const struct vgpu_estimate *estimate);
 
-/* True while so little was measured that most of the estimate may be the neighbours'. */
+/* True while so little was measured that most of the estimate may be the neighbours'; not if it is very long each time.
+ */
 bool vgpu_estimate_doubtful(const struct vgpu_estimate *estimate);
 
 /* This launch is measured: take the open group. It goes back to the open one if there will be no result. */

@@ -10,6 +10,7 @@ enum {
     SUSPENDED_SLEEP_NS = 10 * 1000 * 1000,
     IDLE_NS = 20 * 1000 * 1000,       /* without a launch */
     OWN_KEEP_NS = 1000 * 1000 * 1000, /* times rate: five times what the books may hold */
+    MOST_SETTLED_NS = 1000 * 1000 * 1000,
     WINDOW_NS = 500 * 1000 * 1000,
     UNLIMITED = 100,
 };
@@ -82,6 +83,7 @@ void vgpu_limiter_charge(struct vgpu_device *device, int64_t gpu_ns) {
         part = part * (int64_t)charge_permille(share) / 1000;
         vgpu_bucket_draw(share->books, part);
         __atomic_fetch_sub(&share->own_bucket_ns, part, __ATOMIC_RELAXED);
+        __atomic_fetch_add(&share->slot->drawn_ns, (uint64_t)part, __ATOMIC_RELAXED);
     }
 }
 
@@ -110,11 +112,30 @@ static uint64_t own_wait_ns(struct vgpu_share *share, uint64_t now, uint32_t rat
     return vgpu_bucket_wait_ns(__atomic_load_n(&share->own_bucket_ns, __ATOMIC_RELAXED), rate_percent);
 }
 
+static int64_t within(int64_t value, int64_t most) {
+    return value > most ? most : value < -most ? -most : value;
+}
+
+/* What the agent has found out meanwhile, once for all processes: who changes `settled_ns` in the books changes the
+ * bucket. A process that is new takes part from now on. Limits that were written anew say something else altogether:
+ * no more than a second is believed at once. */
+static void settle_agent(struct vgpu_share *share) {
+    int64_t said = vgpu_limits_settled_ns(share->limits);
+    int64_t seen = __atomic_load_n(&share->books->settled_ns, __ATOMIC_RELAXED);
+    if (said != seen &&
+        __atomic_compare_exchange_n(&share->books->settled_ns, &seen, said, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+        vgpu_bucket_draw(share->books, -within(said - seen, MOST_SETTLED_NS));
+    int64_t own = __atomic_exchange_n(&share->own_settled_ns, said, __ATOMIC_RELAXED);
+    if (own != said && __atomic_load_n(&share->own_refilled_at_ns, __ATOMIC_RELAXED) != 0)
+        __atomic_fetch_add(&share->own_bucket_ns, within(said - own, MOST_SETTLED_NS), __ATOMIC_RELAXED);
+}
+
 static uint64_t longest_wait_ns(struct vgpu_device *device, uint64_t now, bool busy) {
     uint64_t longest = 0;
     for (uint32_t i = 0; i < device->count; i++) {
         struct vgpu_share *share = device->shares[i];
         uint32_t rate = vgpu_limits_rate_percent(share->limits);
+        settle_agent(share);
         vgpu_bucket_refill(share->books, now, rate, busy);
         uint64_t wait = vgpu_bucket_wait_ns(__atomic_load_n(&share->books->bucket_ns, __ATOMIC_RELAXED), rate);
         uint64_t own = own_wait_ns(share, now, rate);

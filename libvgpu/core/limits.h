@@ -40,6 +40,11 @@ static inline uint64_t vgpu_limits_context_bytes(const struct vgpu_limits *limit
  * nobody says so, or nobody has for a while: neighbours may have gone. */
 uint32_t vgpu_limits_charge_permille(const struct vgpu_limits *limits, uint64_t now_ns);
 
+/* What the agent gave back of the share's charges so far. */
+static inline int64_t vgpu_limits_settled_ns(const struct vgpu_limits *limits) {
+    return __atomic_load_n(&limits->settled_ns, __ATOMIC_RELAXED);
+}
+
 /* GPU time that the share may use now, 1..100 percent: what the agent grants, never above the ceiling. */
 uint32_t vgpu_limits_rate_percent(const struct vgpu_limits *limits);
 

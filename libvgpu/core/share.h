@@ -33,6 +33,7 @@ struct vgpu_share {
     uint64_t held_bytes;              /* reserved by this process, in memory that no other can write */
     int64_t own_bucket_ns;            /* the same for GPU time: limiter.c */
     uint64_t own_refilled_at_ns;
+    int64_t own_settled_ns;
     uint64_t reaped_at_ns;    /* when this process last looked for dead ones */
     uint32_t refusals;        /* of memory, since the last time that it got some */
     uint32_t charge_permille; /* as the limits had it lately; 0: as predicted */

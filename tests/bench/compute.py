@@ -6,7 +6,7 @@ seconds; the steering of the node agent runs as it does on a node.
 
 import statistics
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 
 from api.vgpuconfig import Policy
 from tests.bench.rig import Rig, Run, Tenant
@@ -31,10 +31,12 @@ def cases(rig: Rig) -> Iterator[Case]:
     for name, first, second in (
         ("30 and 70 %, 1 ms kernels", Tenant("a", 30, (_MS,)), Tenant("b", 70, (_MS,))),
         ("30 % with 1 ms, 70 % with 200 ms", Tenant("a", 30, (_MS,)), Tenant("b", 70, (200 * _MS,))),
-        ("30 % with 200 ms, 70 % with 1 ms", Tenant("a", 30, (200 * _MS,)), Tenant("b", 70, (_MS,))),
         ("25 and 40 %, 5 ms kernels", Tenant("a", 25, (5 * _MS,)), Tenant("b", 40, (5 * _MS,))),
     ):
         yield Case(name, partial(_pair, rig, first, second))
+    long = _LongBesideShort(rig)
+    yield Case("30 % with 200 ms, 70 % with 1 ms, over any 10 s", long.over_ten_seconds)
+    yield Case("the same, over any second", long.over_a_second)
     yield Case("Burst share on an idle GPU", partial(_burst, rig))
     yield Case("Burst share back at its share when a neighbour wakes", partial(_back, rig))
     yield Case("64 shares of 1 %: Jain's index", partial(_fairness, rig))
@@ -71,6 +73,57 @@ def _pair(rig: Rig, first: Tenant, second: Tenant) -> Found:
     found.sort()
     mean = " and ".join(f"{statistics.mean(one):.1f}" for one in means.values())
     return Found(f"{statistics.median(found):.1f} points", f"{found[0]:.1f} to {found[-1]:.1f}; means {mean} %", _BAR)
+
+
+class _LongBesideShort:
+    """A share whose kernels take so long that a second holds whole ones or none, beside one with short kernels."""
+
+    def __init__(self, rig: Rig) -> None:
+        self._rig = rig
+        self._long, self._short = Tenant("a", 30, (200 * _MS,)), Tenant("b", 70, (_MS,))
+
+    @cached_property
+    def _runs(self) -> list[Run]:
+        return [_run(self._rig, [self._long, self._short], 16) for _ in range(3)]
+
+    def _worst(self, width_s: float) -> list[float]:
+        return sorted(
+            max(
+                abs(percent - tenant.cores)
+                for tenant in (self._long, self._short)
+                for percent in run.windows(tenant.share, width_s, 4)
+            )
+            for run in self._runs
+        )
+
+    def over_ten_seconds(self) -> Found:
+        found = self._worst(10)
+        means = [
+            statistics.mean(run.percent(one.share, 4, 16) for run in self._runs) for one in (self._long, self._short)
+        ]
+        spread = f"{found[0]:.1f} to {found[-1]:.1f}; means {means[0]:.1f} and {means[1]:.1f} %"
+        return Found(f"{statistics.median(found):.1f} points", spread, _BAR)
+
+    def over_a_second(self) -> Found:
+        found, possible = self._worst(1), least_deviation(self._long.cores / 100, 0.2, 1.0) * 100
+        spread = f"{found[0]:.1f} to {found[-1]:.1f}"
+        return Found(f"{statistics.median(found):.1f} points", spread, f"{possible:.1f} points are in the nature of it")
+
+
+def least_deviation(part: float, kernel_s: float, window_s: float) -> float:
+    """Return how far from its part a share must be in some window although it keeps the best possible time.
+
+    A kernel is not cut short; beside a neighbour that has equal turns it has half of the device for twice its length,
+    and the share then pauses until the next one is due.
+    """
+    period_s, busy_s = kernel_s / part, 2 * kernel_s
+
+    def had_s(moment_s: float) -> float:
+        whole, rest_s = divmod(moment_s, period_s)
+        return whole * kernel_s + min(rest_s, busy_s) / 2
+
+    starts = [period_s * step / 1000 for step in range(1000)]
+    return max(abs((had_s(start + window_s) - had_s(start)) / window_s - part) for start in starts)
 
 
 def _burst(rig: Rig) -> Found:

@@ -80,7 +80,8 @@ struct vgpu_limits {
     char share[128];          /* NUL-terminated */
     uint64_t context_bytes; /* what a context takes itself, charged where the driver does not say it; 0: nothing said */
     uint64_t steered_at_ns; /* CLOCK_MONOTONIC, when the agent last stood by charge_permille; 0: it never did */
-    uint8_t reserved1[3840];
+    int64_t settled_ns; /* GPU time that was charged too much, all in all, as the agent found it; below 0: too little */
+    uint8_t reserved1[3832];
 };
 
 struct vgpu_slot {
@@ -101,7 +102,8 @@ struct vgpu_slot {
     uint64_t inflight_ns;   /* the part of it whose end has not been seen yet */
     uint64_t busy_since_ns; /* with inflight_ns: when what runs now began */
     uint64_t host_bytes;    /* oversubscribed: of the owner's allocations, what lies on the host instead */
-    uint8_t reserved1[128];
+    uint64_t drawn_ns;      /* GPU time that this process took from the bucket, less what it gave back */
+    uint8_t reserved1[120];
 };
 
 struct vgpu_books {
@@ -125,7 +127,9 @@ struct vgpu_books {
     uint64_t window_started_ns; /* utilisation is told over windows of about half a second */
     uint64_t window_base_ns;    /* charged_ns when the window started */
     uint32_t window_permille;   /* GPU time of the device that the last whole window had */
-    uint8_t reserved2[20];
+    uint32_t padding;
+    int64_t settled_ns; /* of the limits' settled_ns: what is in the bucket already */
+    uint8_t reserved2[8];
 
     /* Totals of processes that have ended and whose slots were taken back. */
     uint64_t ended_launches;

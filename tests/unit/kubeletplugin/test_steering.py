@@ -47,7 +47,7 @@ class Node:
         self.owners.shares.append(name)
         return self.folder / name
 
-    def use(self, *names: str, predicted_ns: int = 0) -> None:
+    def use(self, *names: str, predicted_ns: int = 0, drawn_ns: int = 0) -> None:
         """Let shares launch work; its GPU time is predicted by a process with id 1."""
         for name in names:
             path = self.folders[name] / "books"
@@ -57,6 +57,7 @@ class Node:
             books.slots_high = 1
             books.slots[0].pid = 1
             books.slots[0].predicted_ns += predicted_ns
+            books.slots[0].drawn_ns += drawn_ns
             path.write_bytes(raw)
 
     def round(self, passed_s: float = 0.1) -> None:
@@ -112,6 +113,16 @@ def test_charges_are_corrected_by_what_the_driver_counts(node: Node) -> None:
     assert node.charge("a") == pytest.approx(700, abs=30)
     assert node.charge("b") == pytest.approx(1000, abs=30)
     assert time.monotonic_ns() - read_limits(node.folders["a"]).steered_at_ns < 10e9
+
+
+def test_what_was_charged_before_the_correction_was_known_is_settled(node: Node) -> None:
+    node.add("a", 70, Policy.FIXED)
+    node.round()
+    for _ in range(8):
+        node.use("a", predicted_ns=250_000_000, drawn_ns=250_000_000)
+        node.times.next[DEVICE] = GpuTimes(node.now_s, node.now_s + 0.25, {0: 0.15})
+        node.round(0.25)
+    assert read_limits(node.folders["a"]).settled_ns == pytest.approx(8 * 100_000_000, rel=0.02)
 
 
 def test_a_correction_is_said_again_while_the_share_works_and_not_while_it_is_idle(node: Node) -> None:

@@ -53,6 +53,8 @@ def test_limits_read_back_as_they_were_written(tmp_path: Path) -> None:
         granted_percent=42,
         charge_permille=900,
         context_bytes=4,
+        steered_at_ns=5,
+        settled_ns=-6,
     )
     create_share(tmp_path / "share", everything)
     assert read_limits(tmp_path / "share") == everything

@@ -183,7 +183,7 @@ static void long_work_is_taken_for_its_mean_while_the_agent_corrects(void) {
 }
 
 static struct vgpu_limits limits = {.ceiling_percent = 50};
-static struct vgpu_share share = {.limits = &limits, .books = &books};
+static struct vgpu_share share = {.limits = &limits, .books = &books, .slot = &books.slots[0]};
 static struct vgpu_device device = {.count = 1, .shares = {&share}};
 
 static void who_is_in_doubt_waits_a_while_for_a_small_debt_and_for_all_that_is_more(void) {
@@ -209,6 +209,35 @@ static void who_had_all_of_the_gpu_is_owed_nothing_when_the_rate_falls(void) {
     vgpu_bucket_refill(&books, 1000000000, 20, true);
     vgpu_bucket_refill(&books, 1001000000, 20, true);
     CHECK(books.bucket_ns, VGPU_OWED_NS / 5);
+}
+
+static void work_that_is_very_long_each_time_is_not_in_doubt(void) {
+    struct vgpu_estimate *estimate = vgpu_estimate_of(4711);
+    measured(estimate, 30000000);
+    CHECK(vgpu_estimate_doubtful(estimate), 1);
+    measured(estimate, 30000000);
+    CHECK(vgpu_estimate_doubtful(estimate), 0);
+    vgpu_estimate_renew(estimate);
+    CHECK(vgpu_estimate_doubtful(estimate), 1);
+    measured(estimate, 300000000);
+    CHECK(vgpu_estimate_doubtful(estimate), 0);
+}
+
+static void what_the_agent_settles_reaches_the_bucket_once_and_a_second_of_it_at_most(void) {
+    const int64_t ms = 1000000;
+    limits.ceiling_percent = 50;
+    books.bucket_ns = -50 * ms;
+    limits.settled_ns = 49 * ms;
+    CHECK(vgpu_limiter_wait(&device, UINT64_MAX) < 40 * (uint64_t)ms, 1);
+    CHECK(books.settled_ns, 49 * ms);
+    books.bucket_ns = -10 * ms;
+    vgpu_limiter_keep(&device);
+    CHECK(books.bucket_ns <= -9 * ms, 1); /* not again */
+    books.bucket_ns = 0;
+    limits.settled_ns = -5000 * ms; /* limits that were written anew */
+    vgpu_limiter_keep(&device);
+    CHECK(books.bucket_ns < -990 * ms && books.bucket_ns >= -1000 * ms, 1);
+    CHECK(books.settled_ns, -5000 * ms);
 }
 
 static void an_estimate_follows_work_that_grows(void) {
@@ -392,6 +421,8 @@ static const struct test_case cases[] = {
     CASE(long_work_is_taken_for_its_mean_while_the_agent_corrects),
     CASE(who_is_in_doubt_waits_a_while_for_a_small_debt_and_for_all_that_is_more),
     CASE(who_had_all_of_the_gpu_is_owed_nothing_when_the_rate_falls),
+    CASE(work_that_is_very_long_each_time_is_not_in_doubt),
+    CASE(what_the_agent_settles_reaches_the_bucket_once_and_a_second_of_it_at_most),
     CASE(an_estimate_follows_work_that_grows),
     CASE(work_in_turns_long_and_short_is_charged_for_what_it_takes),
     CASE(work_that_varies_wildly_is_charged_for_half_of_its_mean_at_least),
