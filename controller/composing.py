@@ -52,7 +52,6 @@ class Composer:
         gpus = [memory.recall(("situated", gpu.name), situate, gpu, mode, published, gone) for gpu in gpus]
         divisions = [(gpu, memory.recall(("division", gpu.name), _divide, mode, gpu)) for gpu in gpus]
         memory.keep_only({"published", "policy"} | {(part, gpu.name) for gpu in gpus for part in _PARTS})
-        self._withdrawals.note(node, published, _forms(division for _, division in divisions))
         withheld = [*withheld, *(_left_out(gpu, mode) for gpu, division in divisions if not division.devices)]
         return Offer(mode.pack(divisions), tuple(withheld), tuple(_rooms(gpus)))
 
@@ -88,10 +87,6 @@ def _rooms(gpus: Iterable[GPU]) -> Iterator[OfferedRoom]:
         cores = max(gpu.room.cores_percent, held.cores_percent)
         if memory_bytes > gpu.facts.memory_bytes or cores > names.CORES_PER_DEVICE:
             yield OfferedRoom(device=gpu.name, memory_bytes=memory_bytes, cores=cores)
-
-
-def _forms(divisions: Iterable[Division]) -> list[Form]:
-    return [form for division in divisions for _, form in division.devices]
 
 
 def _left_out(gpu: GPU, mode: OfferMode) -> Withheld:

@@ -23,7 +23,7 @@ from controller.metrics import Metrics
 from controller.offering import NoMode, OfferMode, Withheld
 from controller.policies import NodeDevices, Policy
 from controller.probing import dropped_fields
-from controller.publishing import Plan, Pool, Settled, plan, settle
+from controller.publishing import FENCE, Plan, Pool, Settled, generation, plan, settle
 from controller.remembering import Memory
 
 log = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ class Sources:
     has_seen: Callable[[str], bool]
     """Whether the stored slices are those at a resourceVersion, or later ones."""
     heartbeat_age_s: Callable[[str], float]
+    clock: Callable[[], float] = time.monotonic
 
 
 class PoolKeeper:
@@ -72,8 +73,11 @@ class PoolKeeper:
         self._metrics = metrics
         self._mode: OfferMode = NoMode("the offer mode is not known yet")
         self._policy = Policy()
-        self._composer = Composer()
+        self._clock = sources.clock
+        self._composer = Composer(sources.clock)
         self._memory = Memory()
+        self._fenced: set[str] = set()
+        """Nodes whose pools had a new generation in this term."""
         self._withheld: dict[str, tuple[Withheld, ...]] = {}
         self._settled: dict[str, dict[str, Settled]] = {}
         self._created_under: dict[str, datetime] = {}
@@ -141,6 +145,7 @@ class PoolKeeper:
         self._created_under.pop(node, None)
         self._withheld.pop(node, None)
         self._memory.forget(node)
+        self._fenced.discard(node)
         self._composer.forget(node)
 
     def _clean_up(self, node: str, heartbeat_age_s: float) -> float | None:
@@ -156,7 +161,7 @@ class PoolKeeper:
     def _is_behind(self, node: str) -> bool:
         """Say whether the cache does not show the own writes yet: a plan made on it would undo or repeat them."""
         version, at = self._written.get(node, ("", 0.0))
-        if not version or self._sources.has_seen(version) or time.monotonic() > at + _CACHE_LAG_S:
+        if not version or self._sources.has_seen(version) or self._clock() > at + _CACHE_LAG_S:
             self._written.pop(node, None)
             return False
         return True
@@ -167,10 +172,14 @@ class PoolKeeper:
         self._withheld[node] = offer.withheld
         self._tell(node, inventory, offer.rooms)
         pool = Pool(self._driver, node, node_uid, offer.slices, self.version)
-        writes = self._memory.recall(node, plan, pool, tuple(stored), dict(self._settled.get(node, {})))
+        settled = dict(self._settled.get(node, {}))
+        step = 1 if node in self._fenced else FENCE
+        writes = self._memory.recall(node, plan, pool, tuple(stored), settled, step)
         if writes.creates:
             self._created_under[node] = inventory.heartbeat_time
         self._apply(node, writes)
+        if generation((*writes.updates, *writes.creates)) > generation(stored):
+            self._fenced.add(node)
 
     def _tell(self, node: str, inventory: InventoryStatus, rooms: tuple[OfferedRoom, ...]) -> None:
         """Tell a node's agent of which devices more is offered than they have, before any claim can hold it."""
@@ -214,7 +223,7 @@ class PoolKeeper:
             self._metrics.conflicts.inc()
             raise
         self._metrics.writes.labels(operation).inc()
-        self._written[node] = (str(stored["metadata"]["resourceVersion"]), time.monotonic())
+        self._written[node] = (str(stored["metadata"]["resourceVersion"]), self._clock())
         name = obj["metadata"]["name"]
         log.info(
             "wrote slice",

@@ -97,22 +97,29 @@ class Withdrawals:
         """Begin with nothing known: what another leader withdrew just now is found out by what is missing."""
         self._clock = clock
         self._begun = clock()
-        self._seen: set[str] = set()
+        self._seen: dict[str, Published] = {}
         self._gone: dict[str, dict[tuple[str, Kind], tuple[Form, float]]] = {}
 
     def gone(self, node: str, gpus: Sequence[GPU], published: Published) -> tuple[Form, ...]:
         """Return what was on offer of a node's GPUs lately and may be allocated yet."""
-        if node not in self._seen:
-            self._seen.add(node)
+        if node in self._seen:
+            self._note_vanished(node, self._seen[node], published)
+        else:
             self._assume(node, gpus, published)
+        self._seen[node] = published
         now = self._clock()
         gone = {key: entry for key, entry in self._gone.get(node, {}).items() if entry[1] > now}
         self._gone[node] = gone
         return tuple(form for form, _ in gone.values())
 
-    def note(self, node: str, before: Published, offered: Iterable[Form]) -> None:
-        """Take over that of what was on offer, only `offered` is from now on."""
-        stays = {(form.name, form.kind) for form in offered}
+    def _note_vanished(self, node: str, before: Published, now: Published) -> None:
+        """Take over what is not on offer any more, whoever withdrew it.
+
+        Counted from when that is seen and not from when it was asked for: a write may take effect long after that.
+        """
+        if before is now:
+            return
+        stays = {(form.name, form.kind) for form in now.forms.values()}
         due = self._clock() + WITHDRAWAL_S
         gone = self._gone.setdefault(node, {})
         for form in before.forms.values():
@@ -125,8 +132,12 @@ class Withdrawals:
         return max(min(dues) - self._clock(), 0.0) if dues else None
 
     def forget(self, node: str) -> None:
-        """Forget a node that is gone."""
-        self._gone.pop(node, None)
+        """Take all of a node that is gone for withdrawn, and forget what was withdrawn long ago."""
+        self._note_vanished(node, self._seen.pop(node, Published()), Published())
+        now = self._clock()
+        for other in self._gone.keys() - self._seen.keys():
+            if all(due <= now for _, due in self._gone[other].values()):
+                del self._gone[other]
 
     def _assume(self, node: str, gpus: Sequence[GPU], published: Published) -> None:
         """Take what a new leader finds unoffered of a GPU for withdrawn by the one before it."""

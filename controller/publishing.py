@@ -10,7 +10,7 @@
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,9 @@ from controller.offering import SliceContent
 
 _MAX_NAME = 253
 """Characters in the name of an object."""
+FENCE = 2
+"""Of the leader before, one write may still be on its way; what it creates is of the next generation at most, and so is
+below this one, where schedulers do not look at it."""
 
 
 @dataclass(frozen=True)
@@ -65,29 +68,36 @@ def slice_name(index: int, node: str, driver: str) -> str:
     return f"{name[: _MAX_NAME - len(digest) - 1].rstrip('-.')}-{digest}"
 
 
-def plan(wanted: Pool | None, stored: Sequence[Object], settled: Mapping[str, Settled] | None = None) -> Plan:
+def plan(
+    wanted: Pool | None,
+    stored: Sequence[Object],
+    settled: Mapping[str, Settled] | None = None,
+    generation_step: int = 1,
+) -> Plan:
     """Return the writes that turn the stored slices of a pool into the wanted ones.
 
     Args:
         wanted: the pool as it should be; None: there should be none.
         stored: all slices of our driver with the pool's name.
         settled: by slice name, differences that a write did not remove before.
+        generation_step: how far a new generation is above the last: FENCE for the first one of a new leader.
     """
     if wanted is None:
         return Plan(deletes=tuple(_target(obj) for obj in stored))
     kept = {obj["metadata"]["name"]: obj for obj in stored if _belongs(obj, wanted)}
     wanted_names = [slice_name(index, wanted.node, wanted.driver) for index in range(len(wanted.slices))]
-    generation = max((_generation(obj) for obj in stored), default=0)
+    last = generation(stored)
 
     added = [name for name in wanted_names if name not in kept]
     changed = [
         name
-        for name, obj in zip(wanted_names, render(wanted, max(generation, 1)), strict=True)
+        for name, obj in zip(wanted_names, render(wanted, max(last, 1)), strict=True)
         if name in kept and _differs(obj, kept[name], (settled or {}).get(name))
     ]
     if added or len(changed) > 1:
-        generation, changed = generation + 1, [name for name in wanted_names if name in kept]
-    objects = {obj["metadata"]["name"]: obj for obj in render(wanted, max(generation, 1))}
+        # Of a pool without slices, two leaders can only create the same first one, and one of them is told so.
+        last, changed = last + (generation_step if stored else 1), [name for name in wanted_names if name in kept]
+    objects = {obj["metadata"]["name"]: obj for obj in render(wanted, max(last, 1))}
     return Plan(
         deletes=tuple(
             _target(obj) for obj in stored if obj["metadata"]["name"] not in objects or not _belongs(obj, wanted)
@@ -95,6 +105,11 @@ def plan(wanted: Pool | None, stored: Sequence[Object], settled: Mapping[str, Se
         updates=tuple(_update(objects[name], kept[name]) for name in changed),
         creates=tuple(objects[name] for name in added),
     )
+
+
+def generation(slices: Iterable[Object]) -> int:
+    """Return the generation of a pool, which is the highest of its slices; 0 if there are none."""
+    return max((int(obj["spec"]["pool"].get("generation", 0)) for obj in slices), default=0)
 
 
 def render(pool: Pool, generation: int) -> Iterator[dict[str, Any]]:
@@ -159,10 +174,6 @@ def _belongs(obj: Object, pool: Pool) -> bool:
 
 def _without_generation(spec: Object) -> dict[str, Any]:
     return {key: value for key, value in spec.items() if key != "pool"}
-
-
-def _generation(obj: Object) -> int:
-    return int(obj["spec"]["pool"].get("generation", 0))
 
 
 def _update(wanted: Object, stored: Object) -> Object:

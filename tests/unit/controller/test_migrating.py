@@ -1,7 +1,6 @@
 """From one offer to another: what claims hold stays, and nothing is promised twice, at no moment."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,20 +8,18 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from api import names
 from api.offerrules import OfferRule
-from api.slots import gpu_of, parse_slot
 from controller.composing import Composer
 from controller.consumable import ConsumableMode
 from controller.counters import CountersMode
-from controller.counting import Usage
-from controller.forms import Amount, Form, Kind, amount_of, total
-from controller.migrating import WITHDRAWAL_S, Published, holdings, read_published
+from controller.forms import Amount
+from controller.migrating import WITHDRAWAL_S, holdings
 from controller.offering import NoMode, OfferMode
 from controller.policies import NodeDevices, Policy
 from controller.publishing import Plan, Pool, plan
 from controller.slots import SlotsMode
 from tests.unit.controller.builders import DRIVER, GI, facts, status
+from tests.unit.controller.simulating import Claims, assert_nothing_is_given_twice, schedulable, usage
 
 CONSUMABLE, COUNTERS, SLOTS = ConsumableMode(), CountersMode(), SlotsMode()
 TOGETHER = CountersMode(together=True)
@@ -40,31 +37,16 @@ class Node:
     rules: tuple[OfferRule, ...] = ()
     now: float = 1000.0
     stored: dict[str, dict[str, Any]] = field(default_factory=dict)
-    claims: dict[str, tuple[str, Amount | None]] = field(default_factory=dict)
-    """Device and amount; None: the device as it is."""
+    claims: Claims = field(default_factory=dict)
     broken: set[int] = field(default_factory=set)
     taints: bool = True
 
     def __post_init__(self) -> None:
         self.composer = Composer(lambda: self.now)
 
-    def usage(self) -> dict[str, Usage]:
-        found: dict[str, Usage] = {}
-        for device, amount in self.claims.values():
-            before = found.get(device, Usage())
-            taken = amount or Amount()
-            found[device] = Usage(
-                before.memory_bytes + taken.memory_bytes,
-                before.cores_percent + taken.cores_percent,
-                before.shares + (amount is not None),
-                before.claims + 1,
-                before.whole + (amount is None),
-            )
-        return found
-
     def plan(self) -> Plan:
         devices = [facts(n, memory_bytes=16 * GI, healthy=n not in self.broken) for n in range(self.gpus)]
-        node = NodeDevices(status(*devices), holdings=holdings(self.usage()))
+        node = NodeDevices(status(*devices), holdings=holdings(usage(self.claims)))
         policy = Policy(self.rules, taints=self.taints, menu=self.mode.name == "counters")
         stored = [self.stored[name] for name in sorted(self.stored)]
         offer = self.composer.compose("n1", node, self.mode, policy, stored)
@@ -78,6 +60,7 @@ class Node:
         for obj in (*writes.updates, *writes.creates)[: max(most - len(writes.deletes), 0)]:
             name = obj["metadata"]["name"]
             self.stored[name] = {**obj, "metadata": {**obj["metadata"], "uid": f"uid-{name}", "resourceVersion": "1"}}
+        self.plan()  # as the event of the write makes the controller do
 
     def settle(self) -> None:
         """Let time pass until nothing changes any more."""
@@ -181,6 +164,22 @@ def test_a_new_leader_waits_for_what_the_former_one_has_just_withdrawn() -> None
     assert node.room() == "12Gi"
 
 
+def test_what_is_withdrawn_counts_as_taken_from_when_that_is_seen_however_long_the_write_took() -> None:
+    node = Node(mode=SLOTS)
+    node.sync()
+    node.mode = CONSUMABLE
+    before = dict(node.stored)
+    withdrawn = node.plan()
+    node.now += WITHDRAWAL_S + 4  # on its way
+    (update,) = withdrawn.updates
+    node.stored = {name: {**obj, "spec": update["spec"]} for name, obj in before.items()}
+    node.sync()
+    assert node.offered() == []
+    node.now += WITHDRAWAL_S + 1
+    node.sync()
+    assert node.room() == "16Gi"
+
+
 class Fleet(RuleBasedStateMachine):
     """Anything in any order: modes, layouts, faults, edits, crashes between two writes, a scheduler that is late."""
 
@@ -243,7 +242,7 @@ class Fleet(RuleBasedStateMachine):
         known = [slices for seen, slices in self.known if seen > self.node.now - WITHDRAWAL_S]
         slices = known[choice % len(known)] if late and known else self.node.stored
         for _ in range(times):
-            possible = list(self.possible(slices))
+            possible = list(schedulable(slices.values(), self.node.claims))
             if possible:
                 name, amount = possible[choice % len(possible)]
                 if amount is not None and not all_of_it:
@@ -251,40 +250,9 @@ class Fleet(RuleBasedStateMachine):
                 self.number += 1
                 self.node.claims[f"claim-{self.number}"] = (name, amount)
 
-    def possible(self, slices: dict[str, dict[str, Any]]) -> Iterator[tuple[str, Amount | None]]:
-        """Yield what a scheduler that knows these slices and all claims could allocate, and what is left of it."""
-        pools = [obj["spec"]["pool"] for obj in slices.values()]
-        if not pools or any(pool != pools[0] for pool in pools) or len(pools) != pools[0]["resourceSliceCount"]:
-            return
-        published = read_published(slices.values())
-        for form in published.forms.values():
-            held = [amount for device, amount in self.node.claims.values() if device == form.name]
-            if form.kind is Kind.SHARED:
-                left = form.amount - total(amount for amount in held if amount)
-                if None not in held and left.memory_bytes > 0 and left.cores_percent >= 0:
-                    yield form.name, left
-            elif not held and (form.kind is not Kind.COUNTED or self.counters_fit(form, published)):
-                yield form.name, None
-
-    def counters_fit(self, form: Form, published: Published) -> bool:
-        taken = {device for device, _ in self.node.claims.values()}
-        gpu = gpu_of(form.name)
-        drawn = [
-            other.amount
-            for other in published.forms.values()
-            if other.kind is Kind.COUNTED and gpu_of(other.name) == gpu and other.name in taken
-        ]
-        return (form.amount + total(drawn)).fits(published.counters[gpu])
-
     @invariant()
     def no_byte_is_given_twice(self) -> None:
-        by_gpu: dict[str, Amount] = {}
-        for device, amount in self.node.claims.values():
-            slot = parse_slot(device)
-            taken = amount_of(slot) if slot else amount or Amount(16 * GI, names.CORES_PER_DEVICE)
-            by_gpu[gpu_of(device)] = by_gpu.get(gpu_of(device), Amount()) + taken
-        for gpu, taken in by_gpu.items():
-            assert taken.fits(Amount(16 * GI, names.CORES_PER_DEVICE)), f"{gpu}: {taken}"
+        assert_nothing_is_given_twice(self.node.claims)
 
     def teardown(self) -> None:
         """Whatever happened, the end is the wanted offer, and it stays."""

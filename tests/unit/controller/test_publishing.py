@@ -6,7 +6,7 @@ from typing import Any
 from api.slices import Device
 from controller.comparing import lost_fields, same
 from controller.offering import SliceContent
-from controller.publishing import Plan, Pool, plan, render, settle, slice_name
+from controller.publishing import FENCE, Plan, Pool, plan, render, settle, slice_name
 from tests.unit.controller.builders import DRIVER
 
 
@@ -130,6 +130,14 @@ def test_a_slice_with_another_node_name_is_replaced_since_it_cannot_be_updated()
 def test_a_new_node_of_the_same_name_becomes_the_owner() -> None:
     result = plan(pool(("a",), node_uid="node-2"), stored(pool(("a",), node_uid="node-1")))
     assert [obj["metadata"]["ownerReferences"][0]["uid"] for obj in result.updates] == ["node-2"]
+
+
+def test_a_slice_that_the_leader_before_still_creates_is_below_the_first_generation_of_the_next() -> None:
+    found = stored(pool(("a",), ("b",)), 4)
+    late = plan(pool(("c",), ("d",), ("e",)), found)
+    mine = plan(pool(("f",), ("g",)), found, generation_step=FENCE)
+    assert generations(late.creates) == {5}
+    assert generations(mine.updates) == {6}
 
 
 def test_a_difference_that_a_write_did_not_remove_is_not_fought_over() -> None:

@@ -1,0 +1,83 @@
+"""What a scheduler makes of slices, for the tests that let anything happen in any order. The GPUs have 16 GiB."""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from api import names
+from api.claims import Object
+from api.slots import gpu_of, parse_slot
+from controller.counting import Usage
+from controller.forms import Amount, Form, Kind, amount_of, total
+from controller.migrating import Published, read_published
+from tests.unit.controller.builders import GI
+
+Claims = dict[str, tuple[str, Amount | None]]
+"""Device and amount by claim; None: the device as it is."""
+
+ROOM = Amount(16 * GI, names.CORES_PER_DEVICE)
+
+
+def usage(claims: Claims) -> dict[str, Usage]:
+    """What the claims hold of each device."""
+    found: dict[str, Usage] = {}
+    for device, amount in claims.values():
+        before = found.get(device, Usage())
+        taken = amount or Amount()
+        found[device] = Usage(
+            before.memory_bytes + taken.memory_bytes,
+            before.cores_percent + taken.cores_percent,
+            before.shares + (amount is not None),
+            before.claims + 1,
+            before.whole + (amount is None),
+            before.idle + (amount is not None and not amount.cores_percent),
+        )
+    return found
+
+
+def schedulable(slices: Iterable[Object], claims: Claims) -> Iterator[tuple[str, Amount | None]]:
+    """Yield what a scheduler that knows these slices and all claims could allocate, and what is left of it.
+
+    It takes the newest generation of a pool, if that is complete by what its first slice says of it.
+    """
+    slices = list(slices)
+    newest = max((obj["spec"]["pool"]["generation"] for obj in slices), default=0)
+    pool = [obj for obj in slices if obj["spec"]["pool"]["generation"] == newest]
+    pool.sort(key=lambda obj: str(obj["metadata"]["name"]))
+    if not pool or len(pool) != pool[0]["spec"]["pool"]["resourceSliceCount"]:
+        return
+    published = read_published(pool)
+    for form in published.forms.values():
+        held = [amount for device, amount in claims.values() if device == form.name]
+        if form.kind is Kind.SHARED:
+            left = form.amount - total(amount for amount in held if amount)
+            if None not in held and left.memory_bytes > 0 and left.cores_percent >= 0:
+                yield form.name, left
+        elif not held and (form.kind is not Kind.COUNTED or _counters_fit(form, published, claims)):
+            yield form.name, None
+
+
+def _counters_fit(form: Form, published: Published, claims: Claims) -> bool:
+    taken = {device for device, _ in claims.values()}
+    gpu = gpu_of(form.name)
+    drawn = [
+        other.amount
+        for other in published.forms.values()
+        if other.kind is Kind.COUNTED and gpu_of(other.name) == gpu and other.name in taken
+    ]
+    # Without its counter set a scheduler takes a pool for broken.
+    return gpu in published.counters and (form.amount + total(drawn)).fits(published.counters[gpu])
+
+
+def held_by_gpu(claims: Claims) -> Mapping[str, Amount]:
+    """What the claims hold of each GPU."""
+    found: dict[str, Amount] = {}
+    for device, amount in claims.values():
+        slot = parse_slot(device)
+        taken = amount_of(slot) if slot else amount or ROOM
+        found[gpu_of(device)] = found.get(gpu_of(device), Amount()) + taken
+    return found
+
+
+def assert_nothing_is_given_twice(claims: Claims) -> None:
+    """Fail if claims hold more of a GPU than it has."""
+    for gpu, taken in held_by_gpu(claims).items():
+        assert taken.fits(ROOM), f"{gpu}: {taken}"

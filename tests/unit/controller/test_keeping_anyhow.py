@@ -1,0 +1,321 @@
+"""The keeper of pools against anything: lost answers, stale caches, refused writes, leaders that overlap, edits.
+
+Whatever happens, no byte is given to two claims at any moment, and once it is over, the wanted slices are there.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from prometheus_client import CollectorRegistry
+
+from api.errors import KubeError
+from api.kube import JSON, Resource
+from api.kubefake import FakeKube
+from api.nodeinventory import InventoryStatus
+from api.offerrules import OfferRule
+from controller.consumable import ConsumableMode
+from controller.counters import CountersMode
+from controller.keeping import PoolKeeper, Sources
+from controller.metrics import Metrics
+from controller.migrating import WITHDRAWAL_S, holdings
+from controller.offering import OfferMode
+from controller.policies import NodeDevices, Policy
+from controller.slots import SlotsMode
+from tests.unit.controller.builders import DRIVER, GI, SLICES, facts, status
+from tests.unit.controller.simulating import Claims, assert_nothing_is_given_twice, schedulable, usage
+
+MODES: list[OfferMode] = [ConsumableMode(), CountersMode(), CountersMode(together=True), SlotsMode()]
+STATUSES = [409, 429, 500, 503, None]
+
+
+class ShakyKube(FakeKube):
+    """An API server whose next writes can go wrong, and that remembers each state that it was in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before: list[Callable[[], None]] = []
+        """Done with the next writes, one each, before they take effect."""
+        self.after: list[Callable[[], None]] = []
+        """The same, after they took effect and before they are answered."""
+        self.now = 1000.0
+        self.history: list[list[JSON]] = [[]]
+        self.since: list[float] = [0.0]
+        """When each of these states began."""
+
+    def create(self, resource: Resource, obj: Mapping[str, Any]) -> JSON:
+        """Create, with what goes wrong."""
+        return self._shaken(lambda: super(ShakyKube, self).create(resource, obj))
+
+    def replace(self, resource: Resource, obj: Mapping[str, Any], subresource: str | None = None) -> JSON:
+        """Replace, with what goes wrong."""
+        return self._shaken(lambda: super(ShakyKube, self).replace(resource, obj, subresource))
+
+    def delete(self, resource: Resource, obj: Mapping[str, Any], grace_s: int | None = None) -> None:
+        """Delete, with what goes wrong."""
+        self._shaken(lambda: super(ShakyKube, self).delete(resource, obj, grace_s))
+
+    def _shaken(self, write: Callable[[], Any]) -> Any:
+        if self.before:
+            self.before.pop(0)()
+        answer = write()
+        self.history.append(self.objects(SLICES))
+        self.since.append(self.now)
+        if self.after:
+            self.after.pop(0)()
+        return answer
+
+
+def refuse(code: int | None) -> Callable[[], None]:
+    def fail() -> None:
+        raise KubeError(f"HTTP {code}", code)
+
+    return fail
+
+
+def nothing() -> None:
+    """Let a write pass."""
+
+
+class World:
+    """A node with two GPUs of 16 GiB, what claims hold of them, and an API server."""
+
+    def __init__(self) -> None:
+        self.kube = ShakyKube()
+        self.node_uid = "uid-1"
+        self.broken: set[int] = set()
+        self.claims: Claims = {}
+        self.mode: OfferMode = MODES[0]
+        self.policy = Policy()
+
+    def known_lately(self) -> list[list[JSON]]:
+        """The states of the slices that a scheduler may still decide by, the latest first."""
+        ends = [*self.kube.since[1:], float("inf")]
+        lately = [state for state, end in zip(self.kube.history, ends, strict=True) if end > self.oldest()]
+        return lately[::-1]
+
+    def oldest(self) -> float:
+        return self.kube.now - WITHDRAWAL_S
+
+    def inventory(self) -> InventoryStatus:
+        return status(*(facts(n, memory_bytes=16 * GI, healthy=n not in self.broken) for n in range(2)))
+
+
+class Leader:
+    """A keeper, with the caches that it sees the cluster by."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.position = len(world.kube.history) - 1
+        self.claims = dict(world.claims)
+        self.may_write = True
+        sources = Sources(
+            node_uid=lambda _: world.node_uid,
+            inventory=lambda _: (True, world.inventory()),
+            devices=lambda _, inventory: NodeDevices(inventory, holdings=holdings(usage(self.claims))),
+            slices=lambda _: list(world.kube.history[self.position]),
+            has_seen=self._has_seen,
+            heartbeat_age_s=lambda _: 0.0,
+            clock=lambda: world.kube.now,
+        )
+        metrics = Metrics(CollectorRegistry())
+        self.keeper = PoolKeeper(
+            world.kube, DRIVER, "v1", sources=sources, may_write=lambda: self.may_write, metrics=metrics
+        )
+        self.configure()
+
+    def _has_seen(self, version: str) -> bool:
+        seen = [int(obj["metadata"]["resourceVersion"]) for obj in self.world.kube.history[self.position]]
+        return max(seen, default=0) >= int(version) or self.position == len(self.world.kube.history) - 1
+
+    def configure(self) -> None:
+        mode, policy = self.world.mode, self.world.policy
+        self.keeper.set_mode(mode, Policy(policy.rules, taints=policy.taints, menu=mode.name == "counters"))
+
+    def sync(self) -> None:
+        try:
+            self.keeper.sync("n1")
+        except KubeError:
+            pass
+        finally:
+            self.world.kube.before.clear()
+            self.world.kube.after.clear()
+
+    def catch_up(self) -> None:
+        self.position = len(self.world.kube.history) - 1
+        self.claims = dict(self.world.claims)
+
+
+class Anyhow(RuleBasedStateMachine):
+    """Anything in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World()
+        self.leader = Leader(self.world)
+        self.number = 0
+
+    @rule(mode=st.sampled_from(MODES))
+    def change_mode_for_the_next_leader(self, mode: OfferMode) -> None:
+        self.world.mode = mode
+
+    @rule(mode=st.sampled_from(MODES), syncs=st.integers(0, 3))
+    def change_mode(self, mode: OfferMode, syncs: int) -> None:
+        self.world.mode = mode
+        self.leader.configure()
+        for _ in range(syncs):
+            self.sync()
+
+    @rule(memory=st.sampled_from(["", "2Gi", "6Gi", "16Gi"]), taints=st.booleans())
+    def change_policy(self, memory: str, taints: bool) -> None:
+        size = [{"memory": memory, "count": 3}]
+        rules = (OfferRule.model_validate({"slots": size, "menu": size}),) if memory else ()
+        self.world.policy = Policy(rules, taints=taints)
+        self.leader.configure()
+
+    @rule(gpu=st.integers(0, 1), healthy=st.booleans())
+    def change_health(self, gpu: int, healthy: bool) -> None:
+        (self.world.broken.discard if healthy else self.world.broken.add)(gpu)
+
+    @rule()
+    def replace_the_node(self) -> None:
+        self.world.node_uid = f"uid-{int(self.world.node_uid[4:]) + 1}"
+
+    @rule()
+    def sync(self) -> None:
+        self.leader.catch_up()
+        self.leader.sync()
+
+    @rule()
+    def sync_with_stale_caches(self) -> None:
+        self.leader.sync()
+
+    @rule(good=st.integers(0, 2), code=st.sampled_from(STATUSES))
+    def sync_with_a_refused_write(self, good: int, code: int | None) -> None:
+        self.world.kube.before = [nothing] * good + [refuse(code)]
+        self.leader.sync()
+
+    @rule(good=st.integers(0, 2))
+    def sync_with_a_lost_answer(self, good: int) -> None:
+        self.world.kube.after = [nothing] * good + [refuse(None)]
+        self.leader.sync()
+
+    @rule(good=st.integers(0, 2), late_s=st.sampled_from([0.0, 8.0, 14.0]))
+    def sync_with_a_write_that_takes_effect_late(self, good: int, late_s: float) -> None:
+        def wait() -> None:
+            self.world.kube.now += late_s
+            self.leader.claims = dict(self.world.claims)
+
+        self.world.kube.before = [nothing] * good + [wait]
+        self.leader.sync()
+
+    @rule(good=st.integers(0, 2), rounds=st.integers(1, 3))
+    def change_leader_in_the_middle_of_a_write(self, good: int, rounds: int) -> None:
+        """One write of the former leader arrives after the next one has begun to work."""
+        former = self.leader
+
+        def take_over() -> None:
+            former.may_write = False
+            self.leader = Leader(self.world)
+            for _ in range(rounds):
+                self.leader.sync()
+                self.leader.catch_up()
+
+        self.world.kube.before = [nothing] * good + [take_over]
+        former.sync()
+        if former.may_write:
+            self.leader = Leader(self.world)
+
+    @rule(steps=st.integers(1, 3))
+    def see_some_of_it(self, steps: int) -> None:
+        self.leader.position = min(self.leader.position + steps, len(self.world.kube.history) - 1)
+
+    @rule()
+    def list_anew(self) -> None:
+        self.leader.catch_up()
+
+    @rule(choice=st.integers(0, 100), how=st.sampled_from(["delete", "delete all", "empty", "owner", "count"]))
+    def edit_by_somebody_else(self, choice: int, how: str) -> None:
+        stored = self.world.kube.objects(SLICES)
+        if not stored:
+            return
+        obj = stored[choice % len(stored)]
+        if how.startswith("delete"):
+            for each in stored if how == "delete all" else [obj]:
+                self.world.kube.delete(SLICES, each)
+            return
+        if how == "empty":
+            obj["spec"]["devices"] = []
+        elif how == "owner":
+            del obj["metadata"]["ownerReferences"]
+        else:
+            obj["spec"]["pool"]["resourceSliceCount"] += 1
+        self.world.kube.replace(SLICES, obj)
+
+    @rule(seconds=st.sampled_from([1.0, 6.0, WITHDRAWAL_S + 1, 60.0]))
+    def wait(self, seconds: float) -> None:
+        self.leader.claims = dict(self.world.claims)
+        self.world.kube.now += seconds
+
+    @rule(choice=st.integers(0, 1000))
+    def end_a_claim(self, choice: int) -> None:
+        if self.world.claims:
+            del self.world.claims[sorted(self.world.claims)[choice % len(self.world.claims)]]
+
+    @rule(late=st.integers(0, 3), choice=st.integers(0, 1000), all_of_it=st.booleans(), times=st.integers(1, 8))
+    def allocate(self, late: int, choice: int, all_of_it: bool, times: int) -> None:
+        """Allocate by the slices of now, or by those of some writes ago."""
+        known = self.world.known_lately()
+        slices = known[min(late, len(known) - 1)]
+        for _ in range(times):
+            possible = list(schedulable(slices, self.world.claims))
+            if possible:
+                name, amount = possible[choice % len(possible)]
+                if amount is not None and not all_of_it:
+                    amount = type(amount)(min(amount.memory_bytes, GI), min(amount.cores_percent, 10))
+                self.number += 1
+                self.world.claims[f"claim-{self.number}"] = (name, amount)
+
+    @invariant()
+    def no_byte_is_given_twice(self) -> None:
+        assert_nothing_is_given_twice(self.world.claims)
+
+    def teardown(self) -> None:
+        """Once it is over, the wanted slices are there, whole, and nothing is written any more."""
+        self.world.claims.clear()
+        self.leader.configure()
+        self._settle(self.world, self.leader)
+        fresh = World()
+        fresh.mode, fresh.policy, fresh.broken = self.world.mode, self.world.policy, self.world.broken
+        fresh.node_uid = self.world.node_uid
+        self._settle(fresh, Leader(fresh))
+        # Which of several equal slots are on offer does not matter.
+        assert _kinds(self.world) == _kinds(fresh)
+        stored = self.world.kube.objects(SLICES)
+        assert {obj["metadata"]["ownerReferences"][0]["uid"] for obj in stored} == {self.world.node_uid}
+        assert len({str(obj["spec"]["pool"]) for obj in stored}) == 1
+        assert stored[0]["spec"]["pool"]["resourceSliceCount"] == len(stored)
+
+    def _settle(self, world: World, leader: Leader) -> None:
+        for _ in range(12):
+            leader.catch_up()
+            leader.sync()
+            world.kube.now += 45
+        written = len(world.kube.history)
+        leader.catch_up()
+        leader.sync()
+        assert len(world.kube.history) == written
+
+
+def _kinds(world: World) -> list[list[str]]:
+    return [
+        [re.sub(r"c-\d+$", "c", device["name"]) for device in obj["spec"].get("devices") or []]
+        for obj in world.kube.objects(SLICES)
+    ]
+
+
+Anyhow.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None, derandomize=True)
+TestAnyhow = Anyhow.TestCase
