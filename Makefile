@@ -53,8 +53,8 @@ demo-down: ## Remove everything that the demo left running
 	$(BIN)/python -m deploy.demo --down
 
 .PHONY: test
-test: cluster ## All tests: unit, integration with a real API server, end to end on a real node
-	$(BIN)/pytest --numprocesses 3
+test: cluster ## Unit tests, integration with a real API server, end to end on a real node (but few slow ones)
+	$(BIN)/pytest --numprocesses 3 -m "not slow"
 
 .PHONY: unit
 unit: build ## The unit tests only
@@ -80,8 +80,11 @@ soak: build ## Kill the node agent at each of its changes, and 1,000 times at ra
 	$(BIN)/python -m tests.unit.kubeletplugin.soaking --cycles $(or $(CYCLES),1000)
 
 # Versions, and the gates by which a version has another offer mode: consumable, counters or slots.
+# Pods tell the health of their devices by themselves from 1.36 on, before with the gate ResourceHealthStatus.
 E2E_ALL := 1.32 \
-  1.34 1.34:DRAPartitionableDevices=true 1.34:DRAConsumableCapacity=true \
+  1.33 1.33:DRAPartitionableDevices=true \
+  1.34 1.34:DRAPartitionableDevices=true,ResourceHealthStatus=true 1.34:DRAConsumableCapacity=true \
+  1.35:ResourceHealthStatus=true 1.35:DRAPartitionableDevices=true 1.35:DRAConsumableCapacity=true \
   1.36 1.36:DRAConsumableCapacity=false 1.36:DRAConsumableCapacity=false,DRAPartitionableDevices=false \
   1.37
 

@@ -1,5 +1,6 @@
 """etcd, kube-apiserver, kube-controller-manager and kube-scheduler as plain processes. Called by cluster.py."""
 
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -15,6 +16,13 @@ READY_TIMEOUT_S = 60.0
 COMPONENTS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 # The defaults (20 and 50 requests a second) would be what any measurement of claims measures.
 CLIENT_LIMITS = ("--kube-api-qps=500", "--kube-api-burst=1000")
+# What pods ask of the API server, and whether they may: shows rights that are missing or too many.
+AUDIT_POLICY = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [{"level": "Metadata", "userGroups": ["system:serviceaccounts"]}, {"level": "None"}],
+}
 
 
 def start_control_plane(layout: Layout, facts: Facts, programs: Path, *, dies_with_caller: bool) -> ApiClient:
@@ -25,6 +33,7 @@ def start_control_plane(layout: Layout, facts: Facts, programs: Path, *, dies_wi
         "kube-controller-manager": _controller_manager(layout, facts),
         "kube-scheduler": _scheduler(layout, facts),
     }
+    _audit_policy(layout).write_text(json.dumps(AUDIT_POLICY))
     # The API server waits for etcd by itself; the other two would give up without an API server.
     for component in COMPONENTS[:2]:
         _ensure(layout, programs, component, arguments[component], dies_with_caller)
@@ -122,6 +131,10 @@ def _api_server(layout: Layout, facts: Facts) -> list[str]:
         "--kubelet-preferred-address-types=InternalIP",
         "--allow-privileged",
         "--profiling=false",
+        f"--audit-policy-file={_audit_policy(layout)}",
+        f"--audit-log-path={layout.audit_log}",
+        "--audit-log-maxsize=50",  # MB
+        "--audit-log-maxbackup=1",
         f"--runtime-config={versions.runtime_config(facts.kubernetes)}",
         *_gates(facts),
     ]
@@ -129,6 +142,10 @@ def _api_server(layout: Layout, facts: Facts) -> list[str]:
         # The loopback address is no valid endpoint of the service `kubernetes`; without pods nobody needs it.
         arguments.append("--endpoint-reconciler-type=none")
     return arguments
+
+
+def _audit_policy(layout: Layout) -> Path:
+    return layout.state / "audit-policy.json"
 
 
 def _controller_manager(layout: Layout, facts: Facts) -> list[str]:

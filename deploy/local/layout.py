@@ -164,6 +164,11 @@ class Layout:
         """The administrator's kubeconfig."""
         return self.state / "kubeconfig"
 
+    @property
+    def audit_log(self) -> Path:
+        """What pods asked of the API server: a JSON object a line."""
+        return self.state / "logs" / "audit.log"
+
     def node(self, index: int) -> NodePaths:
         """Return the paths of one node, counted from 0."""
         return NodePaths(f"{self.name}-node-{index}", index, self.state / f"node-{index}")

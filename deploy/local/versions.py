@@ -75,7 +75,7 @@ def runtime_config(version: str) -> str:
 
 def build_tags(version: str) -> tuple[str, ...]:
     """Return the Go build tags for the one interface that differs between the versions."""
-    return ("kubelet_without_context",) if minor(version) < 33 else ()
+    return ("kubelet_without_context",) if minor(version) < 34 else ()
 
 
 def parse_gates(text: str) -> dict[str, bool]:

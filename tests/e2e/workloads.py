@@ -1,7 +1,7 @@
 """Pods with claims, in a namespace of one test."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,10 +60,14 @@ class Workloads:
 
     def wait_for_phase(self, name: str, *phases: str) -> dict[str, Any]:
         """Return the pod as soon as it is in one of the phases."""
+        return self.wait_for(name, " or ".join(phases), lambda pod: pod["status"].get("phase") in phases)
+
+    def wait_for(self, name: str, what: str, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Return the pod as soon as something holds for it."""
         for pod in self._objects(PODS, Selection(self.namespace, fields=f"metadata.name={name}")):
-            if pod["status"].get("phase") in phases:
+            if holds(pod):
                 return pod
-        raise AssertionError(f"pod {name} was not {' or '.join(phases)} in {_TIMEOUT_S} s:\n{self._describe(name)}")
+        raise AssertionError(f"pod {name} was not {what} in {_TIMEOUT_S} s:\n{self._describe(name)}")
 
     def finish(self, name: str) -> str:
         """Wait until a pod succeeded and return its output."""

@@ -9,7 +9,7 @@ import (
 	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
 )
 
-// newKubeletCommand is for Kubernetes 1.33 and later.
+// newKubeletCommand is for Kubernetes 1.34 and later.
 func newKubeletCommand() *cobra.Command {
 	return kubelet.NewKubeletCommand(context.Background())
 }

@@ -7,7 +7,7 @@ import (
 	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
 )
 
-// newKubeletCommand is for Kubernetes 1.32, where the command took no context.
+// newKubeletCommand is for Kubernetes 1.32 and 1.33, where the command took no context.
 func newKubeletCommand() *cobra.Command {
 	return kubelet.NewKubeletCommand()
 }
