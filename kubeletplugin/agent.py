@@ -17,7 +17,6 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from api import names
 from api.errors import StateError, VGPUError
 from api.kube import KubeClient
-from api.names import DeviceName
 from kubeletplugin.annotations import AnnotationFollower
 from kubeletplugin.cdi import gpu_spec
 from kubeletplugin.claimreading import ClaimReader
@@ -140,7 +139,7 @@ class NodeAgent:
         self._guard = RuntimeGuard(client, settings.refused_runtimes)
         self._registry = registry
         self._inventory = InventoryWriter(client, settings.node_name, settings.driver_name, _version())
-        self._board = HealthBoard(lambda: _held_devices(self._state))
+        self._board = HealthBoard(lambda: self._state.held_devices() if self._state else ())
         self._stopping = threading.Event()
         self._beat_now = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -299,12 +298,6 @@ class NodeAgent:
 def _share_folders(ledger: Ledger, shares_dir: Path) -> dict[str, Path]:
     """Return the folders of all prepared shares, by name."""
     return {one.share: shares_dir / one.share for claim in ledger.prepared().values() for one in claim.shares()}
-
-
-def _held_devices(state: NodeState | None) -> list[DeviceName]:
-    """Return the devices of all prepared claims, as they were allocated."""
-    claims = state.ledger.prepared().values() if state is not None else ()
-    return [device.device for claim in claims for device in claim.devices]
 
 
 def _version() -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from api import names
 from api.errors import StateError
-from api.names import ClaimUID
+from api.names import ClaimUID, DeviceName
 from api.slots import gpu_of
 from kubeletplugin import cdi
 from kubeletplugin.claimlocks import ClaimLocks
@@ -136,6 +136,10 @@ class NodeState:
         for share in self.shares.of_claim(uid):
             found = self.shares.remove(share) or found
         return self.ledger.remove(uid) or found
+
+    def held_devices(self) -> list[DeviceName]:
+        """Return the devices of all prepared claims, as they were allocated: GPUs, and slots of them."""
+        return [device.device for claim in self.ledger.prepared().values() for device in claim.devices]
 
     def cdi_ids(self, device: PreparedDevice) -> list[str]:
         """Return what the kubelet passes on for a prepared device, the device's own id first."""

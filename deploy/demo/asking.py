@@ -41,9 +41,16 @@ class Dialect:
             devices["config"] = [*parameters, *devices.get("config", [])]
         if self.version == "v1beta1":
             devices["requests"] = [
-                {**{key: value for key, value in request.items() if key != "exactly"}, **_known(request)}
+                {
+                    **{key: value for key, value in request.items() if key != "exactly"},
+                    **_known(request.get("exactly", {})),
+                }
                 for request in devices["requests"]
             ]
+        elif self.version == "v1beta2":
+            for request in devices["requests"]:
+                if "exactly" in request:
+                    request["exactly"] = _known(request["exactly"])
         return said
 
 
@@ -92,6 +99,6 @@ def _ask_by_size(request: JSON) -> JSON | None:
     return {"requests": [request["name"]], "opaque": {"driver": names.DRIVER_NAME, "parameters": parameters}}
 
 
-def _known(request: JSON) -> JSON:
-    """Return what `exactly` holds without what only v1 has: kubectl refuses fields that it does not know."""
-    return {key: value for key, value in request.get("exactly", {}).items() if key != "capacity"}
+def _known(asked: JSON) -> JSON:
+    """Return what is asked for without what only v1 has: kubectl refuses fields that it does not know."""
+    return {key: value for key, value in asked.items() if key != "capacity"}

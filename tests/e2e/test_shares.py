@@ -18,9 +18,11 @@ _HELD_BYTES = 700 * 10**6
 """What `worker run 700` holds."""
 _EXAMPLES = sorted((ROOT / "deploy/examples").glob("*.yaml"))
 _NO_DISTINCT = "distinctAttribute comes with consumable capacity"
+_NO_FIRST_AVAILABLE = "firstAvailable comes with Kubernetes 1.34"
 _MISSING = {
     "": {"mig": "no simulated GPU is in MIG mode", "one-numa-node": "simulated GPUs are on no NUMA node"},
-    "v1beta1": {"first-available": "firstAvailable comes with Kubernetes 1.33"},
+    "v1beta1": {"first-available": _NO_FIRST_AVAILABLE},
+    "v1beta2": {"first-available": _NO_FIRST_AVAILABLE},
     "counters": {"two-shares": _NO_DISTINCT},
     "slots": {
         "any-mode": "no slot of the default layout of a 10 GiB GPU has 8 GiB",

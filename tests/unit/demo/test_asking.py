@@ -63,6 +63,13 @@ def test_the_oldest_version_has_the_fields_of_a_request_inline_and_no_capacity()
     assert devices == {"requests": [request], "config": [NARROWED, OWN]}
 
 
+def test_the_version_of_1_33_has_the_fields_in_their_place_and_no_capacity() -> None:
+    version, devices = said("v1beta2", "slots")
+    exactly = {"deviceClassName": "vgpu-nvidia", "selectors": [{"cel": {"expression": SELECTOR}}]}
+    assert version == "resource.k8s.io/v1beta2"
+    assert devices == {"requests": [{"name": "gpu", "exactly": exactly}], "config": [NARROWED, OWN]}
+
+
 def test_pods_are_the_same_everywhere() -> None:
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "some"}}
     assert Dialect("v1beta1", "slots").say(pod) == pod
