@@ -26,7 +26,10 @@ _RARE = {
         "vgpu.dra-driver.io/nodeinventories delete": "of Nodes that are gone",
         "vgpu.dra-driver.io/nodeinventories/status patch": "GPUs of which more is offered than there is",
     },
-    "node-agent": {"events.k8s.io/events create": "overuse of a share"},
+    "node-agent": {
+        "events.k8s.io/events create": "overuse of a share",
+        "pods get": "those of a claim, where a RuntimeClass for sandboxes exists",
+    },
 }
 """Rights for what an end-to-end run seldom or never brings about, and what that is."""
 
@@ -67,10 +70,16 @@ def _granted(scenario: Scenario, account: str) -> set[str]:
 
 @pytest.mark.parametrize("account", _ACCOUNTS)
 def test_nothing_that_the_driver_asks_for_is_forbidden(scenario: Scenario, account: str) -> None:
-    events = list(_audited(scenario, account))
-    assert events
-    forbidden = [event for event in events if event.get("responseStatus", {}).get("code") == 403]
-    assert {event["requestURI"]: event["responseStatus"].get("message") for event in forbidden} == {}
+    allowed, forbidden = set(), {}
+    for event in _audited(scenario, account):
+        what = (event["verb"], event["requestURI"].partition("?")[0])
+        if event.get("responseStatus", {}).get("code") == 403:
+            forbidden[what] = event["responseStatus"].get("message")
+        else:
+            allowed.add(what)
+    assert allowed
+    # An API server that has just started knows of no roles for a moment: what it refuses then, it allows soon.
+    assert {what: message for what, message in forbidden.items() if what not in allowed} == {}
 
 
 @pytest.mark.parametrize("account", _ACCOUNTS)
