@@ -5,17 +5,18 @@ in the allocation; a share never gets more than was allocated to its claim, nor 
 device has; what is not said never means unlimited.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from api import names
 from api.claims import AllocationResult, ClaimView, vgpu_config
-from api.errors import CapacityError, ClaimError
+from api.errors import ClaimError
 from api.nodeinventory import OfferedRoom
 from api.quantities import format_bytes
 from api.slots import gpu_of, parse_slot
 from api.vgpuconfig import Overuse, Policy, VGPUConfig
 from kubeletplugin.devices import Device, DeviceTable
+from kubeletplugin.fitting import check_parts, check_room
 from kubeletplugin.ledgers import Prepared
 from kubeletplugin.preparedclaims import Held, PreparedClaim, PreparedDevice
 from libvgpu.shares import Limits
@@ -64,7 +65,8 @@ def plan(claim: ClaimView, node: NodeView, prepared: Prepared) -> PreparedClaim:
     )
     for uuid in {limits.device_uuid for limits in planned.shares()}:
         device = node.devices.find(names.device_name(uuid), str(claim))
-        _check_capacity(planned, device, node.room(device), prepared)
+        check_room(planned, device, node.room(device), prepared)
+    check_parts(planned, prepared)
     return planned
 
 
@@ -91,7 +93,7 @@ def _is_recorded(claim: ClaimView, result: AllocationResult, one: PreparedDevice
     recorded = (one.index, one.request, one.pool, one.device, one.share_id)
     if recorded != (result.index, result.request, result.pool, result.device, result.share_id):
         return False
-    if one.held is None:
+    if one.held is None or one.is_part:
         return True
     device = node.devices.find(gpu_of(result.device), str(claim))
     allocated = _allocated(claim, result, device, node.room(device))
@@ -116,19 +118,20 @@ def _plan_device(claim: ClaimView, result: AllocationResult, node: NodeView) -> 
     if not device.offered:
         raise ClaimError(f"{claim}: request {result.request}: device {device.name} is not offered: {device.reason}")
     by_hardware = device.type == names.DEVICE_TYPE_MIG and result.device == device.name
-    bare = result.admin_access or by_hardware
     return PreparedDevice(
         index=result.index,
         request=result.request,
         pool=result.pool,
         device=names.DeviceName(result.device),
         share_id=result.share_id,
-        limits=None if bare else _plan_limits(claim, result, device, node),
-        held=None if bare else _hold(claim, result, device, node),
+        limits=None if result.admin_access or by_hardware else _plan_limits(claim, result, device, node),
+        held=None if result.admin_access else _hold(claim, result, device, node, by_hardware=by_hardware),
     )
 
 
-def _hold(claim: ClaimView, result: AllocationResult, device: Device, node: NodeView) -> Held:
+def _hold(claim: ClaimView, result: AllocationResult, device: Device, node: NodeView, *, by_hardware: bool) -> Held:
+    if by_hardware:
+        return Held(device.memory_bytes, names.CORES_PER_DEVICE, whole=True)
     memory_bytes, cores = _allocated(claim, result, device, node.room(device))
     return Held(memory_bytes, cores, whole=_takes_all(claim, result, device, node))
 
@@ -193,8 +196,7 @@ def _allocated(claim: ClaimView, result: AllocationResult, device: Device, room:
             )
         return slot.memory_bytes, slot.cores_percent
     if not result.consumed and result.share_id is None:
-        # The device takes one allocation only (older API server, or consumable capacity off): all of it is the claim's.
-        return device.memory_bytes, names.CORES_PER_DEVICE
+        return _given_whole(claim, result, device)
     memory_bytes = result.consumed.get(names.CAPACITY_MEMORY, 0)
     cores = result.consumed.get(names.CAPACITY_CORES, 0)
     if cores == names.CORES_OF_A_PLACE and not claim.asked(result.request).get(names.CAPACITY_CORES):
@@ -212,6 +214,26 @@ def _allocated(claim: ClaimView, result: AllocationResult, device: Device, room:
     return memory_bytes, cores
 
 
+def _given_whole(claim: ClaimView, result: AllocationResult, device: Device) -> tuple[int, int]:
+    """Return what a claim has of a device that was allocated without amounts, to it alone.
+
+    A scheduler without consumable capacity does not see what a claim asks for, but the claim has no more than that: its
+    memory rounded up as the device's steps have it, and no guaranteed time unless it asks for some.
+    """
+    asked = claim.asked(result.request)
+    if not asked.keys() & {names.CAPACITY_MEMORY, names.CAPACITY_CORES}:
+        return device.memory_bytes, names.CORES_PER_DEVICE
+    memory_bytes = asked.get(names.CAPACITY_MEMORY, device.memory_bytes)
+    cores = asked.get(names.CAPACITY_CORES, 0)
+    if memory_bytes > device.memory_bytes or cores > names.CORES_PER_DEVICE:
+        raise ClaimError(
+            f"{claim}: request {result.request}: found {format_bytes(memory_bytes)} of memory and {cores} cores asked "
+            f"for, expected at most the {format_bytes(device.memory_bytes)} and {names.CORES_PER_DEVICE} of "
+            f"{device.name}: the scheduler allocated it without amounts (feature gate DRAConsumableCapacity)"
+        )
+    return min(memory_bytes + -memory_bytes % names.MEMORY_STEP_BYTES, device.memory_bytes), cores
+
+
 def _compute_share(allocated: int, config: VGPUConfig, where: str) -> tuple[int, int, Policy]:
     """Return guaranteed percent, ceiling and policy."""
     if allocated == 0:
@@ -223,44 +245,3 @@ def _compute_share(allocated: int, config: VGPUConfig, where: str) -> tuple[int,
     if config.policy is Policy.BURST:
         return cores, names.CORES_PER_DEVICE, Policy.BURST
     return cores, cores, Policy.FIXED
-
-
-def _check_capacity(planned: PreparedClaim, device: Device, room: OfferedRoom, prepared: Prepared) -> None:
-    """Refuse what a device has no room for: before 1.36 the scheduler could give out one device twice."""
-    uuid = device.uuid
-    claims = [planned, *(claim for uid, claim in prepared.items() if uid != planned.uid)]
-    here = [
-        (claim, prepared_device)
-        for claim in claims
-        for prepared_device in claim.devices
-        if prepared_device.limits is not None and prepared_device.limits.device_uuid == uuid
-    ]
-    holders = [(claim, one.limits) for claim, one in here if one.limits is not None]
-    memory_bytes = sum(limits.memory_bytes for _, limits in holders)
-    if memory_bytes > room.memory_bytes:
-        held = _held(holders, lambda limits: limits.memory_bytes, format_bytes)
-        raise CapacityError(f"{device.name}: memory: found {held}, expected at most {format_bytes(room.memory_bytes)}")
-    cores = sum(limits.cores_percent for _, limits in holders)
-    if cores > room.cores:
-        held = _held(holders, lambda limits: limits.cores_percent, str)
-        raise CapacityError(f"{device.name}: cores: found {held}, expected at most {room.cores}")
-    _check_that_nobody_is_beside_a_whole(device, here)
-
-
-def _check_that_nobody_is_beside_a_whole(device: Device, here: list[tuple[PreparedClaim, PreparedDevice]]) -> None:
-    """Refuse a neighbour of a claim without the library: there is room for one if more is offered than at its time."""
-    alone = next((claim for claim, one in here if one.holds().whole), None)
-    if alone is not None and len(here) > 1:
-        others = ", ".join(sorted({str(claim) for claim, _ in here if claim is not alone})) or "itself"
-        raise CapacityError(
-            f"{device.name}: found all of it given to {alone}, expected no share for {others} beside it"
-        )
-
-
-def _held(
-    holders: Iterable[tuple[PreparedClaim, Limits]], amount: Callable[[Limits], int], show: Callable[[int], str]
-) -> str:
-    by_claim: dict[str, int] = {}
-    for claim, limits in holders:
-        by_claim[str(claim)] = by_claim.get(str(claim), 0) + amount(limits)
-    return " and ".join(f"{show(value)} for {claim}" for claim, value in by_claim.items())

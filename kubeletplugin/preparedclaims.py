@@ -41,13 +41,18 @@ class PreparedDevice:
     device: DeviceName
     share_id: str | None = None
     limits: Limits | None = None
-    """None: no share; an adminAccess request gets the device as it is, and a MIG device is given out whole."""
+    """None: no share; an adminAccess request gets the device as it is, and a MIG device has limits of its own."""
     held: Held | None = None
-    """None: not known (no share, or recorded by an older release)."""
+    """None: nothing (adminAccess), or not known (recorded by an older release)."""
     unknown_policy: str | None = None
     """A policy that only a newer release knows: its limits file stays as it is, and `limits` count it as Fixed."""
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """Fields of another release."""
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it is a part that the hardware made, held by its claim alone."""
+        return self.limits is None and self.held is not None
 
     def holds(self) -> Held:
         """Return what its share can have at most."""

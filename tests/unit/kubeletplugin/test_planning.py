@@ -10,7 +10,7 @@ from api.claims import ClaimView
 from api.errors import CapacityError, ClaimError, ConfigError
 from api.names import ClaimUID
 from api.nodeinventory import OfferedRoom
-from kubeletplugin.devices import DeviceTable
+from kubeletplugin.devices import Device, DeviceTable
 from kubeletplugin.ledgers import Prepared
 from kubeletplugin.planning import NodeView, plan
 from kubeletplugin.preparedclaims import PreparedClaim
@@ -137,6 +137,41 @@ def test_parameters_limit_a_device_that_was_allocated_whole() -> None:
     limits = only_limits(result(A, memory=None), configs=[parameters(memory="4Gi", cores=30)])
 
     assert (limits.memory_bytes, compute(limits)) == (4 * GIB, (30, 30, Policy.FIXED))
+
+
+def asking(asked: dict[str, str], device: Device = A) -> ClaimView:
+    """A claim that asks for amounts and was given a device whole, by a scheduler that does not know of amounts."""
+    claim = claim_object("train", [result(device, memory=None)])
+    claim["spec"]["devices"]["requests"][0]["exactly"]["capacity"] = {"requests": asked}
+    return ClaimView.from_object(claim)
+
+
+@pytest.mark.parametrize(
+    ("asked", "memory_bytes", "expected"),
+    [
+        ({"memory": "4Gi", "cores": "10"}, 4 * GIB, (10, 10, Policy.FIXED)),
+        ({"memory": "4Gi"}, 4 * GIB, (0, 100, Policy.BURST)),
+        ({"memory": "4194305Ki"}, 4 * GIB + (1 << 20), (0, 100, Policy.BURST)),
+        ({"cores": "10"}, 10 * GIB, (10, 10, Policy.FIXED)),
+        ({"example.com/other": "1"}, 10 * GIB, (100, 100, Policy.FIXED)),
+    ],
+)
+def test_a_claim_gets_what_it_asks_for_of_a_device_that_was_allocated_whole(
+    asked: dict[str, str], memory_bytes: int, expected: tuple[int, int, Policy]
+) -> None:
+    (limits,) = plan(asking(asked), NODE_VIEW, {}).shares()
+
+    assert (limits.memory_bytes, compute(limits)) == (memory_bytes, expected)
+
+
+def test_a_device_that_was_allocated_whole_and_is_smaller_than_what_was_asked_for_is_refused() -> None:
+    with pytest.raises(ClaimError) as caught:
+        plan(asking({"memory": "11Gi"}), NODE_VIEW, {})
+
+    assert str(caught.value) == (
+        "ResourceClaim default/train: request gpu: found 11Gi of memory and 0 cores asked for, expected at most the "
+        f"10Gi and 100 of {A.name}: the scheduler allocated it without amounts (feature gate DRAConsumableCapacity)"
+    )
 
 
 def test_a_shared_device_without_an_amount_of_memory_is_refused() -> None:
@@ -290,6 +325,24 @@ def test_a_mig_device_is_given_out_whole_without_limits_of_ours() -> None:
     claim = ClaimView.from_object(claim_object("train", [result(part, memory=None, cores=None)]))
     (device,) = plan(claim, NodeView("vgpu.dra-driver.io", NODE, DeviceTable([part])), {}).devices
     assert device.limits is None
+
+
+def test_a_mig_device_goes_to_one_claim_and_to_those_that_only_look_at_it() -> None:
+    part = gpu(3, type="mig", shareable=False)
+    view = NodeView("vgpu.dra-driver.io", NODE, DeviceTable([part]))
+    prepared: dict[ClaimUID, PreparedClaim] = {}
+    for name, admin in ("monitor", True), ("one", False), ("one", False), ("other-monitor", True):
+        fields = {"adminAccess": True} if admin else {}
+        claim = ClaimView.from_object(claim_object(name, [result(part, memory=None, cores=None, **fields)]))
+        prepared[claim.uid] = plan(claim, view, prepared)
+
+    with pytest.raises(CapacityError) as caught:
+        plan(ClaimView.from_object(claim_object("two", [result(part, memory=None, cores=None)])), view, prepared)
+
+    assert str(caught.value) == (
+        f"{part.name}: found it given to ResourceClaim default/one, expected it free for ResourceClaim default/two: "
+        "a part that the hardware made has one holder"
+    )
 
 
 def test_a_device_that_is_held_back_is_refused_with_its_reason() -> None:

@@ -1,0 +1,85 @@
+"""Refuses to give out a device twice. Pure; called by planning for each device of a claim.
+
+Before 1.36 the scheduler could do that, and a record that is out of date on either side looks the same.
+"""
+
+from collections.abc import Callable, Iterable
+
+from api.errors import CapacityError
+from api.nodeinventory import OfferedRoom
+from api.quantities import format_bytes
+from kubeletplugin.devices import Device
+from kubeletplugin.ledgers import Prepared
+from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice
+from libvgpu.shares import Limits
+
+
+def check_parts(planned: PreparedClaim, prepared: Prepared) -> None:
+    """Refuse a part that the hardware made, such as a MIG device, if another claim holds it.
+
+    Args:
+        planned: a claim.
+        prepared: the claims of the node; a former record of this claim among them does not count.
+
+    Raises:
+        CapacityError: names both claims.
+    """
+    parts = {device.device for device in planned.devices if device.is_part}
+    for uid, claim in prepared.items():
+        for device in claim.devices:
+            if uid != planned.uid and device.is_part and device.device in parts:
+                raise CapacityError(
+                    f"{device.device}: found it given to {claim}, expected it free for {planned}: a part that the "
+                    "hardware made has one holder"
+                )
+
+
+def check_room(planned: PreparedClaim, device: Device, room: OfferedRoom, prepared: Prepared) -> None:
+    """Refuse what a device has no room for.
+
+    Args:
+        planned: a claim with shares of the device.
+        device: which one.
+        room: what all its shares may have together.
+        prepared: the claims of the node; a former record of this claim among them does not count.
+
+    Raises:
+        CapacityError: names all claims that hold the device, and what.
+    """
+    uuid = device.uuid
+    claims = [planned, *(claim for uid, claim in prepared.items() if uid != planned.uid)]
+    here = [
+        (claim, prepared_device)
+        for claim in claims
+        for prepared_device in claim.devices
+        if prepared_device.limits is not None and prepared_device.limits.device_uuid == uuid
+    ]
+    holders = [(claim, one.limits) for claim, one in here if one.limits is not None]
+    memory_bytes = sum(limits.memory_bytes for _, limits in holders)
+    if memory_bytes > room.memory_bytes:
+        held = _held(holders, lambda limits: limits.memory_bytes, format_bytes)
+        raise CapacityError(f"{device.name}: memory: found {held}, expected at most {format_bytes(room.memory_bytes)}")
+    cores = sum(limits.cores_percent for _, limits in holders)
+    if cores > room.cores:
+        held = _held(holders, lambda limits: limits.cores_percent, str)
+        raise CapacityError(f"{device.name}: cores: found {held}, expected at most {room.cores}")
+    _check_that_nobody_is_beside_a_whole(device, here)
+
+
+def _check_that_nobody_is_beside_a_whole(device: Device, here: list[tuple[PreparedClaim, PreparedDevice]]) -> None:
+    """Refuse a neighbour of a claim without the library: there is room for one if more is offered than at its time."""
+    alone = next((claim for claim, one in here if one.holds().whole), None)
+    if alone is not None and len(here) > 1:
+        others = ", ".join(sorted({str(claim) for claim, _ in here if claim is not alone})) or "itself"
+        raise CapacityError(
+            f"{device.name}: found all of it given to {alone}, expected no share for {others} beside it"
+        )
+
+
+def _held(
+    holders: Iterable[tuple[PreparedClaim, Limits]], amount: Callable[[Limits], int], show: Callable[[int], str]
+) -> str:
+    by_claim: dict[str, int] = {}
+    for claim, limits in holders:
+        by_claim[str(claim)] = by_claim.get(str(claim), 0) + amount(limits)
+    return " and ".join(f"{show(value)} for {claim}" for claim, value in by_claim.items())
