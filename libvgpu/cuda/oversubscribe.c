@@ -67,23 +67,26 @@ CUresult vgpu__oversubscribe(CUdeviceptr *dptr, uint64_t bytes, CUresult refused
 
 /* ---- What would move it to the device ---- */
 
-static bool stays_on_host(CUdeviceptr dptr) {
-    CUresult result;
+/* True if that is so, and if it might be: then *result says why nobody can tell. */
+static bool stays_on_host(CUdeviceptr dptr, CUresult *result) {
     CUdeviceptr base;
     size_t size;
     struct vgpu_charge charge;
+    *result = CUDA_SUCCESS;
     if (!__atomic_load_n(&used, __ATOMIC_RELAXED))
         return false;
-    VGPU_CALL(result, cuMemGetAddressRange_v2, &base, &size, dptr);
-    return result == CUDA_SUCCESS && vgpu_ptrmap_look(base, VGPU_KIND_HOSTED, &charge);
+    VGPU_CALL(*result, cuMemGetAddressRange_v2, &base, &size, dptr);
+    if (*result == CUDA_ERROR_INVALID_VALUE || *result == CUDA_ERROR_NOT_FOUND)
+        return false; /* not the driver's memory at all */
+    return *result != CUDA_SUCCESS || vgpu_ptrmap_look(base, VGPU_KIND_HOSTED, &charge);
 }
 
 /* Where it is, is settled: other wishes are hints, and passed over. */
 #define HINT(dptr, symbol, ...)                                                                                        \
     do {                                                                                                               \
         CUresult result;                                                                                               \
-        if (!VGPU_BY_DRIVER() && stays_on_host(dptr))                                                                  \
-            return CUDA_SUCCESS;                                                                                       \
+        if (!VGPU_BY_DRIVER() && stays_on_host(dptr, &result))                                                         \
+            return result;                                                                                             \
         VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
         return result;                                                                                                 \
     } while (0)

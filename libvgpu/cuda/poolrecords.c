@@ -95,15 +95,16 @@ void vgpu__pool_drop_if_unused(struct vgpu__pool *pool) {
 
 /* ---- What they hold ---- */
 
-/* What the pool holds of the card; where the driver can't say, what the application has of it. */
-static uint64_t held_bytes(const struct vgpu__pool *pool) {
-    unsigned long long held = 0;
-    CUresult result = CUDA_ERROR_INVALID_HANDLE;
+/* What the pool holds of the card; of a destroyed one, what the application has of it. False: the driver can't say. */
+static bool ask_held(const struct vgpu__pool *pool, uint64_t *bytes) {
+    unsigned long long held = pool->live_bytes;
+    CUresult result = CUDA_SUCCESS;
     if (pool->of_graphs)
         VGPU_CALL(result, cuDeviceGetGraphMemAttribute, pool->ordinal, CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT, &held);
     else if (pool->handle != NULL)
         VGPU_CALL(result, cuMemPoolGetAttribute, pool->handle, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, &held);
-    return result == CUDA_SUCCESS ? held : pool->live_bytes;
+    *bytes = held + pool->coming_bytes;
+    return result == CUDA_SUCCESS;
 }
 
 static void trim(const struct vgpu__pool *pool) {
@@ -116,8 +117,8 @@ static void trim(const struct vgpu__pool *pool) {
 }
 
 bool vgpu__pool_settle(struct vgpu__pool *pool) {
-    uint64_t held = held_bytes(pool) + pool->coming_bytes;
-    if (pool->device == NULL || held >= pool->charged_bytes)
+    uint64_t held;
+    if (pool->device == NULL || !ask_held(pool, &held) || held >= pool->charged_bytes)
         return false;
     vgpu_credit(pool->device, pool->charged_bytes - held);
     pool->charged_bytes = held;
@@ -137,7 +138,9 @@ bool vgpu__pool_shrink_all(struct vgpu_device *device, bool trim_first) {
 }
 
 bool vgpu__pool_charge_growth(struct vgpu__pool *pool, uint64_t reserved) {
-    uint64_t held = held_bytes(pool) + pool->coming_bytes, have = pool->charged_bytes + reserved;
+    uint64_t held, have = pool->charged_bytes + reserved;
+    if (!ask_held(pool, &held))
+        held = have; /* what it may hold; it is asked again */
     bool fits = held <= have || vgpu_reserve(pool->device, held - have) == VGPU_OK;
     if (!fits)
         vgpu_charge(pool->device, held - have);

@@ -321,12 +321,14 @@ def inject_fault(path: Path, function: str, nth: int, result: int) -> None:
         raise ValueError(f"{path}: all {len(card.faults)} faults are armed")
 
 
-def clear_faults(path: Path) -> None:
-    """Disarm all faults of a card."""
+def clear_faults(path: Path) -> int:
+    """Disarm all faults of a card; return how many of them no call has met."""
     with _mapped(path) as card:
+        unmet = sum(fault.armed and fault.seen < fault.nth for fault in card.faults)
         card.fault_count = 0
         for fault in card.faults:
             fault.armed = 0
+    return int(unmet)
 
 
 def change_settings(path: Path, **settings: int) -> None:
