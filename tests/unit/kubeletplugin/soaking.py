@@ -141,10 +141,9 @@ class Node:
 
     def results(self, count: int) -> list[Any]:
         """Return allocation results of random sizes, small enough for many pods."""
+        # One core that nobody asked for is a place on an exclusive GPU: its limits are not what was allocated.
         return [
-            result(
-                self.random.choice(_DEVICES), f"{self.random.randint(1, 2000)}Mi", str(self.random.choice((0, 2, 4)))
-            )
+            result(self.random.choice(_DEVICES), f"{self.random.randint(1, 2000)}Mi", self.random.choice("024"))
             for _ in range(count)
         ]
 
