@@ -3,7 +3,7 @@
 Asked by preparing, refreshed by the agent.
 A container with a kernel of its own sees neither the node's driver nor the locks in the books. So a pod whose
 RuntimeClass leads to such a runtime is refused with a message, and does not start without its GPU
-(docs/adr/0008-no-shares-in-sandboxes.md). Most clusters have no such class: then this costs a prepare nothing.
+(docs/adr/0009-no-shares-in-sandboxes.md). Most clusters have no such class: then this costs a prepare nothing.
 """
 
 import logging
