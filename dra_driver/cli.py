@@ -18,7 +18,7 @@ from api.errors import ConfigError, VGPUError
 from api.offerrules import OfferModeName
 from api.quantities import parse_bytes
 from api.vgpuconfig import Policy
-from dra_driver import __version__, devicecommands
+from dra_driver import __version__, devicecommands, faultcommands
 from dra_driver.logs import FORMATS
 
 _Command = Callable[[argparse.Namespace], int]
@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_share(commands)
     _add_explain(commands)
     devicecommands.add(commands)
+    faultcommands.add(commands)
     _add(commands, "crds", _crds, "print the CustomResourceDefinitions, for kubectl apply")
     return parser
 

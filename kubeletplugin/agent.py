@@ -27,6 +27,7 @@ from kubeletplugin.devices import DeviceTable, Discovery
 from kubeletplugin.discovery import DiscoveryBackend
 from kubeletplugin.driverroots import DriverRoot
 from kubeletplugin.eventing import EventWriter
+from kubeletplugin.faultfiles import FAULTS_FILE
 from kubeletplugin.healths import HealthBoard
 from kubeletplugin.holdingback import Filter
 from kubeletplugin.inventory import InventoryWriter
@@ -53,7 +54,6 @@ from libvgpu.paths import library_path
 
 _log = logging.getLogger(__name__)
 _STOP_S = 5.0
-_FAULTS_FILE = "faults.json"
 _EVENT_WAIT_S = 1.0
 
 
@@ -130,7 +130,7 @@ class NodeAgent:
                 hold_back=Filter.parse(settings.hold_back),
                 ignored_xids=frozenset(settings.ignored_xids),
                 cdi_dir=settings.cdi_dir,
-                faults_file=settings.state_dir / _FAULTS_FILE,
+                faults_file=settings.state_dir / FAULTS_FILE,
             ),
         )
         self._sockets = SocketPaths.of(settings.kubelet_dir, settings.driver_name, settings.pod_uid)

@@ -9,7 +9,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,8 @@ _CLAIM_GRACE_S = 600.0
 _CHECK_S = _HOUR_S
 """Between two questions about one claim of which nothing is wrong: a node may have hundreds."""
 _TEMPORARY_GRACE_S = _HOUR_S
+_SEEN_S = 300.0
+"""Longer than any write takes."""
 _QUARANTINE_GRACE_S = 7 * 24 * _HOUR_S
 """Kept for whoever wants to know what happened."""
 
@@ -55,6 +57,8 @@ class Collector:
         self._driver_name = driver_name
         self._clock = clock
         self._looks: dict[ClaimUID, _Look] = {}
+        self._seen_s: dict[Path, float] = {}
+        """When a file that may have to go was seen first."""
 
     def run_until(self, stopping: threading.Event, interval_s: float) -> None:
         """Collect each interval, and not at the same moment on all nodes that an update restarts."""
@@ -126,15 +130,29 @@ class Collector:
 
     def _remove_files(self) -> None:
         paths = self._state.paths
+        self._seen_s = {path: first_s for path, first_s in self._seen_s.items() if path.exists()}
         for folder in (paths.checkpoint_dir, paths.cdi_dir, paths.library_dir):
-            for path in _older(folder, self._own_temporaries(folder), _TEMPORARY_GRACE_S):
+            for path in self._older(folder, self._own_temporaries(folder), _TEMPORARY_GRACE_S):
                 path.unlink(missing_ok=True)
                 _log.info("file of a write that was never finished removed", extra={"file": str(path)})
-        for path in _older(paths.checkpoint_dir, f"*{QUARANTINE_SUFFIX}", _QUARANTINE_GRACE_S):
+        for path in self._older(paths.checkpoint_dir, f"*{QUARANTINE_SUFFIX}", _QUARANTINE_GRACE_S):
             path.unlink(missing_ok=True)
             _log.info("damaged record that was put aside removed", extra={"file": str(path)})
         for path in remove_old_libraries(self._state.library, self._state.specs.libraries()):
             _log.info("library that no container can need removed", extra={"file": str(path)})
+
+    def _older(self, folder: Path, pattern: str, age_s: float) -> list[Path]:
+        """Return files that nobody has changed for so long.
+
+        By the wall clock, which goes on over restarts and may be set by hours: so each file must have been seen for a
+        while too, by the clock that nobody sets. A file that is just being written is never that old.
+        """
+        now_s, found = self._clock(), []
+        for path in folder.glob(pattern):
+            first_s = self._seen_s.setdefault(path, now_s)
+            if now_s - first_s >= _SEEN_S and time.time() - path.lstat().st_mtime >= age_s:
+                found.append(path)
+        return found
 
     def _own_temporaries(self, folder: Path) -> str:
         """Other programs write into the CDI folder as well."""
@@ -144,10 +162,3 @@ class Collector:
 def _has_device_of(claim: ClaimView, driver_name: str, pools: set[str]) -> bool:
     results = claim.allocation.results if claim.allocation is not None else ()
     return any(result.driver == driver_name and result.pool in pools for result in results)
-
-
-def _older(folder: Path, pattern: str, age_s: float) -> Iterator[Path]:
-    """Yield files that were last changed so long ago; by the wall clock, which may jump: only for what nobody reads."""
-    for path in folder.glob(pattern):
-        if time.time() - path.lstat().st_mtime >= age_s:
-            yield path

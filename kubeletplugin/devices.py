@@ -63,6 +63,8 @@ class Device:
     """False: kept out altogether, held back or not the driver's to give; `reason` says why."""
     reason: str = ""
     """Why it is not healthy, not shareable or not offered."""
+    notice: str = ""
+    """What the driver wants done some day while the device is fit."""
 
     @property
     def name(self) -> DeviceName:
@@ -101,6 +103,21 @@ class DriverProcess:
 
 
 @dataclass(frozen=True)
+class MemoryRepairs:
+    """How a device has mended its memory."""
+
+    rows_corrected: int
+    """Rows that were remapped for errors that could be corrected."""
+    rows_uncorrected: int
+    """The same for errors that could not."""
+    remap_pending: bool
+    """Rows are remapped at the next reset."""
+    remap_failed: bool
+    retirement_pending: bool
+    """Pages are retired at the next reset."""
+
+
+@dataclass(frozen=True)
 class DeviceFigures:
     """What a driver measures of a device. None: it does not say."""
 
@@ -115,6 +132,7 @@ class DeviceFigures:
     """Since the driver was loaded."""
     ecc_uncorrected: int | None = None
     """Memory errors that could not be corrected, since the driver was loaded."""
+    memory_repairs: MemoryRepairs | None = None
     processes: tuple[DriverProcess, ...] = ()
 
 

@@ -1,20 +1,19 @@
-"""Faults that a driver tells of, and which of them make a device unfit: pure decisions, and a file that outlives us.
+"""Faults that a driver tells of, and which of them make a device unfit; kept in a file that outlives the agent.
 
 Called by the NVIDIA backend. A fault that the hardware had does not go away because the agent restarts: it ends with a
-reboot of the node, with the driver loaded anew, or when the driver says that nothing needs to be done. Source: Xid
-errors in NVIDIA's GPU deployment and management documentation.
+reboot of the node, with the driver loaded anew, when the driver says that nothing needs to be done, or by an operator's
+hand (`dra-driver fault clear`). Source: Xid errors in NVIDIA's GPU deployment and management documentation.
 """
 
-import json
 import logging
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
-from kubeletplugin.files import read_if_there, remove, write_atomically
+from api.errors import StateError
+from kubeletplugin.faultfiles import Clearing, Fault, FaultFile, FaultRecord
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +23,11 @@ NOTICE_XIDS = frozenset({63, 92, 94, 154})
 """The device has dealt with it (rows remapped, an error contained): worth a line, not a taint."""
 SETTLED_S = 60.0
 """How long after a fault the driver's word counts that nothing needs to be done."""
-BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
+
+
+def since_boot_s() -> float:
+    """Return the seconds since the boot, with those that the machine slept."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Faults:
@@ -34,22 +37,32 @@ class Faults:
         self,
         ignored_xids: Iterable[int] = (),
         file: Path | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = since_boot_s,
     ) -> None:
         """Start with what an earlier agent of this boot has seen.
 
         Args:
             ignored_xids: do not count as faults on this node.
             file: where faults are kept; None: nowhere.
-            clock: seconds since the epoch.
+            clock: seconds since the boot.
         """
         self._ignored = frozenset(ignored_xids) | APPLICATION_XIDS
-        self._file = file
+        self._file = FaultFile(file) if file is not None else None
         self._clock = clock
         self._lock = threading.Lock()
         self._counts: Counter[tuple[str, str]] = Counter()
-        self._broken: dict[str, tuple[int, float]] = self._load()
-        """Xid and time by UUID."""
+        self._broken: dict[str, Fault] = {}
+        self._cleared: tuple[Clearing, ...] = ()
+        self._signature: tuple[int, int] | None = None
+        """Of the file as it was read or written last."""
+        self._unstored = False
+        """Whether there are faults here that the disk did not take."""
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take over what others have written: another agent, or an operator who cleared a fault."""
+        with self._lock:
+            self._take_over()
 
     def tell_xid(self, uuid: str, xid: int) -> bool:
         """Take note of an Xid; return whether the device is unfit from now on, and was not before."""
@@ -62,11 +75,14 @@ class Faults:
             _log.warning("the device reports an error that it has dealt with", extra=facts)
             return False
         _log.error("the device reports a fault", extra=facts)
-        with self._lock:
-            was_fit = uuid not in self._broken
-            self._broken[uuid] = (xid, self._clock())
-            self._store()
-        return was_fit
+        before: list[bool] = []
+
+        def note() -> None:
+            before.append(uuid in self._broken)
+            self._broken[uuid] = Fault(xid, self._clock())
+
+        self._change(note)
+        return not before[0]
 
     def count(self, uuid: str, kind: str) -> None:
         """Count a fault of another kind, such as `ecc-uncorrected`."""
@@ -79,56 +95,66 @@ class Faults:
     def problem(self, uuid: str) -> str:
         """Return why a device is unfit, empty if it is not."""
         fault = self._broken.get(uuid)
-        return f"Xid {fault[0]} was reported" if fault else ""
+        return f"Xid {fault.xid} was reported" if fault else ""
 
     def settle(self, uuid: str) -> None:
         """Take note that the driver wants nothing done about a device: after a while its fault is over."""
-        with self._lock:
-            fault = self._broken.get(uuid)
-            if fault is not None and self._clock() >= fault[1] + SETTLED_S:
-                self._forget([uuid])
+        fault = self._broken.get(uuid)
+        if fault is not None and self._clock() >= fault.at_s + SETTLED_S:
+            self._change(lambda: self._forget([uuid]))
 
     def forget_all(self) -> None:
         """Take note that the driver was loaded anew, which resets all devices."""
-        with self._lock:
-            self._forget(list(self._broken))
+        self._change(lambda: self._forget(list(self._broken)))
 
     def _forget(self, uuids: list[str]) -> None:
         for uuid in uuids:
-            xid, _ = self._broken.pop(uuid)
-            _log.info("fault of the device is over", extra={"device": uuid, "xid": xid})
-        if uuids:
-            self._store()
+            fault = self._broken.pop(uuid, None)
+            if fault is not None:
+                _log.info("fault of the device is over", extra={"device": uuid, "xid": fault.xid})
 
-    def _load(self) -> dict[str, tuple[int, float]]:
-        if self._file is None:
-            return {}
-        try:
-            stored: dict[str, Any] = json.loads(read_if_there(self._file) or b"{}")
-            if stored.get("bootID") != _boot_id():
-                return {}
-            return {
-                str(uuid): (int(fault["xid"]), float(fault["at"]))
-                for uuid, fault in stored["faults"].items()
-                if int(fault["xid"]) not in self._ignored
-            }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            _log.warning("known faults cannot be read", extra={"file": str(self._file), "error": str(error)})
-            return {}
+    def _change(self, change: Callable[[], None]) -> None:
+        """Change the faults, here and in the file. Where the disk does not take it, they count as long as we live."""
+        with self._lock:
+            if self._file is None:
+                change()
+                return
+            changed = False
+            try:
+                with self._file.changing():
+                    self._take_over()
+                    before = dict(self._broken)
+                    change()
+                    changed = True
+                    if self._broken != before or self._unstored:
+                        self._file.write(FaultRecord(self._broken, self._cleared))
+                        self._signature = self._file.signature()
+                    self._unstored = False
+            except (OSError, StateError) as error:
+                self._unstored = True
+                _log.warning("known faults cannot be stored", extra={"file": str(self._file.path), "error": str(error)})
+                if not changed:
+                    change()
 
-    def _store(self) -> None:
-        if self._file is None:
+    def _take_over(self) -> None:
+        signature = self._file.signature() if self._file is not None else None
+        if self._file is None or signature is None or signature == self._signature:
             return
-        faults = {uuid: {"xid": xid, "at": at} for uuid, (xid, at) in self._broken.items()}
+        self._signature = signature
         try:
-            if faults:
-                write_atomically(self._file, json.dumps({"bootID": _boot_id(), "faults": faults}).encode(), 0o600)
-            else:
-                remove(self._file)
-        except OSError as error:
-            # Known faults still count for as long as this agent runs.
-            _log.warning("known faults cannot be stored", extra={"file": str(self._file), "error": str(error)})
-
-
-def _boot_id() -> str:
-    return BOOT_ID_FILE.read_text().strip()
+            record = self._file.read()
+        except StateError as error:
+            _log.warning("known faults cannot be read", extra={"file": str(self._file.path), "error": str(error)})
+            return
+        for one in record.cleared[len(self._cleared) :]:
+            facts = {"device": one.uuid, "xid": one.xid, "by": one.by, "reason": one.reason, "at": one.at}
+            _log.warning("fault of the device cleared by hand", extra=facts)
+        self._cleared = record.cleared
+        now_s = self._clock()
+        stored = {
+            # A release before this one wrote the time of the day.
+            uuid: Fault(fault.xid, min(fault.at_s, now_s))
+            for uuid, fault in record.faults.items()
+            if fault.xid not in self._ignored
+        }
+        self._broken = {**self._broken, **stored} if self._unstored else stored

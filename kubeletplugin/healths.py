@@ -50,7 +50,7 @@ class HealthBoard:
             for name in self._healths:
                 self._healths[name] = DeviceHealth(name, False, _GONE, now_s)
             for device in devices:
-                message = "" if device.healthy else device.reason
+                message = device.notice if device.healthy else device.reason
                 self._healths[device.name] = DeviceHealth(device.name, device.healthy, message, now_s)
             if {name: (health.healthy, health.message) for name, health in self._healths.items()} != former:
                 self._version += 1

@@ -23,7 +23,8 @@ from libvgpu.paths import gate_paths
 _HASH_DIGITS = 12
 _BUILT_FOR = b"libvgpu-" + b"0" * _HASH_DIGITS + b".so"
 _GRACE_S = 24 * 3600.0
-"""Of a build that nothing refers to."""
+"""Of a build that nothing refers to. By the wall clock: if that is set forward, the lock of the agent that installed a
+build keeps it, or the specs that name it."""
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,10 @@ class _Figure:
     is_counter: bool = False
 
 
+def _repair(measured: DeviceFigures, field_: str) -> int | None:
+    return None if measured.memory_repairs is None else int(getattr(measured.memory_repairs, field_))
+
+
 _SHARE_FIGURES = (
     _Figure("vgpu_share_memory_bytes", "Device memory in use, by the books.", lambda s: s.reading.books.used_bytes),
     _Figure("vgpu_share_memory_limit_bytes", "Device memory allowed.", lambda s: s.reading.limits.memory_bytes),
@@ -166,6 +170,27 @@ _DEVICE_FIGURES = (
         "Memory errors that were not corrected, since the driver was loaded.",
         lambda d: d.ecc_uncorrected,
         is_counter=True,
+    ),
+    _Figure(
+        "vgpu_device_rows_remapped_corrected",
+        "Rows of its memory that were remapped for errors that could be corrected.",
+        lambda d: _repair(d, "rows_corrected"),
+    ),
+    _Figure(
+        "vgpu_device_rows_remapped_uncorrected",
+        "Rows of its memory that were remapped for errors that could not be corrected.",
+        lambda d: _repair(d, "rows_uncorrected"),
+    ),
+    _Figure(
+        "vgpu_device_remap_pending",
+        "1 while rows wait to be remapped at the next reset.",
+        lambda d: _repair(d, "remap_pending"),
+    ),
+    _Figure("vgpu_device_remap_failed", "1 if a row could not be remapped.", lambda d: _repair(d, "remap_failed")),
+    _Figure(
+        "vgpu_device_page_retirement_pending",
+        "1 while pages wait to be retired at the next reset.",
+        lambda d: _repair(d, "retirement_pending"),
     ),
 )
 

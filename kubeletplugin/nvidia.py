@@ -21,7 +21,7 @@ from kubeletplugin.driverroots import DriverRoot
 from kubeletplugin.faults import Faults
 from kubeletplugin.holdingback import Filter
 from kubeletplugin.nvidiadevices import Machine, Versions, describe, unseen
-from kubeletplugin.nvidiasigns import Judge, is_settled, read_ecc, read_signs
+from kubeletplugin.nvidiasigns import Judge, is_settled, pending, read_ecc, read_repairs, read_signs
 from kubeletplugin.nvidiatimes import NvmlGpuTimes
 from kubeletplugin.nvml import LIBRARY, NvmlSession, Opened, ask, error_code, pynvml
 
@@ -122,6 +122,7 @@ class NvidiaDiscovery(DiscoveryBackend):
         self._session.close()
 
     def _look(self, count: int) -> Discovery:
+        self._faults.refresh()
         driver_version = str(ask(pynvml.nvmlSystemGetDriverVersion) or "")
         versions = Versions(driver_version, _cuda_version(ask(pynvml.nvmlSystemGetCudaDriverVersion_v2)))
         devices: list[Device] = []
@@ -155,8 +156,10 @@ class NvidiaDiscovery(DiscoveryBackend):
             self._faults.settle(uuid)
         found = (self._faults.problem(uuid), self._judges.setdefault(uuid, Judge()).judge(signs))
         problem = "; ".join(text for text in found if text)
+        notice = pending(signs)
         for device in devices:
-            yield replace(device, healthy=False, reason=problem) if problem else device
+            noticed = replace(device, notice=notice) if notice else device
+            yield replace(noticed, healthy=False, reason=problem) if problem else noticed
 
     def _missing(self, found: set[str], silent: dict[int, str]) -> Iterator[Device]:
         """Yield the devices that were there before and do not answer now; those that were taken away are not.
@@ -251,6 +254,7 @@ def _measure(handle: Any) -> Iterator[DeviceFigures]:
         power_watts=None if milliwatts is None else milliwatts / 1e3,
         energy_joules=None if millijoules is None else millijoules / 1e3,
         ecc_uncorrected=read_ecc(handle),
+        memory_repairs=read_repairs(handle),
         processes=tuple(_processes(handle)),
     )
 

@@ -7,6 +7,7 @@ field values).
 from dataclasses import dataclass
 from typing import Any
 
+from kubeletplugin.devices import MemoryRepairs
 from kubeletplugin.nvml import ask, pynvml
 
 _THERMAL_LOOKS = 3
@@ -53,6 +54,16 @@ def read_signs(handle: Any) -> Signs:
     )
 
 
+def read_repairs(handle: Any) -> MemoryRepairs | None:
+    """Return how the device has mended its memory; None: it does neither remap rows nor retire pages."""
+    rows = ask(pynvml.nvmlDeviceGetRemappedRows, handle)
+    pages = ask(pynvml.nvmlDeviceGetRetiredPagesPendingStatus, handle)
+    if rows is None and pages is None:
+        return None
+    corrected, uncorrected, waiting, failed = rows or (0, 0, 0, 0)
+    return MemoryRepairs(int(corrected), int(uncorrected), bool(waiting), bool(failed), bool(pages))
+
+
 def read_ecc(handle: Any) -> int | None:
     """Return the memory errors that could not be corrected since the driver was loaded."""
     counted: int | None = ask(
@@ -84,6 +95,15 @@ class Judge:
             (f"NVLink {', '.join(str(link) for link in down)} went down", bool(down)),
         )
         return "; ".join(text for text, found in problems if found)
+
+
+def pending(signs: Signs) -> str:
+    """Return what waits for the next reset of a device that is fit until then; empty if nothing does."""
+    waiting = (
+        ("rows of its memory are remapped", signs.remap_pending),
+        ("pages of its memory are retired", signs.pages_pending),
+    )
+    return "; ".join(f"{text} at the next reset" for text, found in waiting if found)
 
 
 def needs_recovery(signs: Signs) -> bool:

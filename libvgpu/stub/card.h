@@ -123,6 +123,7 @@ struct stub_card {
     uint64_t links;           /* NVLinks that it has */
     uint64_t links_down;      /* a bit for each of them that is down */
     uint64_t ecc_uncorrected;
+    uint64_t pages_pending; /* pages are retired at the next reset */
 
     /* The state, under the lock */
     uint32_t lock;         /* futex: slot number + 1 of the holder, 0 is free, top bit: somebody waits */
@@ -137,7 +138,6 @@ struct stub_card {
     uint64_t ended_gpu_time_ns;     /* of processes whose slots were given to others */
     uint64_t live[STUB_LIVE_WORDS]; /* one bit for each live slot */
     uint64_t engine_until_ns;       /* end of the kernel that runs, if it is not interrupted */
-    uint64_t padding[1];
     struct stub_usage usage[STUB_CARD_USAGE];
 
     uint32_t event_count; /* events ever put into the ring, futex */

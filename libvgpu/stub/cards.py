@@ -57,6 +57,7 @@ class StubSettings:
     links_down: int = 0
     """A bit for each NVLink."""
     ecc_uncorrected: int = 0
+    pages_pending: int = 0
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,13 @@ EXPORT nvmlReturn_t nvmlDeviceGetRemappedRows(nvmlDevice_t device, unsigned *cor
     return NVML_SUCCESS;
 }
 
+EXPORT nvmlReturn_t nvmlDeviceGetRetiredPagesPendingStatus(nvmlDevice_t device, int *pending) {
+    TRY(check_device(device));
+    REQUIRE(pending, NVML_ERROR_INVALID_ARGUMENT);
+    *pending = LOAD_RELAXED(device->card.shared->pages_pending) != 0;
+    return NVML_SUCCESS;
+}
+
 EXPORT nvmlReturn_t nvmlDeviceGetCurrentClocksEventReasons(nvmlDevice_t device, unsigned long long *reasons) {
     TRY(check_device(device));
     REQUIRE(reasons, NVML_ERROR_INVALID_ARGUMENT);

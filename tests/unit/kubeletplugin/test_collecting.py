@@ -182,6 +182,7 @@ def test_what_writes_left_that_were_never_finished_goes_after_some_time(node: Co
         _age(path, 4000)
 
     node.collect()
+    node.collect(after_s=LONG_S)
 
     assert [path.exists() for path in (*left, foreign, young)] == [False, False, True, True]
 
@@ -194,6 +195,7 @@ def test_a_damaged_record_that_was_put_aside_is_kept_for_a_week(node: CollectedN
     _age(new, 6 * 24 * 3600)
 
     node.collect()
+    node.collect(after_s=LONG_S)
 
     assert (old.exists(), new.exists()) == (False, True)
 

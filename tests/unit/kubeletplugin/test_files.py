@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -172,30 +171,41 @@ class _SlowDisk:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
+class _WatchedLock:
+    """A lock that tells who comes for it."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Semaphore(0)
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self.asked.release()
+        self._lock.acquire()
+
+    def __exit__(self, *_error: object) -> None:
+        self._lock.release()
+
+
 def test_who_comes_while_a_folder_is_made_durable_shares_the_next_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    disk, sync = _SlowDisk(monkeypatch), files.FolderSync(tmp_path)
-    threads_ready = threading.Barrier(11)
+    disk, sync, lock = _SlowDisk(monkeypatch), files.FolderSync(tmp_path), _WatchedLock()
+    monkeypatch.setattr(sync, "_lock", lock)
     with ThreadPoolExecutor(11) as pool:
         first = pool.submit(sync)
         disk.began.acquire()
-        asked = [pool.submit(_after, threads_ready, sync) for _ in range(10)]
-        threads_ready.wait(10)
+        others = [pool.submit(sync) for _ in range(10)]
+        for _ in range(11):
+            lock.asked.acquire()
         disk.may_end.release()
         first.result(10)
         disk.began.acquire()
-        assert not any(future.done() for future in asked), "the first may not have seen their names"
-        disk.may_end.release(10)
-        for future in asked:
-            future.result(10)
+        assert not any(other.done() for other in others), "the first may not have seen their names"
+        disk.may_end.release()
+        for other in others:
+            other.result(10)
 
-    assert 2 <= disk.calls <= 4  # not 11; a thread that had not quite asked yet when the second began needs another
-
-
-def _after(barrier: threading.Barrier, call: Callable[[], None]) -> None:
-    barrier.wait(10)
-    call()
+    assert disk.calls == 2
 
 
 def test_a_folder_that_could_not_be_made_durable_is_told_to_each_that_relied_on_it(

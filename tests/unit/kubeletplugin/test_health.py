@@ -1,5 +1,7 @@
 """Health of devices: what a driver (the stub's) tells, and what becomes of it."""
 
+import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,12 +10,15 @@ import pytest
 
 from api import kube
 from api.kubefake import FakeKube
-from kubeletplugin import faults
+from dra_driver.cli import main
+from kubeletplugin import faultfiles
 from kubeletplugin.agent import NodeAgent
-from kubeletplugin.devices import Device
+from kubeletplugin.devices import Device, MemoryRepairs
 from kubeletplugin.discovery import FakeDiscovery
 from kubeletplugin.driverroots import DriverRoot
-from kubeletplugin.faults import SETTLED_S, Faults
+from kubeletplugin.faultfiles import FaultFile, clear_fault
+from kubeletplugin.faults import SETTLED_S, Faults, since_boot_s
+from kubeletplugin.healths import HealthBoard
 from kubeletplugin.nvidia import NvidiaDiscovery, NvidiaOptions
 from kubeletplugin.nvidiasigns import Judge, Signs
 from libvgpu.stub import StubGPU, change_settings, create_driver_root, inject_xid
@@ -98,7 +103,7 @@ def test_a_fault_outlives_the_agent_and_ends_with_a_reboot(
     assert device(open_backend()).reason == "Xid 79 was reported"
 
     (tmp_path / "boot_id").write_text("another boot\n")
-    monkeypatch.setattr(faults, "BOOT_ID_FILE", tmp_path / "boot_id")
+    monkeypatch.setattr(faultfiles, "BOOT_ID_FILE", tmp_path / "boot_id")
     assert device(open_backend()).healthy
 
 
@@ -213,3 +218,119 @@ def test_an_event_of_the_hardware_reaches_inventory_and_kubelet_without_waiting_
     stream.cancel()
     stated = (event.object["status"]["devices"][0] for event in client.watch(kube.NODE_INVENTORIES, listed))
     assert next(facts["health"] for facts in stated if not facts["healthy"]) == "Xid 79 was reported"
+
+
+def test_what_waits_for_a_reset_is_told_of_a_device_that_is_fit(
+    open_backend: Callable[..., NvidiaDiscovery], driver: Path
+) -> None:
+    backend = open_backend()
+    change_settings(driver / "dev/nvidia0", remap_pending=1, pages_pending=1)
+
+    found = device(backend)
+    board = HealthBoard()
+    board.update([found])
+
+    assert found.healthy
+    assert [(health.healthy, health.message) for health in board.current()[1]] == [
+        (True, "rows of its memory are remapped at the next reset; pages of its memory are retired at the next reset")
+    ]
+    repairs = {figures.uuid: figures.memory_repairs for figures in backend.figures()}
+    assert repairs[UUID] == MemoryRepairs(0, 1, remap_pending=True, remap_failed=False, retirement_pending=True)
+    assert repairs[OTHER] == MemoryRepairs(0, 0, remap_pending=False, remap_failed=False, retirement_pending=False)
+
+
+def test_an_operator_clears_a_fault_and_the_log_says_who_and_why(
+    open_backend: Callable[..., NvidiaDiscovery],
+    driver: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("kubeletplugin.nvidiasigns._RECOVERY_FIELD", None)
+    monkeypatch.setenv("SUDO_USER", "alice")
+    backend = open_backend()
+    for card in ("nvidia0", "nvidia1"):
+        tell(backend, driver / "dev" / card, 79)
+
+    command = ["fault", "clear", UUID[:8], "--reason", "a loose cable", "--state-dir", str(tmp_path)]
+    assert main(command) == 0
+
+    assert capsys.readouterr().out == f"{UUID}: Xid 79 cleared; the node agent offers the GPU again at its next look\n"
+    assert device(backend).healthy
+    assert device(backend, OTHER).reason == "Xid 79 was reported"
+    (line,) = (r for r in caplog.records if r.getMessage() == "fault of the device cleared by hand")
+    assert (vars(line)["device"], vars(line)["by"], vars(line)["reason"]) == (UUID, "alice", "a loose cable")
+    assert main(["fault", "list", "--state-dir", str(tmp_path)]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{OTHER}: Xid 79, ")
+    assert second.startswith(f"{UUID}: Xid 79 cleared at ")
+    assert second.endswith(" by alice: a loose cable")
+
+    tell(backend, driver / "dev/nvidia0", 95)
+    assert device(backend).reason == "Xid 95 was reported", "what comes after counts again"
+    assert main(["fault", "list", "--state-dir", str(tmp_path)]) == 0
+    assert "a loose cable" in capsys.readouterr().out
+
+
+def test_a_fault_that_is_not_there_cannot_be_cleared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = Faults(file=tmp_path / "faults.json")
+    found.tell_xid(UUID, 79)
+
+    assert main(["fault", "clear", "GPU-9", "--reason", "none", "--state-dir", str(tmp_path)]) == 2
+
+    assert capsys.readouterr().err == f"dra-driver: device 'GPU-9': found 0 with a fault, expected one of: {UUID}\n"
+
+
+def test_two_agents_and_an_operator_do_not_undo_each_others_changes(tmp_path: Path) -> None:
+    one, other = (Faults(file=tmp_path / "faults.json") for _ in range(2))
+    one.tell_xid(UUID, 79)
+    other.tell_xid(OTHER, 79)
+    clear_fault(FaultFile(tmp_path / "faults.json"), UUID, "alice", "harmless")
+
+    one.tell_xid(OTHER, 95)
+
+    for agent in (one, other, Faults(file=tmp_path / "faults.json")):
+        agent.refresh()
+        assert (agent.problem(UUID), agent.problem(OTHER)) == ("", "Xid 95 was reported")
+
+
+def test_a_fault_counts_though_the_disk_does_not_take_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found = Faults(file=tmp_path / "gone" / "faults.json")
+
+    assert found.tell_xid(UUID, 79)
+    assert found.problem(UUID) == "Xid 79 was reported"
+    assert "known faults cannot be stored" in [record.getMessage() for record in caplog.records]
+
+    (tmp_path / "gone").mkdir()
+    found.tell_xid(OTHER, 79)
+    assert Faults(file=tmp_path / "gone" / "faults.json").problem(UUID) == "Xid 79 was reported"
+
+
+def test_a_clock_that_is_set_by_hours_ends_no_fault_and_keeps_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for hours in (-5, 5):
+        found = Faults(file=tmp_path / f"faults-{hours}.json")
+        found.tell_xid(UUID, 95)
+        set_to_s = time.time() + hours * 3600
+        monkeypatch.setattr(time, "time", lambda now_s=set_to_s: now_s)
+        found.settle(UUID)
+        assert found.problem(UUID) == "Xid 95 was reported"
+        later = Faults(file=tmp_path / f"faults-{hours}.json", clock=lambda: since_boot_s() + SETTLED_S)
+        later.settle(UUID)
+        assert later.problem(UUID) == ""
+
+
+def test_the_fault_of_a_release_that_wrote_the_time_of_the_day_ends_as_well(tmp_path: Path) -> None:
+    path = tmp_path / "faults.json"
+    boot_id = faultfiles.BOOT_ID_FILE.read_text().strip()
+    path.write_text(json.dumps({"bootID": boot_id, "faults": {UUID: {"xid": 95, "at": time.time()}}}))
+    now_s = 1000.0
+    found = Faults(file=path, clock=lambda: now_s)
+    assert found.problem(UUID) == "Xid 95 was reported"
+
+    now_s += SETTLED_S
+    found.settle(UUID)
+
+    assert found.problem(UUID) == ""

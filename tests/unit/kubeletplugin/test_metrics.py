@@ -12,7 +12,7 @@ from api.kubefake import FakeKube
 from api.names import ClaimUID, DeviceName
 from controller.metrics import Metrics as ControllerMetrics
 from kubeletplugin.comparing import Attribution, DriverCount
-from kubeletplugin.devices import DeviceFigures
+from kubeletplugin.devices import DeviceFigures, MemoryRepairs
 from kubeletplugin.metrics import CallDurations, NodeCollector, NodeFigures
 from kubeletplugin.monitoring import ShareReading
 from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice
@@ -35,11 +35,14 @@ def node() -> NodeFigures:
     return NodeFigures(
         readings=[ShareReading(claim, limits, books, utilization=0.4)],
         devices=[gpu(0)],
-        measured=[DeviceFigures(UUID, 10 << 30, 5 << 30, 70, 55, 300.5, 12.5, 1)],
+        measured=[DeviceFigures(UUID, 10 << 30, 5 << 30, 70, 55, 300.5, 12.5, 1, REPAIRS)],
         attribution=Attribution({"train-0": DriverCount(2 << 30, (4711,))}, {UUID: 3 << 20}),
         overuse_counts={"train-0": 1},
         faults={(UUID, "xid-79"): 2},
     )
+
+
+REPAIRS = MemoryRepairs(3, 2, remap_pending=True, remap_failed=False, retirement_pending=True)
 
 
 def families() -> dict[str, Metric]:
