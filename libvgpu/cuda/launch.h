@@ -20,6 +20,7 @@ struct vgpu__sample;
 struct vgpu__launch {
     struct vgpu__sample *sample; /* measured: its start is recorded. NULL: not measured */
     CUstream stream;
+    bool charged; /* to the calling thread */
 };
 
 /* The kind of work: a function, or another handle, and the size of its grid. */

@@ -355,3 +355,34 @@ def test_a_new_graph_with_the_handle_of_an_old_one_is_charged_for_what_it_takes(
     """)
     assert output == "True\n"  # else this tests nothing
     assert read_books(share).gpu_time_ns == pytest.approx(100e6, rel=0.1)
+
+
+def test_launches_of_a_signal_handler_that_interrupts_the_driver_are_charged(machine: "Machine") -> None:
+    share = machine.share(cores_percent=50)
+    machine.run("""
+        import ctypes, signal, threading, time
+        start()
+        known, new = kernel(), kernel("spin_new")
+        for _ in range(10):
+            launch(known, 1_000_000)
+        synchronize()
+        libc = ctypes.CDLL(None)
+
+        @ctypes.CFUNCTYPE(None, ctypes.c_int)
+        def handler(number):
+            launch(known, 1_000_000)
+            launch(new, 1_000_000)
+
+        libc.signal.argtypes = [ctypes.c_int, ctypes.CFUNCTYPE(None, ctypes.c_int)]
+        libc.signal(signal.SIGUSR1, handler)
+        main = threading.get_ident()
+        for _ in range(5):
+            launch(known, 60_000_000)
+            threading.Timer(0.02, signal.pthread_kill, (main, signal.SIGUSR1)).start()  # while the call below waits
+            synchronize()
+            time.sleep(0.05)
+        synchronize()
+    """)
+    books = read_books(share)
+    assert books.launches == 25
+    assert sum(process.launches for process in read_card(machine.card).processes) == 25

@@ -1,0 +1,233 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What a launch pays before it starts, and when it waits: the common part of all launches (launch.h). Each thread draws
+ * credit of about a millisecond from the share at once; while that lasts, a launch costs no clock and no lock.
+ */
+#include "core/clock.h"
+#include "core/limiter.h"
+#include "cuda/footprint.h"
+#include "cuda/launch.h"
+#include "cuda/sampling.h"
+#include "cuda/thread.h"
+
+#include <stddef.h>
+
+#define thread vgpu__thread
+
+enum {
+    GUESS_NS = 1000 * 1000, /* of a launch that cannot be measured, if no other was */
+    UNKNOWN_WAIT_NS = 1000 * 1000 *
+        1000, /* for the first measurement, at each launch; not for ever: it may wait for what this thread does next */
+    UNKNOWN_STEP_NS = 20 * 1000,
+    UNKNOWN_LONGEST_STEP_NS = 1000 * 1000,
+    PROBE_NS = 100 * 1000 * 1000, /* how long, and as long again, doubtful work waits for its payment */
+    QUEUE_NS = 8 * 1000 * 1000,   /* predicted GPU time that may be queued */
+    QUEUE_LEAST = 2,              /* pieces of work that may */
+    QUEUE_STEP_NS = 100 * 1000,
+    QUEUE_LONGEST_STEP_NS = 1000 * 1000,
+    QUEUE_WAIT_NS = 100 * 1000 * 1000,
+};
+
+/* ---- Handles and captures ---- */
+
+void vgpu__launch_capture(int change) {
+    __atomic_fetch_add(&vgpu__captures, change, __ATOMIC_RELAXED);
+}
+
+void vgpu__launch_leave_context(CUcontext context) {
+    if (context == NULL)
+        return;
+    vgpu__sample_drop(context);
+    vgpu_estimator_renew(); /* its functions end with it */
+}
+
+void vgpu__launch_forget(void) {
+    thread = (struct vgpu__thread){0};
+    vgpu__captures = 0;
+    vgpu__sample_drop(NULL);
+    vgpu_estimator_forget();
+}
+
+void vgpu__launch_renew(uint64_t key) {
+    struct vgpu_estimate *estimate = vgpu_estimate_of(key);
+    vgpu__sample_disown(estimate);
+    vgpu_estimate_renew(estimate);
+}
+
+void vgpu__launch_renew_all(void) {
+    vgpu__sample_disown(NULL);
+    vgpu_estimator_renew();
+}
+
+uint64_t vgpu__launch_key(const void *handle, uint64_t blocks) {
+    uint64_t size =
+        blocks > 0 ? 64 - (uint64_t)__builtin_clzll(blocks) : 0; /* 0..64: log2, user addresses leave 8 bits */
+    uint64_t key = (uint64_t)(uintptr_t)handle ^ (size << 56);
+    return key != 0 ? key : 1;
+}
+
+/* ---- Paying ---- */
+
+/* Settle what measurements say about launches that were charged before: at once, so that whoever launches next waits
+ * for it. */
+static void harvest(CUcontext context) {
+    int64_t owed = vgpu__sample_harvest(context);
+    thread.gpu_ns += owed;
+    vgpu_limiter_settle(thread.device, owed);
+}
+
+/* New work is launched again and again, and nobody knows yet what it takes: let the first measurement come in. Where
+ * none is under way, go on as soon as there is a pair of events to measure this launch with. What was launched
+ * meanwhile is paid in full when it was measured, so nothing is guessed here. */
+static void wait_for_measurement(CUcontext context, struct vgpu_estimate *estimate) {
+    uint64_t start = vgpu_now_ns(), now = start, step = UNKNOWN_STEP_NS;
+    while (vgpu_estimate_unknown(estimate) && now - start < UNKNOWN_WAIT_NS) {
+        if (__atomic_load_n(&estimate->under_way, __ATOMIC_RELAXED) == 0 && vgpu__sample_possible())
+            break;
+        vgpu_sleep_ns(step);
+        step = step < UNKNOWN_LONGEST_STEP_NS ? 2 * step : step;
+        harvest(context);
+        now = vgpu_now_ns();
+    }
+    thread.throttled_ns += now - start;
+}
+
+/* Enough is queued: go on when some of it is done. So a share that has to give way has little that still runs, and what
+ * the bucket gains while neighbours have the GPU is kept. Two pieces of work may always be there, one that runs and one
+ * that follows it. Where nothing moves for a while, the queue may wait for what this thread does next. */
+static void wait_for_queue(CUcontext context, struct vgpu_device *device) {
+    static uint64_t stalled_at_ns; /* the work that nobody waits for again before some of it is done */
+    uint64_t start = vgpu_now_ns(), now = start, step = QUEUE_STEP_NS;
+    while (vgpu_limiter_inflight_ns(device) > QUEUE_NS && vgpu__sample_pending() >= QUEUE_LEAST) {
+        uint64_t finished_ns = __atomic_load_n(&device->finished_ns, __ATOMIC_RELAXED);
+        if (__atomic_load_n(&stalled_at_ns, __ATOMIC_RELAXED) == finished_ns + 1)
+            break;
+        if (now - start > QUEUE_WAIT_NS + vgpu_limiter_inflight_ns(device)) {
+            __atomic_store_n(&stalled_at_ns, finished_ns + 1, __ATOMIC_RELAXED);
+            break;
+        }
+        vgpu_sleep_ns(step);
+        step = step < QUEUE_LONGEST_STEP_NS ? 2 * step : step;
+        harvest(context);
+        vgpu_limiter_keep(device);
+        now = vgpu_now_ns();
+    }
+}
+
+/* Nothing runs before older debts are paid. But what new work takes is in doubt at first, and a share that pays for the
+ * slices of its neighbours would not measure again for long: one launch at a time goes ahead then, to be measured. The
+ * debt stays. */
+static void pay(struct vgpu_device *device, CUcontext context, struct vgpu_estimate *estimate) {
+    bool paid = false;
+    while (!paid && context != NULL && vgpu_estimate_doubtful(estimate)) {
+        uint64_t patience = PROBE_NS + vgpu_now_ns() % PROBE_NS; /* at random: not with all the others again */
+        uint64_t waited = vgpu_limiter_wait(device, patience);
+        thread.throttled_ns += waited;
+        harvest(context);
+        paid = waited < patience || __atomic_load_n(&estimate->under_way, __ATOMIC_RELAXED) == 0;
+    }
+    if (!paid)
+        thread.throttled_ns += vgpu_limiter_wait(device, UINT64_MAX);
+    int64_t chunk = (int64_t)VGPU_CHUNK_NS * vgpu_limiter_rate_percent(device) / 100;
+    int64_t draw = chunk - (thread.credit_ns < 0 ? thread.credit_ns : chunk);
+    vgpu_limiter_draw(device, draw);
+    thread.credit_ns += draw;
+}
+
+/* Off the hot path: no credit left, something to measure, or time to tell the books. */
+static void settle(struct vgpu__launch *launch, struct vgpu_estimate *estimate, bool sample, uint64_t gpu_ns) {
+    CUcontext context = NULL;
+    CUresult result;
+    vgpu__thread_watch();
+    if (gpu_ns == 0)
+        vgpu__footprint_suspect(thread.device); /* its code may have been loaded by the first launch */
+    VGPU_CALL(result, cuCtxGetCurrent, &context);
+    bool measurable =
+        result == CUDA_SUCCESS && context != NULL && __atomic_load_n(&vgpu__captures, __ATOMIC_RELAXED) <= 0;
+    if (measurable) {
+        harvest(context);
+        if (vgpu_limiter_holds(thread.device)) {
+            if (vgpu_estimate_unknown(estimate))
+                wait_for_measurement(context, estimate);
+            wait_for_queue(context, thread.device);
+        }
+    }
+    if (gpu_ns == 0)
+        vgpu__thread_charge(vgpu_estimate_reprice(estimate));
+    if (thread.credit_ns < 0 || vgpu_limiter_suspended(thread.device))
+        pay(thread.device, measurable ? context : NULL, estimate);
+    uint64_t mark_ns = vgpu__thread_account();
+    if (sample && measurable)
+        launch->sample = vgpu__sample_begin(context, launch->stream, estimate, thread.device, mark_ns);
+}
+
+bool vgpu__launch_captured(CUstream stream) {
+    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+    CUresult result;
+    if (__atomic_load_n(&vgpu__captures, __ATOMIC_RELAXED) <= 0)
+        return false; /* no call of the driver: the usual case */
+    VGPU_CALL(result, cuStreamIsCapturing, stream, &status);
+    return result == CUDA_SUCCESS && status != CU_STREAM_CAPTURE_STATUS_NONE;
+}
+
+static struct vgpu_device *device_of_launch(struct vgpu_process *process, CUresult *result) {
+    CUcontext context;
+    struct vgpu_device *device = __atomic_load_n(&process->only_device, __ATOMIC_RELAXED);
+    return device != NULL ? device : vgpu__cuda_current(&context, result);
+}
+
+/* A launch in the middle of a call of the driver, or of the payment for another launch: a signal handler's. What was
+ * interrupted may hold locks, of ours and of the driver: nothing here takes one or asks the driver for anything. So it
+ * cannot be measured, and what nobody knows yet is taken for a guess until another launch is. */
+static void pay_at_once(struct vgpu_device *device, uint64_t key) {
+    struct vgpu_estimate *estimate = vgpu_estimate_of(key);
+    bool sample;
+    uint64_t gpu_ns = vgpu_estimate_launch(estimate, &sample);
+    if (gpu_ns == 0) {
+        gpu_ns = GUESS_NS;
+        __atomic_fetch_add(&estimate->charged_ns, gpu_ns, __ATOMIC_RELAXED);
+    }
+    uint64_t throttled_ns = vgpu_limiter_wait(device, UINT64_MAX);
+    vgpu_limiter_draw(device, (int64_t)gpu_ns);
+    vgpu_limiter_launched(device, gpu_ns);
+    vgpu_limiter_account(device, 1, gpu_ns, throttled_ns);
+}
+
+CUresult vgpu__launch_begin(struct vgpu__launch *launch, uint64_t key, CUstream stream) {
+    *launch = (struct vgpu__launch){.stream = stream};
+    struct vgpu_process *process = vgpu_process();
+    if (process == NULL)
+        return CUDA_ERROR_NOT_PERMITTED;
+    CUresult result = CUDA_SUCCESS;
+    struct vgpu_device *device = device_of_launch(process, &result);
+    if (device == NULL)
+        return result;
+    if (vgpu__launch_captured(stream))
+        return CUDA_SUCCESS;
+    if (vgpu__inside > 0 || thread.busy > 0) {
+        pay_at_once(device, key);
+        return CUDA_SUCCESS;
+    }
+    thread.busy++;
+    if (device != thread.device)
+        vgpu__thread_turn_to(device);
+    if (key != thread.key) {
+        thread.key = key;
+        thread.estimate = vgpu_estimate_of(key);
+    }
+    bool sample;
+    uint64_t gpu_ns = vgpu_estimate_launch(thread.estimate, &sample);
+    vgpu__thread_charge(gpu_ns);
+    if (thread.credit_ns < 0)
+        vgpu__plans_end(); /* what they set aside comes back */
+    if (++thread.launches >= VGPU_ACCOUNT_EVERY || thread.credit_ns < 0 || sample || vgpu_limiter_suspended(device))
+        settle(launch, thread.estimate, sample, gpu_ns);
+    launch->charged = true;
+    thread.busy--;
+    return CUDA_SUCCESS;
+}
+
+void vgpu__launch_end(struct vgpu__launch *launch, CUresult result) {
+    if (launch->sample != NULL)
+        vgpu__sample_end(launch->sample, launch->stream, result == CUDA_SUCCESS);
+}
