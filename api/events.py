@@ -13,6 +13,8 @@ from api.kube import EVENTS
 _MAX_NAME = 253
 _MAX_NOTE_BYTES = 1024
 _MAX_INSTANCE = 128
+_NAMESPACE = "default"
+"""Of events about what has no namespace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ def render(subject: Subject, message: Message, reporter: Reporter, suffix: str, 
     """Return a warning as JSON; what is too long for the API server is cut.
 
     Args:
-        subject: what it is about; the event lives in its namespace.
+        subject: what it is about; the event lives in its namespace, if it has one.
         message: what it says.
         reporter: who says it.
         suffix: of the event's name, behind the subject's: what makes it one of its own.
@@ -68,7 +70,7 @@ def render(subject: Subject, message: Message, reporter: Reporter, suffix: str, 
         "apiVersion": EVENTS.api_version,
         "kind": "Event",
         "metadata": {
-            "namespace": subject.namespace,
+            "namespace": subject.namespace or _NAMESPACE,
             "name": f"{subject.name[: _MAX_NAME - len(suffix) - 1].rstrip('-.')}.{suffix}",
         },
         "eventTime": micro_time(now),

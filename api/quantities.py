@@ -18,7 +18,7 @@ _BINARY_UNITS = (("Ti", 1 << 40), ("Gi", 1 << 30), ("Mi", 1 << 20), ("Ki", 1 << 
 
 
 # The form that the API server takes (k8s.io/apimachinery/pkg/api/resource); Decimal alone takes blanks and "_" too.
-_FORM = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+|[numkMGTPE]|[KMGTPE]i)?")
+_FORM = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+|[numkMGTPE]|[KMGTPE]i)?", re.ASCII)
 
 
 def parse_bytes(quantity: object, where: str) -> int:

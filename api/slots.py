@@ -43,15 +43,22 @@ class Slot:
         Raises:
             ConfigError: a part of it is out of its range, or the whole is no DNS label.
         """
-        steps, rest = divmod(self.memory_bytes, names.MEMORY_STEP_BYTES)
-        name = f"{self.gpu}-slot-{steps}m-{self.cores_percent}c-{self.index}"
-        if rest or len(name) > _MAX_NAME or parse_slot(name) != self:
+        name = self._spelled()
+        if not self.has_name():
             raise ConfigError(
                 f"slot of {self.gpu}: found {self.memory_bytes} bytes, {self.cores_percent} cores, index {self.index} "
                 f"({name}), expected whole MiB up to {MAX_MEMORY_STEPS}, at most {names.CORES_PER_DEVICE} cores, an "
                 f"index of at most {MAX_INDEX}, and a name of at most {_MAX_NAME} characters"
             )
         return name
+
+    def has_name(self) -> bool:
+        """Say whether there is a name for it: of a GPU with a long name, or an absurd size, there is none."""
+        name = self._spelled()
+        return len(name) <= _MAX_NAME and parse_slot(name) == self
+
+    def _spelled(self) -> str:
+        return f"{self.gpu}-slot-{self.memory_bytes // names.MEMORY_STEP_BYTES}m-{self.cores_percent}c-{self.index}"
 
 
 def parse_slot(name: str) -> Slot | None:

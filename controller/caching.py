@@ -52,6 +52,7 @@ class Listeners:
     pool: Callable[[str], None]
     claim: Callable[[Key], None]
     template: Callable[[Key], None]
+    inventory: Callable[[Key], None]
     device_class: Callable[[Key], None]
     outage_end: Callable[[], None]
     """The API server answers again; it may be another version, with other feature gates."""
@@ -160,6 +161,11 @@ class ClusterCache:
         """Return a template that is wrong."""
         return self._kinds.templates.get(key)
 
+    def unreadable_inventory(self, key: Key) -> InventoryRecord | None:
+        """Return an inventory that is wrong."""
+        record = self._kinds.inventories.get(key)
+        return record if record is not None and record.problem else None
+
     def waiting_pods(self, claim: Key) -> list[PodRecord]:
         """Return the pods that the scheduler could not place and that name a claim, by name."""
         with self._lock:
@@ -198,8 +204,10 @@ class ClusterCache:
         node = key[1]
         was_dead = self.pulse.age_s(node) > HEARTBEAT_LIMIT_S
         status = new.status if new else None
-        if new is not None and new.problem and new != old:
-            log.warning("cannot read an inventory, its slices stay as they are", extra={"error": new.problem})
+        if (old.problem if old else "") != (new.problem if new else ""):
+            if new is not None and new.problem:
+                log.warning("cannot read an inventory, its slices stay as they are", extra={"error": new.problem})
+            self._listeners.inventory(key)
         if new is None or status is not None:
             self.pulse.note(node, status.heartbeat_time if status else None)
         if was_dead or _facts(old) != _facts(new):

@@ -95,4 +95,5 @@ def _left_out(gpu: GPU, mode: OfferMode) -> Withheld:
     taken = gpu.taken
     if taken.memory_bytes or taken.cores_percent:
         return Withheld(gpu.name, "claims hold it by devices of another offer mode or layout, or did a moment ago")
-    return Withheld(gpu.name, f"found {gpu.room.memory_bytes} bytes of memory, too little to offer")
+    found = f"found {gpu.room.memory_bytes} bytes of memory and a name of {len(gpu.name)} characters"
+    return Withheld(gpu.name, f"{found}, expected at least 2Mi, and for slots a size and a name that fit into theirs")

@@ -112,11 +112,12 @@ class GPU:
 
     def slots(self) -> list[Slot]:
         """Return the slots of its sizes, smallest first."""
-        return [
+        slots = [
             Slot(self.name, size.memory_bytes, size.cores_percent, index)
             for size, count in self.sizes
             for index in range(count)
         ]
+        return [slot for slot in slots if slot.has_name()]
 
     def held_whole(self) -> bool:
         """Say whether a claim holds the GPU as a whole."""

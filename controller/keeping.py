@@ -19,6 +19,7 @@ from api.nodeinventory import InventoryStatus, OfferedRoom
 from controller.comparing import lost_fields
 from controller.composing import Composer
 from controller.deciding import HEARTBEAT_LIMIT_S, Action, NodeState, decide
+from controller.leading import NotLeadingError
 from controller.metrics import Metrics
 from controller.offering import NoMode, OfferMode, Withheld
 from controller.policies import NodeDevices, Policy
@@ -111,6 +112,7 @@ class PoolKeeper:
         """Bring a node's pool in order; return after how many seconds to look again, None: when something changes.
 
         Raises:
+            NotLeadingError: the Lease is in doubt; try again later.
             KubeError: the API server refused or did not answer; try again later.
         """
         if self._is_behind(node):
@@ -152,10 +154,10 @@ class PoolKeeper:
         """Remove the inventory of a Node that is gone, once its agent is gone too: it may be about to come back."""
         if heartbeat_age_s <= HEARTBEAT_LIMIT_S:
             return HEARTBEAT_LIMIT_S - heartbeat_age_s + 1.0
-        if self._may_write():
-            with contextlib.suppress(NotFoundError):
-                self._kube.delete(kube_api.NODE_INVENTORIES, {"metadata": {"name": node}})
-                log.info("deleted the inventory of a node that is gone", extra={"node": node})
+        self._check_lead()
+        with contextlib.suppress(NotFoundError):
+            self._kube.delete(kube_api.NODE_INVENTORIES, {"metadata": {"name": node}})
+            log.info("deleted the inventory of a node that is gone", extra={"node": node})
         return None
 
     def _is_behind(self, node: str) -> bool:
@@ -183,8 +185,9 @@ class PoolKeeper:
 
     def _tell(self, node: str, inventory: InventoryStatus, rooms: tuple[OfferedRoom, ...]) -> None:
         """Tell a node's agent of which devices more is offered than they have, before any claim can hold it."""
-        if tuple(inventory.offers or ()) == rooms or not self._may_write():
+        if tuple(inventory.offers or ()) == rooms:
             return
+        self._check_lead()
         offers = [room.model_dump(mode="json", by_alias=True) for room in rooms] or None
         target = {"metadata": {"name": node}}
         self._kube.patch(kube_api.NODE_INVENTORIES, target, {"status": {"offers": offers}}, "status")
@@ -197,9 +200,13 @@ class PoolKeeper:
         for obj in writes.creates:
             self._write(node, "create", obj)
 
-    def _delete(self, obj: Object) -> None:
+    def _check_lead(self) -> None:
+        """Raise NotLeadingError where nothing may be written: what is left out is to be tried again."""
         if not self._may_write():
-            return
+            raise NotLeadingError("the Lease was not renewed in time")
+
+    def _delete(self, obj: Object) -> None:
+        self._check_lead()
         try:
             self._kube.delete(self._resource, obj)
         except NotFoundError:
@@ -212,8 +219,7 @@ class PoolKeeper:
         log.info("deleted slice", extra={"slice": obj["metadata"]["name"]})
 
     def _write(self, node: str, operation: str, obj: Object) -> None:
-        if not self._may_write():
-            return
+        self._check_lead()
         try:
             if operation == "create":
                 stored = self._kube.create(self._resource, obj)

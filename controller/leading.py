@@ -4,7 +4,8 @@ Own and not `kubernetes.leaderelection`: that one cannot be stopped, never gives
 update waits until it expires), measures with the wall clock, and does not tell a worker that its time is over. The
 rules are client-go's: a Lease is taken over once it has not changed for its duration by the *own* monotonic clock, so
 clocks may differ; a leader that could not renew for the renew deadline, which is shorter than the duration, has
-stopped working before anybody else may begin.
+stopped working before anybody else may begin. Time for which the machine is suspended counts: who wakes up after a
+minute has not led for a minute.
 """
 
 import logging
@@ -20,6 +21,15 @@ from api.errors import ConfigError, KubeError, NotFoundError
 from api.kube import LEASES, KubeClient
 
 log = logging.getLogger(__name__)
+
+
+class NotLeadingError(KubeError):
+    """Nothing may be written now: the Lease was not renewed in time, and somebody else may hold it."""
+
+
+def monotonic_s() -> float:
+    """Return seconds that no setting of the clock changes, and that pass while the machine is suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @dataclass(frozen=True)
@@ -115,11 +125,11 @@ class LeaderElector:
 
     def is_leading(self) -> bool:
         """Say whether the Lease is held now, by the clock, not by the last renewal. Ask before each write."""
-        return self._leading and time.monotonic() < self._leads_until
+        return self._leading and monotonic_s() < self._leads_until
 
     def in_contact(self) -> bool:
         """Say whether the API server has answered within the last two lease durations."""
-        return self._contact > 0 and time.monotonic() < self._contact + 2 * self._settings.duration_s
+        return self._contact > 0 and monotonic_s() < self._contact + 2 * self._settings.duration_s
 
     def running(self) -> bool:
         """Say whether it takes part in the election."""
@@ -136,17 +146,19 @@ class LeaderElector:
 
     def _attempt(self) -> None:
         # Taken before the request: the others count from when they have seen it, which is never earlier.
-        asked = time.monotonic()
+        asked = monotonic_s()
         try:
             held = self._take_or_renew()
-        except KubeError as error:
+        except Exception as error:  # noqa: BLE001 -- logged; see below
+            # A Lease that somebody has written nonsense into is no reason to leave the election for ever.
+            text = str(error) if isinstance(error, KubeError) else f"cannot read it: {error!r}"
             # Once for each trouble, and not every two seconds.
-            level = logging.DEBUG if str(error) == self._trouble else logging.WARNING
-            log.log(level, "cannot reach the Lease", extra={"lease": self._settings.name, "error": str(error)})
-            self._trouble = str(error)
+            level = logging.DEBUG if text == self._trouble else logging.WARNING
+            log.log(level, "cannot reach the Lease", extra={"lease": self._settings.name, "error": text})
+            self._trouble = text
             return
         self._trouble = ""
-        self._contact = time.monotonic()
+        self._contact = monotonic_s()
         self._leads_until = asked + self._settings.renew_deadline_s if held else 0.0
 
     def _take_or_renew(self) -> bool:
@@ -162,7 +174,7 @@ class LeaderElector:
             self._kube.create(LEASES, renewed(fresh, settings, datetime.now(UTC)))
             return True
         spec = lease.get("spec") or {}
-        now = time.monotonic()  # after the answer: the holder may have renewed while it was on its way
+        now = monotonic_s()  # after the answer: the holder may have renewed while it was on its way
         if self._seen is None or self._seen.spec != spec:
             self._seen = Seen(spec, now)
         if not may_take(lease, self._seen, settings.identity, now):
@@ -173,7 +185,7 @@ class LeaderElector:
 
     def _follow(self) -> None:
         """Begin or end the work as the Lease says."""
-        held = time.monotonic() < self._leads_until
+        held = monotonic_s() < self._leads_until
         if held and not self._leading:
             log.info("leading", extra={"identity": self._settings.identity})
             self._leading = True
@@ -190,7 +202,7 @@ class LeaderElector:
         settings = self._settings
         try:
             lease = self._kube.get(LEASES, settings.name, settings.namespace)
-            if lease["spec"].get("holderIdentity") == settings.identity:
+            if (lease.get("spec") or {}).get("holderIdentity") == settings.identity:
                 lease["spec"] |= {
                     "holderIdentity": "",
                     "leaseDurationSeconds": 1,

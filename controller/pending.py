@@ -1,4 +1,4 @@
-"""Tells users why their claims wait, and what is wrong with their parameters: events on claims, pods, templates.
+"""Tells why claims wait, and what is wrong with what somebody wrote: events on claims, pods, templates, inventories.
 
 Used by `terms`, which hands it keys from a queue. Why a claim waits is `reasoning.explain`, what is wrong with
 parameters is `checking`; when an event is due is `eventing.due_in_s`. All three are pure.
@@ -19,7 +19,7 @@ from controller.describing import describe
 from controller.eventing import Said
 from controller.metrics import Metrics
 from controller.reasoning import explain
-from controller.records import ClaimRecord, PodRecord
+from controller.records import ClaimRecord, InventoryRecord, PodRecord, TemplateRecord
 from controller.watching import Key
 
 _MAX_PODS = 10
@@ -58,39 +58,38 @@ class PendingKeeper:
         self._quiet: dict[Topic, int] = {}
         """Looks at a claim whose pods wait that found nothing to say, in a row."""
 
-    def sync_claim(self, key: Key) -> float | None:
-        """Say what there is to say about a claim; return after how many seconds to look again, None: when it changes.
+    def sync(self, topic: Topic) -> float | None:
+        """Say what there is to say about a topic; return after how many seconds to look again, None: when it changes.
 
         Raises:
             KubeError: the API server refused or did not answer; try again later.
         """
+        if topic.kind == "claim":
+            return self._sync_claim(topic.key)
+        if topic.kind == "template":
+            return self._sync_problem(topic, names.EVENT_CONFIG_INVALID, self._cache.template(topic.key))
+        return self._sync_problem(topic, names.EVENT_INVENTORY_INVALID, self._cache.unreadable_inventory(topic.key))
+
+    def _sync_claim(self, key: Key) -> float | None:
         topic = Topic("claim", key)
         record = self._cache.claim(key)
         if record is None or record.allocated:
             self._forget(topic)
             return None
-        delays = [self._complain(topic, record.subject, record.problem), self._explain(topic, key, record)]
+        delays = [
+            self._sync_problem(topic, names.EVENT_CONFIG_INVALID, record if record.problem else None),
+            self._explain(topic, key, record),
+        ]
         return min((delay for delay in delays if delay is not None), default=None)
 
-    def sync_template(self, key: Key) -> float | None:
-        """Say what is wrong with a template; return after how many seconds to look again.
-
-        Raises:
-            KubeError: the API server refused or did not answer; try again later.
-        """
-        topic = Topic("template", key)
-        record = self._cache.template(key)
-        if record is None:
-            self._forget(topic)
+    def _sync_problem(
+        self, topic: Topic, reason: str, wrong: ClaimRecord | TemplateRecord | InventoryRecord | None
+    ) -> float | None:
+        """Say what is wrong with an object; None: nothing is, or it is gone."""
+        if wrong is None or wrong.subject is None:
+            self._said.pop((topic, reason), None)
             return None
-        return self._complain(topic, record.subject, record.problem)
-
-    def _complain(self, topic: Topic, subject: Subject, problem: str) -> float | None:
-        if not problem:
-            self._said.pop((topic, names.EVENT_CONFIG_INVALID), None)
-            return None
-        message = Message(names.EVENT_CONFIG_INVALID, problem, "Checking")
-        return self._say(topic, message, [(subject, None)])
+        return self._say(topic, Message(reason, wrong.problem, "Checking"), [(wrong.subject, None)])
 
     def _explain(self, topic: Topic, key: Key, record: ClaimRecord) -> float | None:
         pods = self._cache.waiting_pods(key)[:_MAX_PODS]

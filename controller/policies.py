@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from api import names
 from api.nodeinventory import DeviceFacts, InventorySpec, InventoryStatus
 from api.offerrules import OfferRule, Order, first
+from api.quantities import MAX_BYTES
 from api.slices import Taint
 from controller.forms import GPU, Amount, Holding
 from controller.layouts import default_menu, default_slots, sizes
@@ -68,7 +69,8 @@ class Policy:
         exclusive = bool(first(rules, "exclusive"))
         if exclusive:
             cores_scaling = min(cores_scaling, 1.0)  # all cores of the GPU are all that there are
-        room = Amount(int(facts.memory_bytes * memory_scaling), int(names.CORES_PER_DEVICE * cores_scaling)).clamped()
+        memory_bytes = min(int(facts.memory_bytes * memory_scaling), MAX_BYTES)
+        room = Amount(memory_bytes, int(names.CORES_PER_DEVICE * cores_scaling)).clamped()
         chosen = first(rules, "menu" if self.menu else "slots")
         default = default_menu if self.menu else default_slots
         return GPU(

@@ -51,6 +51,8 @@ class InventoryRecord:
     status: InventoryStatus | None
     problem: str = ""
     spec: InventorySpec = field(default_factory=InventorySpec)
+    subject: Subject | None = None
+    """Of one that cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +149,9 @@ def trim_inventory(obj: Object) -> InventoryRecord:
         inventory = NodeInventory.from_object(obj)
         return InventoryRecord(inventory.status, spec=inventory.spec)
     except StateError as error:
-        return InventoryRecord(None, str(error))
+        metadata = obj["metadata"]
+        subject = Subject(names.GROUP_VERSION, names.NODE_INVENTORY_KIND, "", metadata["name"], metadata["uid"])
+        return InventoryRecord(None, str(error), subject=subject)
 
 
 def trim_slice(obj: Object) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from controller.classes import ClassKeeper, ClassSettings
 from controller.consumable import ConsumableMode
 from controller.counters import CountersMode
 from controller.keeping import PoolKeeper, Sources
+from controller.leading import NotLeadingError
 from controller.metrics import Metrics
 from controller.offering import NoMode, OfferMode
 from controller.pending import PendingKeeper, Topic
@@ -39,6 +40,8 @@ _CHOOSE_SOON_S = 2.0
 _PROBE_BETTER_S = 900.0
 """While a mode can be used and a better one could be: each try makes the scheduler look at its queue again."""
 _RENEW_CACHE_S = 1.0
+_REFUSED = (400, 403, 422)
+"""HTTP: an answer that the same request gets again, until somebody does something about it."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,7 @@ class Term:
             pool=self._note_pool,
             claim=lambda key: self._topics.add(Topic("claim", key)),
             template=lambda key: self._topics.add(Topic("template", key)),
+            inventory=lambda key: self._topics.add(Topic("inventory", key)),
             device_class=lambda key: self._topics.add(Topic("class", key)),
             outage_end=lambda: self._pools.add(_CHOOSE_MODE),
         )
@@ -214,6 +218,10 @@ class Term:
     def _may_write(self) -> bool:
         return not self._stopping.is_set() and self._is_leading()
 
+    def _check_lead(self) -> None:
+        if not self._may_write():
+            raise NotLeadingError("the Lease was not renewed in time")
+
     def _choose_again_s(self, keeper: PoolKeeper) -> float | None:
         if isinstance(keeper.mode, NoMode):
             return _PROBE_AGAIN_S
@@ -248,12 +256,17 @@ class Term:
         self._metrics.failures.labels("pools" if isinstance(key, str) else "claims").inc()
         delay_s = queue.retry(key)
         if error is not None:
-            log.info("will try again", extra={"key": str(key), "error": str(error), "delay_s": round(delay_s, 1)})
+            level = logging.WARNING if error.status in _REFUSED else logging.INFO
+            log.log(
+                level,
+                "will try again",
+                extra={"key": str(key), "error": str(error), "delay_s": round(delay_s, 1)},
+            )
 
     def _sync(self, cache: ClusterCache, keeper: PoolKeeper, node: str) -> float | None:
         if node == _CHOOSE_MODE:
-            if self._may_write():
-                self._set_mode(cache, keeper, *self._choose(keeper.version))
+            self._check_lead()
+            self._set_mode(cache, keeper, *self._choose(keeper.version))
             return self._choose_again_s(keeper)
         mode = keeper.mode
         try:
@@ -266,10 +279,9 @@ class Term:
             self._measure(cache)
 
     def _sync_topic(self, pending: PendingKeeper, classes: ClassKeeper, topic: Topic) -> float | None:
+        self._check_lead()
         if topic.kind != "class":
-            return (pending.sync_claim if topic.kind == "claim" else pending.sync_template)(topic.key)
-        if not self._may_write():
-            return None
+            return pending.sync(topic)
         if topic == _ALL_CLASSES:
             classes.sync_all()
         else:

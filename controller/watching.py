@@ -149,7 +149,7 @@ class Watcher(Generic[T]):
     def _list(self) -> None:
         answer = self._kube.list(self._kind.resource, self._kind.selection)
         self._answered()
-        items = {key_of(obj): obj for obj in answer["items"]}
+        items = {key_of(obj): obj for obj in answer["items"] or []}
         for key in set(self.items()) - set(items):
             self._change(key, None)
         for key, obj in items.items():

@@ -3,13 +3,17 @@
 import copy
 import os
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from api import kube as kube_api
+from api import names
+from api.events import Message, Subject
 from api.kube import JSON, LEASES
+from controller import eventing
 from controller.controller import Controller
 from controller.explaining import explain_pod
 from deploy.local import processes
@@ -230,3 +234,13 @@ def test_restarts_of_the_api_server_are_survived_and_the_offer_mode_follows_its_
     state_inventory(cluster.kube, "gated", status(facts(0), facts(1)))
     published(cluster, "gated", devices=2)
     assert controller.alive() == ""
+
+
+def test_an_event_about_an_inventory_is_taken(cluster: Cluster) -> None:
+    subject = Subject(names.GROUP_VERSION, names.NODE_INVENTORY_KIND, "", "of-a-node", "uid")
+    message = Message(names.EVENT_INVENTORY_INVALID, "found 3, expected a list", "Checking")
+    event = eventing.render(subject, message, "test", datetime.now(UTC))
+    eventing.write(cluster.kube, event)
+    stored = cluster.kube.get(kube_api.EVENTS, event["metadata"]["name"], "default")
+    cluster.kube.delete(kube_api.EVENTS, stored)
+    assert stored["note"] == message.note

@@ -107,7 +107,11 @@ def test_devices_that_must_not_be_offered_are_withheld_with_their_reason() -> No
         Withheld(facts(0).name, "another device of the node has the same name"),
         Withheld(facts(1).name, "Xid 79: fallen off the bus"),
         Withheld(facts(6).name, "not healthy"),
-        Withheld(facts(3).name, "found 1048576 bytes of memory, too little to offer"),
+        Withheld(
+            facts(3).name,
+            "found 1048576 bytes of memory and a name of 40 characters, "
+            "expected at least 2Mi, and for slots a size and a name that fit into theirs",
+        ),
     )
 
 

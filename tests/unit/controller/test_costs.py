@@ -74,6 +74,7 @@ def test_a_claim_is_looked_at_once_a_pod_waits_for_it_or_something_is_wrong_and_
         pool=lambda _: None,
         claim=lambda key: looked_at.append(key[1]),
         template=lambda _: None,
+        inventory=lambda _: None,
         device_class=lambda _: None,
         outage_end=lambda: None,
     )

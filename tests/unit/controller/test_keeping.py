@@ -11,6 +11,7 @@ from api.nodeinventory import InventoryStatus
 from controller.consumable import ConsumableMode
 from controller.deciding import Action, NodeState, Pulse, decide
 from controller.keeping import PoolKeeper, Sources
+from controller.leading import NotLeadingError
 from controller.metrics import Metrics
 from controller.policies import NodeDevices
 from tests.unit.controller.builders import DRIVER, SLICES, facts, status
@@ -164,13 +165,15 @@ def test_slices_that_have_seen_a_later_heartbeat_stay_when_the_agent_dies() -> N
 def test_who_does_not_lead_writes_nothing() -> None:
     node = Node()
     node.leading = False
-    node.keeper.sync("n1")
+    with pytest.raises(NotLeadingError):
+        node.keeper.sync("n1")
     assert ("create", "/apis/resource.k8s.io/v1/resourceslices") not in node.kube.requests
     node.leading = True
     node.keeper.sync("n1")
     node.leading = False
     node.inventory = status(heartbeat=HEARTBEAT)
-    node.keeper.sync("n1")
+    with pytest.raises(NotLeadingError):
+        node.keeper.sync("n1")
     (stored,) = node.kube.objects(SLICES)
     assert len(stored["spec"]["devices"]) == 1
 
