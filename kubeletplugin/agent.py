@@ -5,7 +5,6 @@ Called by `dra-driver node-agent`, and by tests with a fake API server and fake 
 
 import dataclasses
 import importlib.metadata
-import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from typing import Any
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from api import names
-from api.errors import StateError, VGPUError
 from api.kube import KubeClient
 from kubeletplugin.annotations import AnnotationFollower
 from kubeletplugin.cdi import gpu_spec
@@ -24,6 +22,7 @@ from kubeletplugin.collecting import Collector
 from kubeletplugin.comparing import DEFAULT_SLACK, Slack
 from kubeletplugin.contextsizes import ContextSizes
 from kubeletplugin.devices import DeviceTable, Discovery
+from kubeletplugin.discovering import Discoverer, HeartbeatPace
 from kubeletplugin.discovery import DiscoveryBackend
 from kubeletplugin.driverroots import DriverRoot
 from kubeletplugin.eventing import EventWriter
@@ -52,9 +51,7 @@ from kubeletplugin.supervising import Supervisor
 from kubeletplugin.unpreparing import Unpreparer
 from libvgpu.paths import library_path
 
-_log = logging.getLogger(__name__)
 _STOP_S = 5.0
-_EVENT_WAIT_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -138,13 +135,16 @@ class NodeAgent:
         self._reader = ClaimReader(client)
         self._guard = RuntimeGuard(client, settings.refused_runtimes)
         self._registry = registry
-        self._inventory = InventoryWriter(client, settings.node_name, settings.driver_name, _version())
         self._board = HealthBoard(lambda: self._state.held_devices() if self._state else ())
         self._stopping = threading.Event()
-        self._beat_now = threading.Event()
         self._threads: list[threading.Thread] = []
-        self._view = NodeView(settings.driver_name, settings.node_name, DeviceTable(()))
-        self._problem = "no devices were looked for yet"
+        self._discoverer = Discoverer(
+            self._backend,
+            InventoryWriter(client, settings.node_name, settings.driver_name, _version()),
+            NodeView(settings.driver_name, settings.node_name, DeviceTable(())),
+            self._publish,
+            HeartbeatPace(settings.heartbeat_s, settings.retry_s),
+        )
         self._server: PluginServer | None = None
         self._state: NodeState | None = None
         self._observer: Observer | None = None
@@ -162,7 +162,7 @@ class NodeAgent:
         library = install_library(settings.library or library_path(), paths.library_dir)
         contexts = ContextSizes(paths.contexts_file, settings.context_bytes)
         state = NodeState(paths, settings.driver_name, settings.node_name, library, contexts)
-        preparer = Preparer(self._reader, state, lambda: self._view, self._note_prepared, self._guard.check)
+        preparer = Preparer(self._reader, state, self._discoverer.view, self._note_prepared, self._guard.check)
         observer = Observer(
             Monitor(state.ledger, paths.shares_dir, self._stopping.wait),
             Supervisor(
@@ -172,7 +172,7 @@ class NodeAgent:
                 slack=settings.overuse_slack,
             ),
             self._backend,
-            lambda: self._view.devices,
+            self._discoverer,
             Intervals(settings.monitor_interval_s, settings.driver_interval_s),
         )
         steering = Steering(
@@ -190,7 +190,6 @@ class NodeAgent:
             restore(state)
             label_for_containers(paths.shares_dir, paths.library_dir)
             self._state, self._observer = state, observer
-            self._discover()
             server.start()
         except BaseException:
             server.stop()
@@ -199,11 +198,12 @@ class NodeAgent:
         observer.register(self._registry)
         self._events.start()
         bodies: dict[str, Callable[[], None]] = {
-            "heartbeat": self._keep_beating,
-            "monitor": lambda: observer.run_until(self._stopping),
+            "heartbeat": lambda: self._discoverer.run_until(self._stopping, self._refresh),
+            "monitor": lambda: observer.watch_books_until(self._stopping),
+            "driver": lambda: observer.watch_driver_until(self._stopping),
             "steering": lambda: steering.run(self._stopping),
             "collector": lambda: collector.run_until(self._stopping, settings.collect_interval_s),
-            "events": self._keep_watching,
+            "events": lambda: self._discoverer.watch_until(self._stopping),
             "annotations": lambda: follower.run_until(self._stopping, settings.annotation_interval_s),
         }
         for name, body in bodies.items():
@@ -214,19 +214,24 @@ class NodeAgent:
     def stop(self) -> None:
         """End to serve; calls that run are answered first. Prepared claims stay prepared."""
         self._stopping.set()
-        self._beat_now.set()
+        self._discoverer.stop()
         self._board.close()
         if self._server is not None:
             self._server.stop()
-        self._backend.close()
-        for thread in self._threads:
-            thread.join(_STOP_S)  # one that waits for an API server that is away ends with the process
+        closing = threading.Thread(target=self._backend.close, name="closing", daemon=True)
+        closing.start()
+        for thread in (closing, *self._threads):
+            thread.join(_STOP_S)  # one that waits for an API server or a driver that is away ends with the process
         self._events.stop(_STOP_S)
         if self._observer is not None:
             self._observer.unregister()
 
     def alive(self) -> str:
-        """Return why a restart would help, empty if it would not."""
+        """Return why a restart would help, empty if it would not.
+
+        A driver that does not answer is no reason: a process inside a driver that hangs cannot even be killed, and this
+        agent still undoes claims.
+        """
         for thread in self._threads:
             if not thread.is_alive() and not self._stopping.is_set():
                 return f"thread {thread.name} has ended"
@@ -236,63 +241,26 @@ class NodeAgent:
         return ""
 
     def ready(self) -> str:
-        """Return why the node cannot serve claims, empty if it can."""
-        if self._server is None:
-            return "starting"
-        return self._problem or self._server.registration_problem()
+        """Return why the kubelet cannot call us, empty if it can.
+
+        Devices do not count: a node without a GPU, or with a broken driver, must not hold up an update of all agents.
+        What keeps them from being discovered is told by the NodeInventory's message and by the metrics.
+        """
+        return "starting" if self._server is None else self._server.registration_problem()
 
     def _note_prepared(self, claim: PreparedClaim) -> None:
         self._board.note_held(device.device for device in claim.devices)
 
-    def _discover(self) -> Discovery:
-        try:
-            found = self._backend.discover()
-            problem = ""
-        except StateError as error:
-            # The agent stays: it can still undo claims, and a driver may be installed later.
-            found = Discovery(message=str(error))
-            problem = str(error)
-        if problem and problem != self._problem:
-            _log.error("devices cannot be discovered", extra={"error": problem})
-        elif not problem and self._problem:
-            _log.info("devices discovered", extra={"devices": [device.name for device in found.devices]})
-        self._problem = problem
-        settings = self._settings
-        table = DeviceTable(found.devices)
-        self._view = NodeView(settings.driver_name, settings.node_name, table, self._inventory.offers)
+    def _refresh(self) -> None:
+        """Ask the API server anew for what no claim shall have to wait for."""
+        self._reader.refresh()
+        self._guard.refresh()
+
+    def _publish(self, found: Discovery) -> None:
+        """Let the kubelet and the container runtime know of devices, before claims get them."""
         self._board.update(found.devices)
         assert self._state is not None
-        self._state.specs.write_gpus(gpu_spec(settings.driver_name, found.devices, found.driver))
-        return found
-
-    def _keep_beating(self) -> None:
-        settings = self._settings
-        delay_s, outage = 0.0, ""
-        while True:
-            self._beat_now.wait(delay_s)
-            self._beat_now.clear()
-            if self._stopping.is_set():
-                return
-            delay_s = settings.heartbeat_s
-            try:
-                self._inventory.write(self._discover())
-                self._view = dataclasses.replace(self._view, offers=self._inventory.offers)
-                self._reader.refresh()
-                self._guard.refresh()
-            except (VGPUError, OSError) as error:
-                delay_s = settings.retry_s
-                if not outage:
-                    _log.warning("inventory not written; trying again", extra={"error": str(error)})
-                outage = str(error)
-                continue
-            if outage:
-                _log.info("inventory written again")
-            outage = ""
-
-    def _keep_watching(self) -> None:
-        while not self._stopping.is_set():
-            if self._backend.wait(_EVENT_WAIT_S):
-                self._beat_now.set()
+        self._state.specs.write_gpus(gpu_spec(self._settings.driver_name, found.devices, found.driver))
 
 
 def _share_folders(ledger: Ledger, shares_dir: Path) -> dict[str, Path]:

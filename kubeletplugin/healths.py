@@ -40,6 +40,8 @@ class HealthBoard:
         self._changed = threading.Condition()
         self._healths: dict[DeviceName, DeviceHealth] = {}
         self._version = 0
+        self._is_known = False
+        """Whether anybody has looked at the devices yet."""
         self._closed = False
 
     def update(self, devices: Iterable[Device]) -> None:
@@ -52,14 +54,18 @@ class HealthBoard:
             for device in devices:
                 message = device.notice if device.healthy else device.reason
                 self._healths[device.name] = DeviceHealth(device.name, device.healthy, message, now_s)
-            if {name: (health.healthy, health.message) for name, health in self._healths.items()} != former:
+            now = {name: (health.healthy, health.message) for name, health in self._healths.items()}
+            if now != former or not self._is_known:
+                self._is_known = True
                 self._version += 1
                 self._changed.notify_all()
 
-    def current(self) -> tuple[int, list[DeviceHealth]]:
-        """Return the version and all healths."""
+    def current(self) -> tuple[int, list[DeviceHealth] | None]:
+        """Return the version and all healths; None as long as nobody has looked at the devices."""
         with self._changed:
             version, healths = self._version, dict(self._healths)
+            if not self._is_known:
+                return version, None
         # After the version: what is prepared from now on is either here or makes a newer one.
         for name in self._held():
             if name not in healths:

@@ -43,6 +43,9 @@ class NodeFigures:
     faults: Mapping[tuple[str, str], int] = field(default_factory=dict)
     slack: Slack = DEFAULT_SLACK
     """What is no overuse yet."""
+    discovery_problem: str = ""
+    """Why devices cannot be discovered."""
+    discovery_age_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -296,4 +299,14 @@ def _agent_states(node: NodeFigures) -> Iterator[Metric]:
     yield GaugeMetricFamily("vgpu_shares_unreadable", "Shares whose files are damaged.", value=node.unreadable)
     yield GaugeMetricFamily(
         "vgpu_monitor_round_seconds", "Processor time of the last look at all books.", value=node.round_cost_s
+    )
+    yield GaugeMetricFamily(
+        "vgpu_discovery_failed",
+        "1 while devices cannot be discovered, as on a node without a driver.",
+        value=int(bool(node.discovery_problem)),
+    )
+    yield GaugeMetricFamily(
+        "vgpu_discovery_age_seconds",
+        "Time since a look at the devices ended; long while the driver hangs.",
+        value=node.discovery_age_s,
     )

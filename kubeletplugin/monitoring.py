@@ -75,8 +75,6 @@ class Monitor:
         self._shares_dir = shares_dir
         self._pause = pause
         self._shares: dict[str, _Share] = {}
-        self.last_round_s = time.monotonic()
-        """When the last round ended."""
         self.round_cost_s = 0.0
         """Processor time of the last round."""
 
@@ -99,7 +97,6 @@ class Monitor:
                 self._read(name, share, claims[name])
             self._pause(_PAUSE_S)
         self.round_cost_s = time.thread_time() - began_s
-        self.last_round_s = time.monotonic()
 
     def _read(self, name: str, share: _Share, claim: PreparedClaim) -> None:
         try:

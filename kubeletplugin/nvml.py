@@ -96,11 +96,10 @@ class NvmlSession:
         """Keep NVML as it is while it is asked.
 
         Raises:
-            StateError: it is not initialised now.
+            StateError: it is not initialised now; it is not waited for, since a driver that hangs may never end that.
         """
         with self._changed:
-            self._changed.wait_for(lambda: not self._restarting)
-            if not self._running:
+            if self._restarting or not self._running:
                 raise StateError("NVML is not initialised")
             self._users += 1
         try:

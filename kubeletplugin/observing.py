@@ -1,19 +1,21 @@
 """The monitor's side of the agent: looks at books and driver at their rates, and hands what was found to Prometheus.
 
-Started and stopped by the agent; its loop runs in the agent's thread `monitor`.
+Started and stopped by the agent; its loops run in the agent's threads `monitor` and `driver`: a driver that does not
+answer must not keep the books from being read.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
 
 from api.errors import VGPUError
-from kubeletplugin.devices import Device
+from kubeletplugin.devices import DeviceFigures
+from kubeletplugin.discovering import Discoverer
 from kubeletplugin.discovery import DiscoveryBackend
 from kubeletplugin.metrics import CallDurations, NodeCollector, NodeFigures
 from kubeletplugin.monitoring import Monitor
@@ -38,15 +40,20 @@ class Observer:
         monitor: Monitor,
         supervisor: Supervisor,
         backend: DiscoveryBackend,
-        devices: Callable[[], Iterable[Device]],
+        discoverer: Discoverer,
         intervals: Intervals,
     ) -> None:
-        """Take who looks at the books and at the driver, what returns the devices as discovered last, and the rates."""
+        """Take who looks at the books, at the driver and at the devices, and the rates."""
         self._monitor = monitor
         self._supervisor = supervisor
         self._backend = backend
-        self._devices = devices
+        self._discoverer = discoverer
         self._intervals = intervals
+        self._measured: Sequence[DeviceFigures] | None = None
+        """What the driver said, until it is held against the books."""
+        self._look_now = threading.Event()
+        self._heard_s: float | None = None
+        """When the last look at the books ended, or their thread began."""
         self._registered: list[tuple[CollectorRegistry, Collector]] = []
         self.durations = CallDurations()
 
@@ -68,7 +75,9 @@ class Observer:
             readings=self._monitor.readings(),
             unreadable=self._monitor.unreadable(),
             round_cost_s=self._monitor.round_cost_s,
-            devices=tuple(self._devices()),
+            devices=tuple(self._discoverer.devices()),
+            discovery_problem=self._discoverer.problem(),
+            discovery_age_s=self._discoverer.age_s(),
             measured=self._supervisor.figures,
             attribution=self._supervisor.attribution,
             overuse_counts=self._supervisor.overuse_counts,
@@ -76,18 +85,30 @@ class Observer:
             slack=self._supervisor.slack,
         )
 
-    def run_until(self, stopping: threading.Event) -> None:
-        """Look at books and driver until the event is set; what fails once is tried again at the next look."""
-        driver_due_s = 0.0
-        while not stopping.wait(self._intervals.books_s):
+    def watch_books_until(self, stopping: threading.Event) -> None:
+        """Look at the books until the event is set; what fails once is tried again at the next look."""
+        self._heard_s = time.monotonic()
+        while True:
+            self._look_now.wait(self._intervals.books_s)
+            self._look_now.clear()
+            if stopping.is_set():
+                return
             try:
                 self._monitor.run_once()
-                if time.monotonic() >= driver_due_s:
-                    driver_due_s = time.monotonic() + self._intervals.driver_s
-                    self._supervisor.look(self._backend.figures(), self._monitor.readings())
+                self._heard_s = time.monotonic()
+                measured, self._measured = self._measured, None
+                if measured is not None:
+                    self._supervisor.look(measured, self._monitor.readings())
             except (VGPUError, OSError) as error:
                 _log.error("round of the monitor failed", extra={"error": str(error)})
 
+    def watch_driver_until(self, stopping: threading.Event) -> None:
+        """Ask the driver until the event is set; the books are read as soon as it has answered, to compare the two."""
+        while not stopping.wait(self._intervals.driver_s):
+            self._measured = self._backend.figures()
+            self._look_now.set()
+        self._look_now.set()
+
     def silent_s(self) -> float:
-        """Return the seconds since the last look at the books ended."""
-        return time.monotonic() - self._monitor.last_round_s
+        """Return the seconds since the last look at the books ended; 0 before the first could begin."""
+        return time.monotonic() - self._heard_s if self._heard_s is not None else 0.0

@@ -15,7 +15,7 @@ import grpc
 from api.errors import VGPUError
 from api.names import ClaimUID
 from kubeletplugin.claimreading import ClaimReference
-from kubeletplugin.healths import HealthBoard
+from kubeletplugin.healths import DeviceHealth, HealthBoard
 from kubeletplugin.metrics import CallDurations
 from kubeletplugin.nodestates import NodeState
 from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice
@@ -143,19 +143,23 @@ class HealthService:
         wanted = True
         while wanted and context.is_active():
             version, healths = self._board.current()
-            yield self._messages.NodeWatchResourcesResponse(
-                devices=[
-                    self._messages.DeviceHealth(
-                        device=self._messages.DeviceIdentifier(pool_name=self._pool, device_name=health.device),
-                        health=self._messages.HEALTHY if health.healthy else self._messages.UNHEALTHY,
-                        last_updated_time=health.updated_s,
-                        health_check_timeout_seconds=HEALTH_TIMEOUT_S,
-                        message=health.message,
-                    )
-                    for health in healths
-                ]
-            )
+            if healths is not None:
+                yield self._response(healths)
             wanted = self._board.wait(version, self._interval_s)
+
+    def _response(self, healths: Sequence[DeviceHealth]) -> Any:
+        return self._messages.NodeWatchResourcesResponse(
+            devices=[
+                self._messages.DeviceHealth(
+                    device=self._messages.DeviceIdentifier(pool_name=self._pool, device_name=health.device),
+                    health=self._messages.HEALTHY if health.healthy else self._messages.UNHEALTHY,
+                    last_updated_time=health.updated_s,
+                    health_check_timeout_seconds=HEALTH_TIMEOUT_S,
+                    message=health.message,
+                )
+                for health in healths
+            ]
+        )
 
 
 _CLAIM_THREADS = 16

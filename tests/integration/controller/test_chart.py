@@ -53,6 +53,15 @@ def test_the_chart_has_no_fault_that_helm_finds(helm: Path) -> None:
     assert "0 chart(s) failed" in run(helm, "lint", "--strict", str(CHART))
 
 
+def test_a_program_that_takes_long_to_load_is_not_killed_for_it(helm: Path) -> None:
+    pods = [obj["spec"]["template"]["spec"] for obj in rendered(helm) if obj["kind"] in ("Deployment", "DaemonSet")]
+    probes = [container["startupProbe"] for pod in pods for container in pod["containers"]]
+    assert [(probe["httpGet"]["path"], probe["periodSeconds"] * probe["failureThreshold"]) for probe in probes] == [
+        ("/healthz", 120),
+        ("/healthz", 120),
+    ]
+
+
 def test_the_driver_root_is_mounted_where_the_agent_is_told(helm: Path) -> None:
     for root, inside, told in (("/", "/driver-root", ["/"]), ("/opt/driver", "/opt/driver", [])):
         (agent,) = [

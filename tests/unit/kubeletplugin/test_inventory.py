@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from api import kube
 from api.errors import KubeError
@@ -138,11 +139,12 @@ def test_a_node_without_a_driver_says_so_and_recovers(
     from api.errors import StateError
 
     found, backend.found = backend.found, StateError("driver root /: found no libnvidia-ml.so.1")
-    agent = start_agent(heartbeat_s=0.01)
+    registry = CollectorRegistry()
+    start_agent(registry=registry, heartbeat_s=0.01)
     wait_for(client, message_is("driver root /: found no libnvidia-ml.so.1"))
-    assert agent.ready() == "driver root /: found no libnvidia-ml.so.1"
+    assert registry.get_sample_value("vgpu_discovery_failed") == 1
 
     backend.found = found
 
     wait_for(client, message_is(""))
-    assert agent.ready() == "the kubelet has not registered the plugin yet"
+    assert registry.get_sample_value("vgpu_discovery_failed") == 0
