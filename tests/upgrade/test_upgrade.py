@@ -29,6 +29,7 @@ _TIMEOUT_S = 120.0
 _STEPS = [
     ("1.34", {"DRAPartitionableDevices": True}, "counters"),
     ("1.36", {}, "consumable"),
+    ("newest", {}, "consumable"),
 ]
 _CLASSES = ["vgpu", "vgpu-nvidia"]
 
