@@ -53,7 +53,7 @@ class Composer:
         divisions = [(gpu, memory.recall(("division", gpu.name), _divide, mode, gpu)) for gpu in gpus]
         memory.keep_only({"published", "policy"} | {(part, gpu.name) for gpu in gpus for part in _PARTS})
         withheld = [*withheld, *(_left_out(gpu, mode) for gpu, division in divisions if not division.devices)]
-        return Offer(mode.pack(divisions), tuple(withheld), tuple(_rooms(gpus)))
+        return Offer(mode.pack(divisions), tuple(withheld), tuple(_rooms(gpus, devices, policy)))
 
     def due_in_s(self, node: str) -> float | None:
         """Return after how many seconds the offer may be another one though nothing changed; None: never."""
@@ -79,14 +79,20 @@ def _divide(mode: OfferMode, gpu: GPU) -> Division:
     return Division(((fixed_device(gpu, form), form),))
 
 
-def _rooms(gpus: Iterable[GPU]) -> Iterator[OfferedRoom]:
-    for gpu in gpus:
+def _rooms(gpus: Iterable[GPU], node: NodeDevices, policy: Policy) -> Iterator[OfferedRoom]:
+    """Yield the GPUs of which more is promised than they have: those on offer, and those that claims hold still."""
+    rooms = {gpu.name: gpu.room for gpu in gpus}
+    for name, facts in {facts.name: facts for facts in node.inventory.devices}.items():
+        holdings = node.held(name)
+        if name not in rooms and not holdings:
+            continue
+        room = rooms.get(name) or policy.room(facts, node)
         # What claims hold stays theirs when the scaling goes down.
-        held = total(holding.amount for holding in gpu.held)
-        memory_bytes = max(gpu.room.memory_bytes, held.memory_bytes)
-        cores = max(gpu.room.cores_percent, held.cores_percent)
-        if memory_bytes > gpu.facts.memory_bytes or cores > names.CORES_PER_DEVICE:
-            yield OfferedRoom(device=gpu.name, memory_bytes=memory_bytes, cores=cores)
+        held = total(holding.amount for holding in holdings)
+        memory_bytes = max(room.memory_bytes, held.memory_bytes)
+        cores = max(room.cores_percent, held.cores_percent)
+        if memory_bytes > facts.memory_bytes or cores > names.CORES_PER_DEVICE:
+            yield OfferedRoom(device=name, memory_bytes=memory_bytes, cores=cores)
 
 
 def _left_out(gpu: GPU, mode: OfferMode) -> Withheld:

@@ -62,15 +62,22 @@ class Policy:
         rules = [rule for rule in self.rules if rule.matches_node(node.labels)]
         return node.spec.order or first(rules, "order") or Order.BINPACK
 
-    def _gpu(self, facts: DeviceFacts, node: NodeDevices, taints: tuple[Taint, ...]) -> GPU:
-        rules = [rule for rule in self.rules if rule.matches(node.labels, facts.product_name)]
+    def room(self, facts: DeviceFacts, node: NodeDevices) -> Amount:
+        """Return how much of a device claims may hold together, whether it is on offer now or not."""
+        rules = self._rules(facts, node)
         memory_scaling = node.spec.memory_scaling or first(rules, "memory_scaling") or 1.0
         cores_scaling = node.spec.cores_scaling or first(rules, "cores_scaling") or 1.0
-        exclusive = bool(first(rules, "exclusive"))
-        if exclusive:
+        if first(rules, "exclusive"):
             cores_scaling = min(cores_scaling, 1.0)  # all cores of the GPU are all that there are
         memory_bytes = min(int(facts.memory_bytes * memory_scaling), MAX_BYTES)
-        room = Amount(memory_bytes, int(names.CORES_PER_DEVICE * cores_scaling)).clamped()
+        return Amount(memory_bytes, int(names.CORES_PER_DEVICE * cores_scaling)).clamped()
+
+    def _rules(self, facts: DeviceFacts, node: NodeDevices) -> list[OfferRule]:
+        return [rule for rule in self.rules if rule.matches(node.labels, facts.product_name)]
+
+    def _gpu(self, facts: DeviceFacts, node: NodeDevices, taints: tuple[Taint, ...]) -> GPU:
+        rules = self._rules(facts, node)
+        room = self.room(facts, node)
         chosen = first(rules, "menu" if self.menu else "slots")
         default = default_menu if self.menu else default_slots
         return GPU(
@@ -78,7 +85,7 @@ class Policy:
             room=room,
             sizes=sizes(room, chosen) if chosen else default(room),
             taints=taints,
-            exclusive=exclusive,
+            exclusive=bool(first(rules, "exclusive")),
         )
 
 

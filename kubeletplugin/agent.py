@@ -29,7 +29,7 @@ from kubeletplugin.eventing import EventWriter
 from kubeletplugin.faultfiles import FAULTS_FILE
 from kubeletplugin.healths import HealthBoard
 from kubeletplugin.holdingback import Filter
-from kubeletplugin.inventory import InventoryWriter
+from kubeletplugin.inventory import OFFERS_FILE, InventoryWriter
 from kubeletplugin.labels import label_for_containers
 from kubeletplugin.ledgers import Ledger
 from kubeletplugin.libraries import install_library
@@ -140,7 +140,9 @@ class NodeAgent:
         self._threads: list[threading.Thread] = []
         self._discoverer = Discoverer(
             self._backend,
-            InventoryWriter(client, settings.node_name, settings.driver_name, _version()),
+            InventoryWriter(
+                client, settings.node_name, settings.driver_name, _version(), settings.state_dir / OFFERS_FILE
+            ),
             NodeView(settings.driver_name, settings.node_name, DeviceTable(())),
             self._publish,
             HeartbeatPace(settings.heartbeat_s, settings.retry_s),

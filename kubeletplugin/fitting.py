@@ -41,12 +41,16 @@ def check_room(planned: PreparedClaim, device: Device, room: OfferedRoom, prepar
         planned: a claim with shares of the device.
         device: which one.
         room: what all its shares may have together.
-        prepared: the claims of the node; a former record of this claim among them does not count.
+        prepared: the claims of the node. If a former record of this claim is among them, and it takes no more than by
+            that, it fits: there was room for it, and nobody has got it since.
 
     Raises:
         CapacityError: names all claims that hold the device, and what.
     """
     uuid = device.uuid
+    former = prepared.get(planned.uid)
+    if former is not None and _takes_no_more(planned, former, uuid):
+        return
     claims = [planned, *(claim for uid, claim in prepared.items() if uid != planned.uid)]
     here = [
         (claim, prepared_device)
@@ -74,6 +78,14 @@ def _check_that_nobody_is_beside_a_whole(device: Device, here: list[tuple[Prepar
         raise CapacityError(
             f"{device.name}: found all of it given to {alone}, expected no share for {others} beside it"
         )
+
+
+def _takes_no_more(planned: PreparedClaim, former: PreparedClaim, uuid: str) -> bool:
+    now = [limits for limits in planned.shares() if limits.device_uuid == uuid]
+    before = [limits for limits in former.shares() if limits.device_uuid == uuid]
+    return sum(one.memory_bytes for one in now) <= sum(one.memory_bytes for one in before) and (
+        sum(one.cores_percent for one in now) <= sum(one.cores_percent for one in before)
+    )
 
 
 def _held(

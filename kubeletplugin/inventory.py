@@ -5,8 +5,11 @@ heartbeat alone.
 """
 
 import contextlib
+import json
+import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from api import kube
@@ -14,15 +17,22 @@ from api.errors import ConflictError, NotFoundError, StateError
 from api.kube import KubeClient
 from api.nodeinventory import DeviceFacts, InventoryStatus, NodeInventory, OfferedRoom, to_object
 from kubeletplugin.devices import Device, Discovery
+from kubeletplugin.files import read_if_there, write_atomically
 from kubeletplugin.linkislands import islands
 
+_log = logging.getLogger(__name__)
 _HEARTBEAT = "heartbeatTime"
+OFFERS_FILE = "offers.json"
+"""In the state folder."""
 
 
 class InventoryWriter:
     """Keeps one node's inventory up to date."""
 
-    def __init__(self, client: KubeClient, node_name: str, driver_name: str, agent_version: str) -> None:
+    def __init__(
+        self, client: KubeClient, node_name: str, driver_name: str, agent_version: str, offers_file: Path
+    ) -> None:
+        """Take where to write, of whom, and the file that remembers what is offered."""
         self._client = client
         self._node_name = node_name
         self._driver_name = driver_name
@@ -30,8 +40,9 @@ class InventoryWriter:
         self._node_uid = ""
         self._stored: Mapping[str, Any] | None = None
         """Status as the API server has it; None: not known."""
-        self.offers: Mapping[str, OfferedRoom] = {}
-        """Devices of which the controller offers more than they have, as of the last write."""
+        self._offers_file = offers_file
+        self.offers: Mapping[str, OfferedRoom] = _read_offers(offers_file)
+        """Devices of which the controller offers more than they have, as of the last write; kept over restarts."""
 
     def write(self, found: Discovery, now: datetime | None = None) -> None:
         """State what was found, as of now.
@@ -60,7 +71,14 @@ class InventoryWriter:
         self._stored = stored.get("status")
         with contextlib.suppress(StateError):  # by somebody else, or by a version to come
             read = NodeInventory.from_object(stored).status
-            self.offers = {room.device: room for room in (read.offers if read else None) or ()}
+            self._keep({room.device: room for room in (read.offers if read else None) or ()})
+
+    def _keep(self, offers: Mapping[str, OfferedRoom]) -> None:
+        if offers == self.offers:
+            return
+        self.offers = offers
+        content = [room.model_dump(mode="json", by_alias=True) for room in offers.values()]
+        write_atomically(self._offers_file, json.dumps(content).encode(), 0o600)
 
     def _patch(self, wanted: Mapping[str, Any], known: Mapping[str, Any] | None) -> Mapping[str, Any]:
         status = wanted["status"]
@@ -73,6 +91,16 @@ class InventoryWriter:
         with contextlib.suppress(ConflictError):  # somebody was quicker
             self._client.create(kube.NODE_INVENTORIES, {key: wanted[key] for key in wanted if key != "status"})
         return self._patch(wanted, None)
+
+
+def _read_offers(path: Path) -> Mapping[str, OfferedRoom]:
+    """Return what was offered before. What cannot be read is known after the first write."""
+    try:
+        rooms = [OfferedRoom.model_validate(room) for room in json.loads(read_if_there(path) or b"[]")]
+    except (OSError, ValueError, TypeError) as error:
+        _log.warning("offers are learned again", extra={"path": str(path), "error": str(error)})
+        return {}
+    return {room.device: room for room in rooms}
 
 
 def _facts(device: Device, island: str) -> DeviceFacts:

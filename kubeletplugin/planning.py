@@ -6,7 +6,7 @@ device has; what is not said never means unlimited.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from api import names
 from api.claims import AllocationResult, ClaimView, vgpu_config
@@ -49,18 +49,20 @@ def plan(claim: ClaimView, node: NodeView, prepared: Prepared) -> PreparedClaim:
     Args:
         claim: as the API server has it.
         node: this node.
-        prepared: the claims of the node; a former record of this claim among them does not count.
+        prepared: the claims of the node. A former record of this claim among them counts for nothing but itself: what
+            it was given of a device of which more was offered then stays its own, whatever is offered now.
 
     Raises:
         ClaimError: the allocation cannot be served by this node as it stands, or the parameters ask for more than it.
         ConfigError: the parameters are not valid.
         CapacityError: a device would be promised twice; both claims are named.
     """
+    former = prepared.get(claim.uid)
     planned = PreparedClaim(
         uid=claim.uid,
         namespace=claim.namespace,
         name=claim.name,
-        devices=tuple(_plan_device(claim, result, node) for result in _our_results(claim, node)),
+        devices=tuple(_plan_device(claim, result, node, former) for result in _our_results(claim, node)),
         pods=tuple(sorted(consumer.uid for consumer in claim.reserved_for if consumer.resource == "pods")),
     )
     for uuid in {limits.device_uuid for limits in planned.shares()}:
@@ -90,14 +92,19 @@ def kept(claim: ClaimView, node: NodeView, prepared: Prepared) -> PreparedClaim 
 
 def _is_recorded(claim: ClaimView, result: AllocationResult, one: PreparedDevice, node: NodeView) -> bool:
     """Return whether a result of an allocation is the one that was prepared."""
-    recorded = (one.index, one.request, one.pool, one.device, one.share_id)
-    if recorded != (result.index, result.request, result.pool, result.device, result.share_id):
+    if not _is_of(result, one):
         return False
     if one.held is None or one.is_part:
         return True
     device = node.devices.find(gpu_of(result.device), str(claim))
     allocated = _allocated(claim, result, device, node.room(device))
     return allocated == (one.held.memory_bytes, one.held.cores_percent)
+
+
+def _is_of(result: AllocationResult, one: PreparedDevice) -> bool:
+    """Return whether a device was prepared for this result, and not for one of an earlier allocation."""
+    recorded = (one.index, one.request, one.pool, one.device, one.share_id)
+    return recorded == (result.index, result.request, result.pool, result.device, result.share_id)
 
 
 def _our_results(claim: ClaimView, node: NodeView) -> list[AllocationResult]:
@@ -113,27 +120,44 @@ def _our_results(claim: ClaimView, node: NodeView) -> list[AllocationResult]:
     return ours
 
 
-def _plan_device(claim: ClaimView, result: AllocationResult, node: NodeView) -> PreparedDevice:
+def _plan_device(
+    claim: ClaimView, result: AllocationResult, node: NodeView, former: PreparedClaim | None
+) -> PreparedDevice:
     device = node.devices.find(gpu_of(result.device), str(claim))
     if not device.offered:
         raise ClaimError(f"{claim}: request {result.request}: device {device.name} is not offered: {device.reason}")
-    by_hardware = device.type == names.DEVICE_TYPE_MIG and result.device == device.name
-    return PreparedDevice(
+    planned = PreparedDevice(
         index=result.index,
         request=result.request,
         pool=result.pool,
         device=names.DeviceName(result.device),
         share_id=result.share_id,
-        limits=None if result.admin_access or by_hardware else _plan_limits(claim, result, device, node),
-        held=None if result.admin_access else _hold(claim, result, device, node, by_hardware=by_hardware),
     )
+    if result.admin_access:
+        return planned
+    if device.type == names.DEVICE_TYPE_MIG and result.device == device.name:
+        return replace(planned, held=Held(device.memory_bytes, names.CORES_PER_DEVICE, whole=True))
+    before = next((one for one in former.devices if _is_of(result, one)), None) if former else None
+    room = node.room(device)
+    if before is not None:
+        room = room.model_copy(update={"memory_bytes": max(room.memory_bytes, before.holds().memory_bytes)})
+    memory_bytes, cores = _allocated(claim, result, device, room)
+    limits = _plan_limits(claim, result, device, node.driver_name, room)
+    held = Held(memory_bytes, cores, whole=_takes_all(claim, result, device, node))
+    return _keeping(replace(planned, limits=limits, held=held), before)
 
 
-def _hold(claim: ClaimView, result: AllocationResult, device: Device, node: NodeView, *, by_hardware: bool) -> Held:
-    if by_hardware:
-        return Held(device.memory_bytes, names.CORES_PER_DEVICE, whole=True)
-    memory_bytes, cores = _allocated(claim, result, device, node.room(device))
-    return Held(memory_bytes, cores, whole=_takes_all(claim, result, device, node))
+def _keeping(planned: PreparedDevice, before: PreparedDevice | None) -> PreparedDevice:
+    """Return a share with what it was promised when it was prepared first: what is offered now is for new ones."""
+    if before is None or before.limits is None or planned.limits is None or planned.held is None:
+        return planned
+    limits = replace(
+        planned.limits,
+        oversubscribe=planned.limits.oversubscribe or before.limits.oversubscribe,
+        host_memory_bytes=max(planned.limits.host_memory_bytes, before.limits.host_memory_bytes),
+    )
+    # Its containers run with the library or without it already.
+    return replace(planned, limits=limits, held=replace(planned.held, whole=before.holds().whole))
 
 
 def _takes_all(claim: ClaimView, result: AllocationResult, device: Device, node: NodeView) -> bool:
@@ -151,13 +175,14 @@ def _takes_all(claim: ClaimView, result: AllocationResult, device: Device, node:
     return nothing_said and config.overuse is Overuse.REPORT
 
 
-def _plan_limits(claim: ClaimView, result: AllocationResult, device: Device, node: NodeView) -> Limits:
+def _plan_limits(
+    claim: ClaimView, result: AllocationResult, device: Device, driver_name: str, room: OfferedRoom
+) -> Limits:
     where = f"{claim}: request {result.request}"
     if not device.shareable:
         raise ClaimError(f"{where}: device {device.name} cannot be shared: {device.reason}")
     assert claim.allocation is not None
-    config = vgpu_config(claim.allocation.configs, result.request, node.driver_name, str(claim))
-    room = node.room(device)
+    config = vgpu_config(claim.allocation.configs, result.request, driver_name, where=str(claim))
     allocated_memory_bytes, allocated_cores = _allocated(claim, result, device, room)
     memory_bytes = allocated_memory_bytes
     if config.memory is not None:

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from api import kube
 from api.errors import KubeError
 from api.kubefake import FakeKube
-from api.nodeinventory import NodeInventory
+from api.nodeinventory import NodeInventory, OfferedRoom
 from kubeletplugin.agent import NodeAgent
 from kubeletplugin.devices import Discovery
 from kubeletplugin.discovery import FakeDiscovery
@@ -23,8 +24,12 @@ LATER = datetime(2026, 1, 2, 3, 4, 25, tzinfo=UTC)
 
 
 @pytest.fixture
-def writer(client: FakeKube) -> InventoryWriter:
-    return InventoryWriter(client, NODE, "vgpu.dra-driver.io", "1.2.3")
+def writer(client: FakeKube, tmp_path: Path) -> InventoryWriter:
+    return start_writer(client, tmp_path)
+
+
+def start_writer(client: FakeKube, folder: Path) -> InventoryWriter:
+    return InventoryWriter(client, NODE, "vgpu.dra-driver.io", "1.2.3", folder / "offers.json")
 
 
 def stored(client: FakeKube) -> NodeInventory:
@@ -42,6 +47,27 @@ def test_an_inventory_names_node_driver_and_devices(client: FakeKube, writer: In
         (gpu(0).name, 10 * GIB, True, ""),
         (gpu(1).name, 10 * GIB, False, "MIG mode is enabled"),
     ]
+
+
+@pytest.mark.parametrize("damage", ["", "[{", '[{"device": 1}]', "3"])
+def test_what_is_offered_is_known_after_a_restart_before_the_inventory_is_written(
+    client: FakeKube, tmp_path: Path, damage: str
+) -> None:
+    writer = start_writer(client, tmp_path)
+    writer.write(discovery(gpu(0)), NOW)
+    offers = [{"device": gpu(0).name, "memoryBytes": 20 * GIB, "cores": 100}]
+    client.patch(kube.NODE_INVENTORIES, {"metadata": {"name": NODE}}, {"status": {"offers": offers}}, "status")
+    writer.write(discovery(gpu(0)), LATER)
+    offered = {gpu(0).name: OfferedRoom(device=gpu(0).name, memory_bytes=20 * GIB, cores=100)}
+    assert writer.offers == offered
+    if damage:
+        (tmp_path / "offers.json").write_text(damage)
+
+    writer = start_writer(client, tmp_path)
+
+    assert writer.offers == ({} if damage else offered)
+    writer.write(discovery(gpu(0)), LATER)
+    assert writer.offers == offered
 
 
 def test_a_heartbeat_alone_writes_the_heartbeat_alone(

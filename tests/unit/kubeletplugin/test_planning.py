@@ -432,3 +432,39 @@ def test_shares_of_a_device_that_is_oversubscribed_may_have_what_is_offered_toge
         assert not device.held.whole, "another share may be beside it"
     with pytest.raises(CapacityError, match=r"memory: found 4Gi for .* expected at most 20Gi"):
         plan(ClaimView.from_object(claim_object("c", [result(A, "4Gi", "0")])), view, prepared)
+
+
+def test_a_share_that_may_oversubscribe_keeps_that_while_nothing_is_known_of_the_offer() -> None:
+    view = replace(NODE_VIEW, offers={A.name: OfferedRoom(device=A.name, memory_bytes=20 * GIB, cores=200)})
+    prepared: dict[ClaimUID, PreparedClaim] = {}
+    claims = [ClaimView.from_object(claim_object(name, [result(A, "10Gi", "100")])) for name in ("a", "b")]
+    for claim in claims:
+        prepared[claim.uid] = plan(claim, view, prepared)
+
+    assert [plan(claim, NODE_VIEW, prepared) for claim in claims] == list(prepared.values())
+
+
+def test_a_share_above_what_its_gpu_has_keeps_it_while_nothing_is_known_of_the_offer() -> None:
+    view = replace(NODE_VIEW, offers={A.name: OfferedRoom(device=A.name, memory_bytes=20 * GIB, cores=100)})
+    for allocated in result(A, "15Gi"), slot("15360m-25c-0"):
+        claim = ClaimView.from_object(claim_object("train", [allocated]))
+        first = plan(claim, view, {})
+        assert plan(claim, NODE_VIEW, {claim.uid: first}) == first
+
+
+def test_a_claim_with_another_allocation_keeps_nothing_of_the_one_before() -> None:
+    view = replace(NODE_VIEW, offers={A.name: OfferedRoom(device=A.name, memory_bytes=20 * GIB, cores=100)})
+    first = plan(ClaimView.from_object(claim_object("train", [result(A, "8Gi")])), view, {})
+    again = ClaimView.from_object(claim_object("train", [result(A, "8Gi", shareID="another")]))
+
+    (limits,) = plan(again, NODE_VIEW, {first.uid: first}).shares()
+
+    assert (limits.oversubscribe, limits.host_memory_bytes) == (False, 0)
+
+
+def test_a_claim_without_the_library_stays_alone_when_more_is_offered_later_and_it_is_prepared_again() -> None:
+    claim = ClaimView.from_object(claim_object("holder", [result(A, "10Gi", "100")]))
+    first = plan(claim, NODE_VIEW, {})
+    view = replace(NODE_VIEW, offers={A.name: OfferedRoom(device=A.name, memory_bytes=20 * GIB, cores=200)})
+
+    assert plan(claim, view, {claim.uid: first}).needs_no_library
