@@ -83,51 +83,121 @@ struct vgpu__pool *vgpu__pool_of_graphs(CUdevice ordinal, struct vgpu_device *de
     return pool;
 }
 
-void vgpu__pool_drop_if_unused(struct vgpu__pool *pool) {
-    if (pool->handle != NULL || pool->of_graphs || pool->live_bytes > 0)
-        return;
-    struct vgpu__pool **link = &pools;
-    while (*link != pool)
-        link = &(*link)->next;
-    *link = pool->next;
-    free(pool);
-}
-
 /* ---- What they hold ---- */
 
-/* What the pool holds of the card; of a destroyed one, what the application has of it. False: the driver can't say. */
+/* What the pool holds of the card. False: the driver can't say. */
 static bool ask_held(const struct vgpu__pool *pool, uint64_t *bytes) {
-    unsigned long long held = pool->live_bytes;
-    CUresult result = CUDA_SUCCESS;
+    unsigned long long held = 0;
+    CUresult result;
     if (pool->of_graphs)
         VGPU_CALL(result, cuDeviceGetGraphMemAttribute, pool->ordinal, CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT, &held);
-    else if (pool->handle != NULL)
+    else
         VGPU_CALL(result, cuMemPoolGetAttribute, pool->handle, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, &held);
     *bytes = held + pool->coming_bytes;
     return result == CUDA_SUCCESS;
+}
+
+/* Drivers take 32 MiB at a time, which none of their documentation promises: it is taken for granted until they are
+ * seen to take less, apart for what is larger than that itself. */
+#define LARGEST_STEP (32ull << 20)
+static uint64_t steps[2] = {LARGEST_STEP, LARGEST_STEP};
+
+static uint64_t round_up(uint64_t bytes, uint64_t step) {
+    return bytes > UINT64_MAX - step ? UINT64_MAX : (bytes + step - 1) / step * step;
+}
+
+uint64_t vgpu__pool_growth(uint64_t bytes) {
+    return round_up(bytes, steps[bytes >= LARGEST_STEP]);
+}
+
+void vgpu__pool_grown(const struct vgpu__pool *pool, uint64_t bytes) {
+    uint64_t held, *step = &steps[bytes >= LARGEST_STEP];
+    if (pool->charged_bytes > 0 || !ask_held(pool, &held) || held < bytes)
+        return; /* some of it was there before */
+    uint64_t seen = LARGEST_STEP;
+    while (seen > 1 && round_up(bytes, seen) > held)
+        seen /= 2;
+    *step = seen;
 }
 
 static void trim(const struct vgpu__pool *pool) {
     CUresult result = CUDA_SUCCESS;
     if (pool->of_graphs)
         VGPU_CALL(result, cuDeviceGraphMemTrim, pool->ordinal);
-    else if (pool->handle != NULL)
+    else
         VGPU_CALL(result, cuMemPoolTrimTo, pool->handle, 0);
     (void)result; /* what it could not trim it still holds: vgpu__pool_settle() sees that */
 }
 
+/* The driver may not want to: then it stays as it is until the next time. */
+static CUresult end(struct vgpu__pool *pool) {
+    CUresult result;
+    VGPU_CALL(result, cuMemPoolDestroy, pool->handle);
+    if (result != CUDA_SUCCESS)
+        return result;
+    struct vgpu__pool **link = &pools;
+    while (*link != pool)
+        link = &(*link)->next;
+    *link = pool->next;
+    free(pool);
+    return result;
+}
+
 bool vgpu__pool_settle(struct vgpu__pool *pool) {
     uint64_t held;
-    if (pool->device == NULL || !ask_held(pool, &held) || held >= pool->charged_bytes)
+    if (pool->device == NULL || !ask_held(pool, &held))
         return false;
-    vgpu_credit(pool->device, pool->charged_bytes - held);
-    pool->charged_bytes = held;
-    return true;
+    bool progress = held < pool->charged_bytes;
+    if (progress) {
+        vgpu_credit(pool->device, pool->charged_bytes - held);
+        pool->charged_bytes = held;
+    }
+    if (pool->destroyed && held == 0 && pool->live_bytes == 0)
+        end(pool);
+    return progress;
+}
+
+/* As the driver does it, where it is asked to destroy the pool that a device uses: the device's own takes its place. */
+static CUresult leave_device(const struct vgpu__pool *pool) {
+    CUresult result;
+    CUmemoryPool now, own;
+    VGPU_CALL(result, cuDeviceGetMemPool, &now, pool->ordinal);
+    if (result != CUDA_SUCCESS || now != pool->handle)
+        return result;
+    VGPU_CALL(result, cuDeviceGetDefaultMemPool, &own, pool->ordinal);
+    if (result == CUDA_SUCCESS)
+        VGPU_CALL(result, cuDeviceSetMemPool, pool->ordinal, own);
+    return result;
+}
+
+CUresult vgpu__pool_destroy(struct vgpu__pool *pool) {
+    CUresult result, ignored;
+    unsigned long long nothing = 0;
+    if (pool->destroyed)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (pool->device == NULL)
+        return end(pool);
+    if ((result = leave_device(pool)) != CUDA_SUCCESS)
+        return result;
+    VGPU_CALL(ignored, cuMemPoolSetAttribute, pool->handle, CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, &nothing);
+    (void)ignored; /* it is trimmed whenever somebody looks */
+    pool->destroyed = true;
+    trim(pool);
+    vgpu__pool_settle(pool);
+    return CUDA_SUCCESS;
+}
+
+void vgpu__pool_freed(struct vgpu__pool *pool, uint64_t bytes) {
+    pool->live_bytes -= bytes < pool->live_bytes ? bytes : pool->live_bytes;
+    if (pool->destroyed)
+        trim(pool);
+    vgpu__pool_settle(pool);
 }
 
 bool vgpu__pool_shrink_all(struct vgpu_device *device, bool trim_first) {
     bool progress = false;
-    for (struct vgpu__pool *pool = pools; pool != NULL; pool = pool->next) {
+    for (struct vgpu__pool *pool = pools, *next; pool != NULL; pool = next) {
+        next = pool->next;
         if (pool->device != device)
             continue;
         if (trim_first)

@@ -17,8 +17,10 @@
 
 struct vgpu__pool {
     struct vgpu__pool *next;
-    CUmemoryPool handle; /* NULL: destroyed, kept alive by what is not freed yet; or the memory of a device's graphs */
+    CUmemoryPool handle; /* NULL: the memory of a device's graphs */
     bool of_graphs;
+    bool made;                  /* by the application, which may destroy it */
+    bool destroyed;             /* for the application; the driver's pool goes when it holds nothing any more */
     CUdevice ordinal;           /* of_graphs */
     struct vgpu_device *device; /* NULL: not on a device (host memory) */
     uint64_t charged_bytes;
@@ -44,18 +46,29 @@ struct vgpu__pool *vgpu__pool_find_of_graphs(CUdevice ordinal);
 /* A pool was created. */
 struct vgpu__pool *vgpu__pool_remember(CUmemoryPool handle, struct vgpu_device *device);
 
-/* Give back what it has let go of. True if that is anything. */
+/* Give back what it has let go of. True if that is anything. A destroyed pool that holds nothing ends here. */
 bool vgpu__pool_settle(struct vgpu__pool *pool);
+
+/* The application destroys it. What is in use of it lives on until it is freed, and the driver does not say what a
+ * destroyed pool still holds: so the driver's pool lives as long. */
+CUresult vgpu__pool_destroy(struct vgpu__pool *pool);
+
+/* An allocation of it was freed: the driver has taken it back, or will in stream order. */
+void vgpu__pool_freed(struct vgpu__pool *pool, uint64_t bytes);
 
 /* The same for all pools of a device, which are trimmed before if `trim_first`. */
 bool vgpu__pool_shrink_all(struct vgpu_device *device, bool trim_first);
+
+/* The most that a pool grows by for an allocation, by what was seen of the driver: it takes memory of the card in
+ * steps. */
+uint64_t vgpu__pool_growth(uint64_t bytes);
+
+/* The driver has allocated: learn from it. Before it is charged. */
+void vgpu__pool_grown(const struct vgpu__pool *pool, uint64_t bytes);
 
 /* The driver has allocated: charge exactly what the pool holds now, of which `reserved` is reserved already. False: it
  * holds more than the share has. That is charged too: the books say what is, and nobody gets anything until it is given
  * back. */
 bool vgpu__pool_charge_growth(struct vgpu__pool *pool, uint64_t reserved);
-
-/* The record of a destroyed pool goes with the last allocation of it. */
-void vgpu__pool_drop_if_unused(struct vgpu__pool *pool);
 
 #endif

@@ -46,28 +46,25 @@ static void undo(const struct request *r) {
     (void)ignored;
 }
 
-/* Reserve for the request, from what the pool holds too much if need be. False: neither has room. */
-static bool reserve(struct vgpu__pool *pool, uint64_t bytes, uint64_t *reserved) {
-    *reserved = bytes;
-    if (vgpu_reserve(pool->device, bytes) == VGPU_OK)
+/* Reserve for what the pool may grow by. Where that is more than there is room for, what it holds for nobody counts:
+ * memory that was freed on another stream and is not done yet the driver may not use, and then it grows all the same.
+ * False: no room. */
+static bool reserve(struct vgpu__pool *pool, uint64_t bytes, bool use_idle, uint64_t *reserved) {
+    uint64_t idle = pool->charged_bytes > pool->live_bytes ? pool->charged_bytes - pool->live_bytes : 0;
+    *reserved = vgpu__pool_growth(bytes);
+    if (vgpu_reserve(pool->device, *reserved) == VGPU_OK)
         return true;
-    if (vgpu__pool_shrink_all(pool->device, true)) {
-        vgpu_not_refused(pool->device); /* the second answer counts */
-        if (vgpu_reserve(pool->device, bytes) == VGPU_OK)
-            return true;
-    }
-    /* What is freed on a stream but not done yet cannot be trimmed, but can be used again in stream order. */
-    *reserved = 0;
-    bool again = pool->charged_bytes >= pool->live_bytes && pool->charged_bytes - pool->live_bytes >= bytes;
-    if (again)
-        vgpu_not_refused(pool->device);
-    return again;
+    if (!use_idle || idle == 0)
+        return false;
+    vgpu_not_refused(pool->device); /* the second answer counts */
+    *reserved = vgpu__pool_growth(bytes > idle ? bytes - idle : 0);
+    return vgpu_reserve(pool->device, *reserved) == VGPU_OK;
 }
 
-/* *over: the share has no room for it. */
-static CUresult allocate_from(struct vgpu__pool *pool, const struct request *r, bool *over) {
+/* One attempt. *over: the share has no room for it. */
+static CUresult try_allocate(struct vgpu__pool *pool, const struct request *r, bool use_idle, bool *over) {
     uint64_t reserved;
-    *over = !reserve(pool, r->bytes, &reserved);
+    *over = !reserve(pool, r->bytes, use_idle, &reserved);
     if (*over)
         return CUDA_ERROR_OUT_OF_MEMORY;
     CUresult result = forward(r);
@@ -75,6 +72,7 @@ static CUresult allocate_from(struct vgpu__pool *pool, const struct request *r, 
         vgpu_credit(pool->device, reserved);
         return result;
     }
+    vgpu__pool_grown(pool, r->bytes);
     pool->live_bytes += r->bytes;
     struct vgpu_charge replaced,
         charge = {.key = *r->dptr, .kind = VGPU_KIND_POOLED, .bytes = r->bytes, .device = pool->device, .owner = pool};
@@ -82,9 +80,17 @@ static CUresult allocate_from(struct vgpu__pool *pool, const struct request *r, 
         return CUDA_SUCCESS;
     pool->live_bytes -= r->bytes;
     undo(r);
-    vgpu__pool_shrink_all(pool->device, true);
     *over = true;
     return CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+/* Where there is no room, pools let go of what they keep, and it is tried again. */
+static CUresult allocate_from(struct vgpu__pool *pool, const struct request *r, bool *over) {
+    CUresult result = try_allocate(pool, r, true, over);
+    if (!*over || !vgpu__pool_shrink_all(pool->device, true))
+        return result;
+    vgpu_not_refused(pool->device); /* the second answer counts */
+    return try_allocate(pool, r, false, over);
 }
 
 static CUresult allocate(struct request r) {
@@ -108,6 +114,8 @@ static CUresult allocate(struct request r) {
     struct vgpu__pool *pool = vgpu__pool_of(handle);
     if (pool == NULL)
         result = CUDA_ERROR_OUT_OF_MEMORY;
+    else if (pool->destroyed)
+        result = CUDA_ERROR_INVALID_VALUE;
     else if (pool->device == NULL)
         result = forward(&r);
     else
@@ -147,9 +155,7 @@ void vgpu__pooled_freed(const struct vgpu_charge *charge) {
     if (pool == NULL)
         return;
     vgpu__pools_enter();
-    pool->live_bytes -= charge->bytes < pool->live_bytes ? charge->bytes : pool->live_bytes;
-    vgpu__pool_settle(pool);
-    vgpu__pool_drop_if_unused(pool);
+    vgpu__pool_freed(pool, charge->bytes);
     vgpu__pools_leave();
 }
 
@@ -208,13 +214,15 @@ CUresult cuMemPoolCreate(CUmemoryPool *handle, const CUmemPoolProps *props) {
         return result;
     vgpu__pools_enter();
     VGPU_CALL(result, cuMemPoolCreate, handle, props);
-    if (result == CUDA_SUCCESS)
-        vgpu__pool_remember(*handle, device);
+    struct vgpu__pool *pool = result == CUDA_SUCCESS ? vgpu__pool_remember(*handle, device) : NULL;
+    if (pool != NULL) {
+        pool->made = true;
+        pool->ordinal = props->location.id;
+    }
     vgpu__pools_leave();
     return result;
 }
 
-/* What is still in use of a destroyed pool lives on until it is freed. */
 CUresult cuMemPoolDestroy(CUmemoryPool handle) {
     CUresult result;
     VGPU_ENTER(cuMemPoolDestroy, handle);
@@ -222,12 +230,10 @@ CUresult cuMemPoolDestroy(CUmemoryPool handle) {
         return VGPU_REAL(cuMemPoolDestroy)(handle);
     vgpu__pools_enter();
     struct vgpu__pool *pool = vgpu__pool_find(handle);
-    VGPU_CALL(result, cuMemPoolDestroy, handle);
-    if (result == CUDA_SUCCESS && pool != NULL) {
-        pool->handle = NULL;
-        vgpu__pool_settle(pool);
-        vgpu__pool_drop_if_unused(pool);
-    }
+    if (pool != NULL && pool->made)
+        result = vgpu__pool_destroy(pool);
+    else /* a device's own, which the driver refuses, or one that we did not see being made */
+        VGPU_CALL(result, cuMemPoolDestroy, handle);
     vgpu__pools_leave();
     return result;
 }

@@ -395,8 +395,9 @@ struct CUarray_st {
 /* Set when any fault is armed; exported functions ask faults_hit only then. */
 extern bool faults_from_environment;
 
-/* $VGPU_STUB_CALLS_ITSELF: some functions call others by their exported names, as a driver may, and so end in hooks. */
+/* $VGPU_STUB_CALLS_ITSELF: some functions call others as a program finds them, as a driver may, and so end in hooks. */
 extern bool calls_itself;
+void *as_a_program_finds(const char *symbol);
 bool faults_armed_on_cards(void);
 bool faults_hit(const char *function, CUresult *result);
 void faults_start(void);

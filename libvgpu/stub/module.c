@@ -229,7 +229,7 @@ CUresult stub_cuModuleLoadDataEx(CUmodule *module, const void *image, unsigned c
                                  void **values) {
     REQUIRE(count == 0 || (options && values), CUDA_ERROR_INVALID_VALUE);
     if (calls_itself) {
-        TRY(cuModuleLoadData(module, image));
+        TRY(((cuModuleLoadData_fn)as_a_program_finds("cuModuleLoadData"))(module, image));
         return CUDA_SUCCESS;
     }
     return stub_cuModuleLoadData(module, image);

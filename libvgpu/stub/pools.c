@@ -364,7 +364,7 @@ CUresult stub_cuMemAllocAsync(CUdeviceptr *dptr, size_t bytes, CUstream handle) 
     TRY(resolve_stream(handle, &stream));
     TRY(stub_cuDeviceGetMemPool(&pool, stream->context->device->ordinal));
     if (calls_itself) /* as its last act: a jump */
-        return cuMemAllocFromPoolAsync(dptr, bytes, pool, handle);
+        return ((cuMemAllocFromPoolAsync_fn)as_a_program_finds("cuMemAllocFromPoolAsync"))(dptr, bytes, pool, handle);
     return stub_cuMemAllocFromPoolAsync(dptr, bytes, pool, handle);
 }
 

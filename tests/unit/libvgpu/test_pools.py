@@ -1,0 +1,102 @@
+"""Stream-ordered memory: what pools hold of the card is charged, checked against the simulated card's own count."""
+
+from typing import TYPE_CHECKING
+
+from libvgpu.shares import read_books
+from libvgpu.stub import change_settings, read_card
+
+if TYPE_CHECKING:
+    from tests.unit.libvgpu.conftest import Machine
+
+MIB = 1 << 20
+HELPERS = """
+def new_pool():
+    pool = c_void_p()
+    check(cuda.cuMemPoolCreate(byref(pool), (c_int * 22)(1, 0, 1, 0)))
+    return pool
+
+def try_from(pool, size, stream=None):
+    pointer = Pointer()
+    return cuda.cuMemAllocFromPoolAsync(byref(pointer), c_size_t(size), pool, stream), pointer
+
+def take_from(pool, size, stream=None):
+    result, pointer = try_from(pool, size, stream)
+    check(result)
+    return pointer
+
+def new_stream():
+    stream = c_void_p()
+    check(cuda.cuStreamCreate(byref(stream), 1))
+    return stream
+"""
+
+
+def test_a_destroyed_pool_is_charged_for_its_chunks_until_its_last_allocation_is_freed(machine: "Machine") -> None:
+    change_settings(machine.card, pool_chunk_bytes=32 * MIB)
+    share = machine.share(100 * MIB)
+    machine.run(
+        HELPERS
+        + f"""
+start()
+kept = []
+for _ in range(3):
+    pool = new_pool()
+    kept.append(take_from(pool, 1024))
+    check(cuda.cuMemPoolDestroy(pool))
+assert info()[0] == {4 * MIB}, info()
+assert try_from(new_pool(), 1024)[0] == OUT_OF_MEMORY
+assert cuda.cuMemPoolDestroy(pool) == 1
+assert try_from(pool, 1024)[0] == 1
+for pointer in kept:
+    check(cuda.cuMemFreeAsync(pointer, None))
+synchronize()
+assert info()[0] == {100 * MIB}, info()
+"""
+    )
+    assert read_card(machine.card).peak_bytes == 96 * MIB
+    assert read_books(share).used_bytes == 0
+
+
+def test_a_destroyed_pool_is_charged_until_the_stream_has_reached_the_free(machine: "Machine") -> None:
+    machine.share(64 * MIB)
+    machine.run(
+        HELPERS
+        + f"""
+start()
+stream, spin = new_stream(), kernel()
+pool = new_pool()
+pointer = take_from(pool, {40 * MIB}, stream)
+launch(spin, 400_000_000, stream)
+check(cuda.cuMemFreeAsync(pointer, stream))
+check(cuda.cuMemPoolDestroy(pool))
+assert try_alloc({40 * MIB})[0] == OUT_OF_MEMORY
+check(cuda.cuStreamSynchronize(stream))
+alloc({40 * MIB})
+"""
+    )
+    assert read_card(machine.card).peak_bytes == 40 * MIB
+
+
+def test_the_pool_that_a_device_uses_can_be_destroyed_while_memory_of_it_is_in_use(machine: "Machine") -> None:
+    share = machine.share(64 * MIB)
+    machine.run(
+        HELPERS
+        + f"""
+start()
+pool, now, own, pointer = new_pool(), c_void_p(), c_void_p(), Pointer()
+check(cuda.cuDeviceSetMemPool(0, pool))
+first = take_from(pool, {8 * MIB})
+check(cuda.cuMemPoolDestroy(pool))
+check(cuda.cuDeviceGetMemPool(byref(now), 0))
+check(cuda.cuDeviceGetDefaultMemPool(byref(own), 0))
+assert now.value == own.value
+assert cuda.cuMemPoolDestroy(own) == 1
+check(cuda.cuMemAllocAsync(byref(pointer), c_size_t({8 * MIB}), None))
+assert info()[0] == {48 * MIB}, info()
+check(cuda.cuMemFreeAsync(pointer, None))
+free(first)
+synchronize()
+assert info()[0] == {64 * MIB}, info()
+"""
+    )
+    assert read_books(share).used_bytes == 0
