@@ -58,7 +58,12 @@ class KubeError(TransientError):
 
 
 class NotFoundError(KubeError):
-    """HTTP 404: there is no such object."""
+    """HTTP 404: there is no such object, or no such path: an API server without that version says 404 as well."""
+
+    def __init__(self, message: str, status: int | None = 404, missing: tuple[str, str] | None = None) -> None:
+        """Take what the API server says it does not have, by plural and name; None: it does not know the path."""
+        super().__init__(message, status)
+        self.missing = missing
 
 
 class ConflictError(KubeError):

@@ -112,7 +112,7 @@ class HTTPKubeClient(KubeClient):
             return self._request("GET", path)
         status, body = self._connections.get(path, self._headers("application/json"))
         if status >= 400:
-            raise _error(status, f"GET {path}: {_message(body, status)}")
+            raise _error(status, f"GET {path}: {_message(body, status)}", body)
         return _answer(body, f"GET {path}")
 
     def _request(self, method: str, path: str, **options: Any) -> JSON:
@@ -132,7 +132,7 @@ class HTTPKubeClient(KubeClient):
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise KubeError(f"{method} {path}: no answer from the API server: {error}") from error
         if response.status >= 400:
-            raise _error(response.status, f"{method} {path}: {_message(response.data, response.status)}")
+            raise _error(response.status, f"{method} {path}: {_message(response.data, response.status)}", response.data)
         return response
 
     def _ask(self, method: str, url: str, options: Mapping[str, Any]) -> urllib3.BaseHTTPResponse:
@@ -188,6 +188,17 @@ def _message(body: bytes, status: int) -> str:
         return f"HTTP {status}: {body[:200].decode(errors='replace')}"
 
 
-def _error(status: int | None, message: str) -> KubeError:
-    kinds: dict[int | None, type[KubeError]] = {404: NotFoundError, 409: ConflictError, 410: GoneError}
+def _missing(body: bytes) -> tuple[str, str] | None:
+    """Return what a 404 names as missing. Source: metav1.StatusDetails, whose `kind` is the plural of the resource."""
+    try:
+        details = json.loads(body)["details"]
+        return str(details["kind"]), str(details["name"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _error(status: int | None, message: str, body: bytes = b"") -> KubeError:
+    if status == 404:
+        return NotFoundError(message, status, _missing(body))
+    kinds: dict[int | None, type[KubeError]] = {409: ConflictError, 410: GoneError}
     return kinds.get(status, KubeError)(message, status)

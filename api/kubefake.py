@@ -156,10 +156,13 @@ class FakeKube(KubeClient):
             raise self._failures.popleft()
 
     def _stored(self, resource: Resource, namespace: str, name: str) -> JSON:
+        path = resource.path(namespace or None, name)
+        if resource.version not in self._versions.get(resource.group, (resource.version,)):
+            raise NotFoundError(f"{path}: the server could not find the requested resource")
         try:
             return self._objects[resource, namespace, name]
         except KeyError:
-            raise NotFoundError(f"{resource.path(namespace or None, name)}: not found", 404) from None
+            raise NotFoundError(f"{path}: not found", missing=(resource.plural, name)) from None
 
     def _check(self, key: _Key, stored: JSON, preconditions: Mapping[str, Any]) -> None:
         for name in ("uid", "resourceVersion"):

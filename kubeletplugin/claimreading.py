@@ -113,12 +113,22 @@ class ClaimReader:
         # is an older version: once a newer one is served, the older one may lack what was consumed of a device.
         if self._resource is None or self._resource.version != names.RESOURCE_VERSIONS[0]:
             self.refresh()
-        resource = self._resource
+        asked = self._resource
+        try:
+            return self._get_as(asked, reference)
+        except NotFoundError:
+            # That version is not served (any more), at least not by the server that answered: during an upgrade there
+            # are several behind one address, and what discovery says is the word of another.
+            self.refresh()
+            if self._resource == asked:
+                raise
+            return self._get_as(self._resource, reference)
+
+    def _get_as(self, resource: Resource | None, reference: ClaimReference) -> JSON:
         assert resource is not None
         try:
             return self._client.get(resource, reference.name, reference.namespace)
         except NotFoundError as error:
-            self.refresh()  # the claim is gone, or the version is
-            if self._resource == resource:
-                raise ClaimGoneError(f"{reference}: found none, expected the one with uid {reference.uid}") from error
-            return self._get(reference)
+            if error.missing != (resource.plural, reference.name):
+                raise
+            raise ClaimGoneError(f"{reference}: found none, expected the one with uid {reference.uid}") from error

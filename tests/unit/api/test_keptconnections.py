@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kubernetes import client
@@ -26,7 +27,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.asked_from.append(self.client_address[1])
         found = self.path in {"/api/v1/nodes/here", "/api/v1/nodes/page", "/api/v1/nodes"}
-        body = json.dumps({"metadata": {"name": "here"}} if found else {"message": "nodes not found"}).encode()
+        status: dict[str, Any] = {"message": "nodes not found"}
+        if self.path == "/api/v1/nodes/gone":
+            status |= {"details": {"name": "gone", "kind": "nodes"}}
+        body = json.dumps({"metadata": {"name": "here"}} if found else status).encode()
         if self.path in {"/api/v1/nodes/page", "/api/v1/nodes"}:
             body = b"<html>sign in</html>"
         self.send_response(200 if found else 404)
@@ -86,6 +90,14 @@ def test_what_is_not_there_is_told_with_the_servers_words(server: Server) -> Non
         server.client.get(kube.NODES, "gone")
 
     assert str(caught.value) == "GET /api/v1/nodes/gone: nodes not found"
+    assert caught.value.missing == ("nodes", "gone")
+
+
+def test_a_path_that_is_not_served_is_no_object_that_is_missing(server: Server) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        server.client.get(kube.claims("v1"), "train", "default")
+
+    assert caught.value.missing is None
 
 
 def test_an_answer_that_is_no_json_is_told_as_such(server: Server) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from api import kube
-from api.errors import ClaimError, KubeError
+from api.errors import ClaimError, KubeError, NotFoundError
 from api.kubefake import FakeKube
 from api.names import ClaimUID
 from kubeletplugin.claimreading import ClaimReader, ClaimReference
@@ -39,7 +39,6 @@ def test_a_version_that_is_no_longer_served_is_left_at_once() -> None:
 
     client.set_versions({GROUP: ("v1",)})
     reference = store(client, "v1")
-    client.delete(kube.claims("v1beta1"), {"metadata": {"namespace": "default", "name": "train"}})
 
     assert reader.read(reference).uid == reference.uid
 
@@ -63,6 +62,22 @@ def test_a_claim_that_is_gone_is_told_so() -> None:
         ClaimReader(client).read(reference)
 
     assert str(caught.value) == f"ResourceClaim default/train: found none, expected the one with uid {reference.uid}"
+
+
+def test_a_404_for_the_version_is_not_taken_for_a_claim_that_is_gone() -> None:
+    # Two API servers of different versions behind one address: discovery is the word of one, the GET meets the other.
+    client = FakeKube(versions={GROUP: ("v1",)})
+    reference = store(client, "v1")
+    reader = ClaimReader(client)
+    path = "/apis/resource.k8s.io/v1/namespaces/default/resourceclaims/train"
+    reader.read(reference)
+    client.fail_next(NotFoundError(f"GET {path}: the server could not find the requested resource"))
+
+    with pytest.raises(NotFoundError) as caught:
+        reader.find(reference)
+
+    assert str(caught.value) == f"GET {path}: the server could not find the requested resource"
+    assert reader.read(reference).uid == reference.uid
 
 
 def test_a_server_that_answers_nothing_is_waited_for_once_and_asked_again_later() -> None:

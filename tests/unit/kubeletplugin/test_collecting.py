@@ -4,9 +4,11 @@ import fcntl
 import os
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from api.errors import NotFoundError
 from kubeletplugin.claimreading import ClaimReader
 from kubeletplugin.collecting import Collector
 from kubeletplugin.libraries import install_library, remove_old_libraries
@@ -92,6 +94,20 @@ def test_nothing_is_removed_as_long_as_the_api_server_is_away(node: CollectedNod
     node.client.set_down(True)
 
     for _ in range(5):
+        node.collect(after_s=4000)
+
+    assert node.is_prepared()
+
+
+def test_a_claim_stays_while_an_api_server_without_its_version_answers(
+    node: CollectedNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(*_arguments: object) -> Any:
+        raise NotFoundError("the server could not find the requested resource")
+
+    monkeypatch.setattr(node.client, "get", answer)
+
+    for _ in range(3):
         node.collect(after_s=4000)
 
     assert node.is_prepared()
