@@ -62,16 +62,18 @@ class Workloads:
         """Return the pod as soon as it is in one of the phases."""
         return self.wait_for(name, " or ".join(phases), lambda pod: pod["status"].get("phase") in phases)
 
-    def wait_for(self, name: str, what: str, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    def wait_for(
+        self, name: str, what: str, holds: Callable[[dict[str, Any]], bool], timeout_s: int = _TIMEOUT_S
+    ) -> dict[str, Any]:
         """Return the pod as soon as something holds for it."""
-        for pod in self._objects(PODS, Selection(self.namespace, fields=f"metadata.name={name}")):
+        for pod in self._objects(PODS, Selection(self.namespace, fields=f"metadata.name={name}"), timeout_s):
             if holds(pod):
                 return pod
-        raise AssertionError(f"pod {name} was not {what} in {_TIMEOUT_S} s:\n{self._describe(name)}")
+        raise AssertionError(f"pod {name} was not {what} in {timeout_s} s:\n{self._describe(name)}")
 
-    def finish(self, name: str) -> str:
+    def finish(self, name: str, timeout_s: int = _TIMEOUT_S) -> str:
         """Wait until a pod succeeded and return its output."""
-        self.wait_for_phase(name, "Succeeded")
+        self.wait_for(name, "Succeeded", lambda pod: pod["status"].get("phase") == "Succeeded", timeout_s)
         return self.kubectl("logs", name, "--all-containers")
 
     def event_note(self, name: str, reason: str, kind: str = "Pod") -> str:
@@ -82,12 +84,14 @@ class Workloads:
                 return str(event["note"])
         raise AssertionError(f"no event {reason} about {kind} {name} in {_TIMEOUT_S} s:\n{self._describe(name)}")
 
-    def _objects(self, resource: Resource, selection: Selection) -> Iterator[dict[str, Any]]:
+    def _objects(
+        self, resource: Resource, selection: Selection, timeout_s: int = _TIMEOUT_S
+    ) -> Iterator[dict[str, Any]]:
         """Yield the objects that there are, and then each one that is new or changed, for a while."""
         listed = self.kube.list(resource, selection)
         yield from listed["items"]
         with contextlib.suppress(KubeError):
-            for event in self.kube.watch(resource, listed["metadata"]["resourceVersion"], selection, _TIMEOUT_S):
+            for event in self.kube.watch(resource, listed["metadata"]["resourceVersion"], selection, timeout_s):
                 yield event.object
 
     def _describe(self, name: str) -> str:
