@@ -12,11 +12,29 @@ from tests.unit.libvgpu.conftest import FLAGS, INCLUDES, ROOT, SANITIZE, SANITIZ
 SOURCES = Path(__file__).parent / "c"
 
 
+# ---- make aarch64: the core built for another processor, each program run by an emulator within bounds ----
+
+EMULATOR = os.environ.get("VGPU_EMULATOR", "")
+"""The command that runs a program; none in other runs."""
+COMPILER = os.environ.get("VGPU_CC", "cc").split()
+# Emulators map what they like: a program that goes astray must not take the machine with it.
+_BOUNDS = "ulimit -v 6000000; ulimit -t 300"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what cannot be tried in an emulator."""
+    skip = pytest.mark.skip(reason="cannot be tried in an emulator")
+    for item in items:
+        if EMULATOR and item.get_closest_marker("no_emulator"):
+            item.add_marker(skip)
+
+
 @pytest.fixture(scope="session")
 def core_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the core's objects, and nothing else."""
     folder = tmp_path_factory.mktemp("core")
-    command = ["make", "-s", "-C", str(ROOT / "libvgpu"), f"BUILD={folder}", f"SANITIZE={' '.join(SANITIZE)}", "core"]
+    options = [f"BUILD={folder}", f"SANITIZE={' '.join(SANITIZE)}", f"CC={' '.join(COMPILER)}"]
+    command = ["make", "-s", "-C", str(ROOT / "libvgpu"), *options, "core"]
     subprocess.run(command, check=True, timeout=120)
     return folder / "libvgpu-core.a"
 
@@ -28,9 +46,14 @@ def core_program(core_archive: Path) -> Callable[[str], Path]:
     def compile_program(name: str) -> Path:
         program = core_archive.parent / name
         if not program.exists():
-            command = ["cc", *FLAGS, *SANITIZE, *INCLUDES, f"-I{SOURCES}", "-o", str(program)]
+            built = core_archive.parent / "emulated" / name if EMULATOR else program
+            built.parent.mkdir(exist_ok=True)
+            command = [*COMPILER, *FLAGS, *SANITIZE, *INCLUDES, f"-I{SOURCES}", "-o", str(built)]
             sources = [str(SOURCES / f"{name}.c"), str(core_archive), "-lpthread"]
-            subprocess.run([*command, *sources], check=True, timeout=60)
+            subprocess.run([*command, *sources], check=True, timeout=120)
+            if EMULATOR:
+                program.write_text(f'#!/bin/bash\n{_BOUNDS}\nexec {EMULATOR} {built} "$@"\n', encoding="utf-8")
+                program.chmod(0o755)
         return program
 
     return compile_program

@@ -20,6 +20,7 @@ def test_arithmetic(case: str, core_program: Callable[[str], Path]) -> None:
     assert (run.returncode, run.stderr) == (0, "")
 
 
+@pytest.mark.no_emulator  # steps through instructions
 @pytest.mark.no_sanitizer  # ten times the instructions, each of them a round
 @pytest.mark.parametrize("work", ["reserve-and-credit", "reap-a-dead-process", "recount"])
 def test_kill_at_any_instruction_leaves_the_books_right(

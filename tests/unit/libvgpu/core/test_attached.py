@@ -153,6 +153,7 @@ def test_memory_on_the_host_is_bounded_over_all_processes_and_dies_with_them(
     assert second.ask("reserve-host", 250) == GRANTED
 
 
+@pytest.mark.no_emulator  # QEMU does not wipe pages on fork (MADV_WIPEONFORK), by which a child knows itself
 def test_a_child_of_fork_has_a_slot_of_its_own_that_ends_with_it(shares: Path, attach: Callable[..., Attached]) -> None:
     parent = attach()
     assert parent.ask("reserve", 600) == GRANTED
@@ -164,6 +165,7 @@ def test_a_child_of_fork_has_a_slot_of_its_own_that_ends_with_it(shares: Path, a
     assert parent.ask("reserve", 1000) == GRANTED
 
 
+@pytest.mark.no_emulator  # QEMU makes up /proc/self/stat
 def test_the_books_say_who_a_process_is(shares: Path, attach: Callable[..., Attached]) -> None:
     attached = attach()
     pid = attached.process.pid

@@ -31,6 +31,7 @@ def test_the_core_names_no_vendor() -> None:
     assert re.findall(r"\bcu[A-Z]\w+|\bnvml\w*|\bCU[a-z]\w+|libcuda\S*", text) == []
 
 
+@pytest.mark.no_emulator  # the same sources, and minutes of a cross linker
 @pytest.mark.no_sanitizer  # its runtime would be missing too
 def test_the_core_links_without_any_front_end(core_archive: Path) -> None:
     command = ["cc", "-shared", "-Wl,--no-undefined", "-o", str(core_archive.parent / "core-alone.so")]
