@@ -1,7 +1,8 @@
 """Follows the annotation by which a share is changed from afar: asks for the node's claims, one by one, at a low rate.
 
 Run by the agent in a thread of its own. A watch would see all claims of the cluster from every node; a GET of each
-prepared claim now and then costs next to nothing, and a change takes effect within the interval.
+prepared claim now and then costs next to nothing, and a change takes effect within the interval. What is annotated
+already when a claim is prepared, preparing takes over itself: the container is not to start with more.
 """
 
 import logging
@@ -63,7 +64,7 @@ class AnnotationFollower:
         if self._applied.get(claim.uid) == text and (text is not None or claim.uid in self._applied):
             return
         try:
-            self._apply(claim, found)
+            take_over(claim, found, self._shares_dir)
         except (VGPUError, OSError) as error:
             _log.warning("annotation not taken over", extra={"claim_uid": claim.uid, "error": str(error)})
             self._tell(claim, names.EVENT_LIMITS_INVALID, str(error))
@@ -71,14 +72,26 @@ class AnnotationFollower:
                 return  # the node's trouble, not the user's: tried again
         self._applied[claim.uid] = text
 
-    def _apply(self, claim: PreparedClaim, found: ClaimView) -> None:
-        where = f"{claim}: annotation {names.ANNOTATION_LIMITS}"
-        text = found.limits_annotation
-        wish: Adjustment | None = parse_adjustment(text, where) if text is not None else None
-        for device in claim.devices:
-            if device.limits is not None:
-                limits = adjust(
-                    self._shares_dir / device.limits.share, (device.limits, device.holds()), Source.CLAIM, wish, where
-                )
-                if wish is not None:
-                    _log.info("share changed by annotation", extra={"claim_uid": claim.uid, "share": limits.share})
+
+def take_over(claim: PreparedClaim, found: ClaimView, shares_dir: Path) -> None:
+    """Bring the shares of a claim to what is annotated on it, or back to what it says if nothing is.
+
+    Args:
+        claim: as prepared.
+        found: as it is now.
+        shares_dir: where the folders of its shares are.
+
+    Raises:
+        ConfigError: the annotation cannot be read, or wants more than the claim holds.
+        StateError, OSError: there is no such share (any more), or the node could not write it.
+    """
+    where = f"{claim}: annotation {names.ANNOTATION_LIMITS}"
+    text = found.limits_annotation
+    wish: Adjustment | None = parse_adjustment(text, where) if text is not None else None
+    for device in claim.devices:
+        if device.limits is not None:
+            limits = adjust(
+                shares_dir / device.limits.share, (device.limits, device.holds()), Source.CLAIM, wish, where
+            )
+            if wish is not None:
+                _log.info("share changed by annotation", extra={"claim_uid": claim.uid, "share": limits.share})

@@ -8,7 +8,8 @@ import logging
 from collections.abc import Callable
 
 from api.claims import ClaimView
-from api.errors import KubeError, VGPUError
+from api.errors import ConfigError, KubeError, VGPUError
+from kubeletplugin.annotations import take_over
 from kubeletplugin.claimreading import ClaimReader, ClaimReference
 from kubeletplugin.ledgers import Prepared
 from kubeletplugin.nodestates import NodeState
@@ -64,12 +65,22 @@ class Preparer:
             try:
                 self._state.ledger.settle(planned.uid)
                 self._state.put(planned, former)
+                self._take_over_annotation(planned, claim)
             except BaseException:
                 self._undo(planned, former)
                 raise
             _log.info("claim prepared", extra=_facts(planned) | {"again": planned == former})
             self._on_prepared(planned)
             return planned
+
+    def _take_over_annotation(self, planned: PreparedClaim, claim: ClaimView) -> None:
+        if claim.limits_annotation is None:
+            return  # removed since the share was made: the follower gives back what the claim says
+        try:
+            take_over(planned, claim, self._state.paths.shares_dir)
+        except ConfigError as error:
+            # Whoever may annotate must not be able to keep a pod from starting; the follower tells the mistake.
+            _log.warning("annotation not taken over", extra=_facts(planned) | {"error": str(error)})
 
     def _answer_from_record(self, reference: ClaimReference, error: KubeError) -> PreparedClaim:
         recorded = self._state.ledger.get(reference.uid)

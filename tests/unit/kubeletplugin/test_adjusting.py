@@ -203,6 +203,32 @@ def test_an_annotation_changes_a_share_and_its_removal_gives_back_what_the_claim
     assert told == []
 
 
+def test_an_annotation_holds_from_the_start_of_the_next_pod_of_a_claim_until_it_is_removed(share: Share) -> None:
+    following = follower(share, [])
+    share.annotate('{"memory": "1Gi", "suspended": true}')
+    look(following, share)
+
+    share.kubelet.unprepare(share.claim)
+    share.kubelet.prepare(share.claim)
+
+    assert (share.limits().memory_bytes, share.limits().suspended) == (GIB, True)
+    look(following, share)
+    assert share.limits().suspended
+    share.annotate(None)
+    look(following, share)
+    assert (share.limits().memory_bytes, share.limits().suspended) == (2 * GIB, False)
+
+
+@pytest.mark.parametrize("text", ["nonsense", '{"memory": "8Gi"}'])
+def test_a_wrong_annotation_keeps_no_pod_from_starting(share: Share, text: str) -> None:
+    share.kubelet.unprepare(share.claim)
+    share.annotate(text)
+
+    share.kubelet.prepare(share.claim)
+
+    assert share.limits().memory_bytes == 2 * GIB
+
+
 def test_a_wrong_annotation_is_told_once_and_changes_nothing(share: Share) -> None:
     told: list[tuple[str, str]] = []
     following = follower(share, told)
