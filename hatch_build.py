@@ -1,7 +1,7 @@
 """Build hook: compiles the interception library and puts it into the wheel.
 
-Called by hatchling. The wheel carries `libvgpu/_native/libvgpu.so` and the gate; an editable install uses what is in
-`build/` of the checkout.
+Called by hatchling. The wheel carries `libvgpu/_native/libvgpu.so`, the gate and the hook; an editable install uses
+what is in `build/` of the checkout.
 """
 
 import os
@@ -30,7 +30,7 @@ class NativeBuildHook(BuildHookInterface[Any]):
             subprocess.run(["make", "-C", str(root / "libvgpu"), f"BUILD={output}", "all"], check=True, env=os.environ)
             library = output / "libvgpu.so"
             platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-        for name in ("libvgpu.so", "gate/libcuda.so.1", "gate/libnvidia-ml.so.1"):
+        for name in ("libvgpu.so", "gate/libcuda.so.1", "gate/libnvidia-ml.so.1", "gate/merge"):
             build_data["force_include"][str(library.parent / name)] = f"libvgpu/_native/{name}"
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{platform}"

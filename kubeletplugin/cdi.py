@@ -94,7 +94,12 @@ def _library_edits(library: InstalledLibrary) -> dict[str, Any]:
             for folder in CONTAINER_LIBRARY_FOLDERS
         ),
     ]
-    return {"mounts": mounts}
+    return {"mounts": mounts} | ({"hooks": [_merging(library.hook, library)]} if library.hook else {})
+
+
+def _merging(hook: Path, library: InstalledLibrary) -> dict[str, Any]:
+    """Return the hook that puts what an image preloads by itself behind our library (libvgpu/hook)."""
+    return {"hookName": "createContainer", "path": str(hook), "args": [str(hook), library.preload_path.name]}
 
 
 def _private(driver: Driver) -> Iterator[DeviceFile]:

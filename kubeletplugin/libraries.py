@@ -5,9 +5,13 @@ another name. The name in the container is the same, so that what a process has 
 """
 
 import contextlib
+import dataclasses
+import errno
 import fcntl
 import hashlib
+import logging
 import os
+import subprocess
 import time
 import weakref
 from collections.abc import Container, Iterator
@@ -18,8 +22,11 @@ from api import names
 from api.errors import StateError
 from kubeletplugin.files import read_if_there, write_durably
 from libvgpu.files import locked
-from libvgpu.paths import gate_paths
+from libvgpu.paths import gate_paths, hook_path
 
+_log = logging.getLogger(__name__)
+
+_HOOK_S = 10.0
 _HASH_DIGITS = 12
 _BUILT_FOR = b"libvgpu-" + b"0" * _HASH_DIGITS + b".so"
 _GRACE_S = 24 * 3600.0
@@ -36,6 +43,9 @@ class InstalledLibrary:
     """A file for /etc/ld.so.preload that names the library."""
     gates: tuple[Path, ...] = ()
     """What containers find in the place of the driver's libraries; `libvgpu/gate` has what they do."""
+
+    hook: Path | None = None
+    """Keeps what an image has in its own /etc/ld.so.preload; None: it cannot be run on this node."""
 
     def gate_mounts(self) -> Iterator[tuple[Path, str]]:
         """Yield each gate with the name of the library that it stands for."""
@@ -69,11 +79,13 @@ def install_library(source: Path, folder: Path) -> InstalledLibrary:
         content = source.read_bytes()
         folder.mkdir(parents=True, exist_ok=True, mode=0o755)
         gates = {path.name: path.read_bytes() for path in gate_paths(source)}
-        digest = hashlib.sha256(b"".join((content, *gates.values()))).hexdigest()[:_HASH_DIGITS]
+        hook_content = hook_path(source).read_bytes() if hook_path(source).is_file() else b""
+        digest = hashlib.sha256(b"".join((content, *gates.values(), hook_content))).hexdigest()[:_HASH_DIGITS]
         name = f"libvgpu-{digest}.so"
         installed = InstalledLibrary(
             folder / name, folder / f"{name}.preload", tuple(folder / f"{name}.{gate}" for gate in gates)
         )
+        hook = folder / f"{name}.merge"
         with locked(folder):  # a second instance of the agent installs the same files
             _install(installed.path, content, 0o755)
             installed.keep()
@@ -81,9 +93,25 @@ def install_library(source: Path, folder: Path) -> InstalledLibrary:
             for path, gate in zip(installed.gates, gates.values(), strict=True):
                 # They need this very library: its name has the length of the one that they were built with.
                 _install(path, gate.replace(_BUILT_FOR, name.encode()), 0o755)
+            if hook_content:
+                _install(hook, hook_content, 0o755)
     except OSError as error:
         raise StateError(f"library {source}: cannot be installed in {folder}: {error}") from error
-    return installed
+    return dataclasses.replace(installed, hook=hook) if _runs(hook) else installed
+
+
+def _runs(hook: Path) -> bool:
+    """Return whether the hook can be run here: one that cannot would keep containers from starting."""
+    if not hook.is_file():
+        return False
+    try:
+        subprocess.run([hook], check=True, timeout=_HOOK_S)  # without arguments it does nothing
+    except (OSError, subprocess.SubprocessError) as error:
+        if getattr(error, "errno", None) == errno.ETXTBSY:
+            return True  # another thread forked while it was written, and its child has not called exec yet
+        _log.warning("an image's own /etc/ld.so.preload is hidden: the hook cannot be run", extra={"error": str(error)})
+        return False
+    return True
 
 
 def remove_old_libraries(current: InstalledLibrary, needed: Container[Path]) -> list[Path]:

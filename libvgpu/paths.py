@@ -17,6 +17,11 @@ def gate_paths(library: Path) -> tuple[Path, ...]:
     return tuple(path for name in names.GATED_LIBRARIES if (path := library.parent / "gate" / name).is_file())
 
 
+def hook_path(library: Path) -> Path:
+    """Return the hook that keeps an image's own preload file (libvgpu/hook), built with a library, if it was built."""
+    return library.parent / "gate" / "merge"
+
+
 def library_path() -> Path:
     """Return the path of libvgpu.so.
 
