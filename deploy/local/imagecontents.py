@@ -143,7 +143,7 @@ def application() -> Image:
     files = python() | packages | libraries(extensions)
     for package in OUR_PACKAGES:
         files |= tree(REPOSITORY / package, f"{SOURCES}/{package}", skip={"stub"})
-    built = ("libvgpu.so", "gate/libcuda.so.1", "gate/libnvidia-ml.so.1")
+    built = ("libvgpu.so", "gate/libcuda.so.1", "gate/libnvidia-ml.so.1", "gate/merge")
     files |= {f"{SOURCES}/libvgpu/_native/{name}": REPOSITORY / "build" / name for name in built}
     # Says which version this is; the sources themselves come from the checkout.
     for entry in importlib.metadata.distribution("dra-driver-vgpu").files or []:

@@ -22,6 +22,7 @@ class Container:
     requests: Sequence[str] = ()
     name: str = "main"
     security: dict[str, Any] = field(default_factory=dict)
+    image: str = IMAGE
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def _pod(name: str, containers: Sequence[Container]) -> dict[str, Any]:
             "containers": [
                 {
                     "name": container.name,
-                    "image": IMAGE,
+                    "image": container.image,
                     "imagePullPolicy": "Never",
                     "command": list(container.command),
                     "securityContext": container.security,

@@ -136,3 +136,16 @@ def test_specs_of_others_are_not_touched(tmp_path: Path) -> None:
 
     assert folder.claims() == []
     assert list(tmp_path.iterdir()) == [other]
+
+
+def test_the_hook_for_an_images_own_preload_file_comes_with_the_library_and_only_where_it_runs() -> None:
+    hook = Path("/state/lib/libvgpu-1.so.merge")
+    library = replace(LIBRARY, hook=hook)
+
+    spec = valid(cdi.claim_spec(VENDOR, ["1f-0"], Path("/state/shares"), library))
+    assert spec["containerEdits"]["hooks"] == [
+        {"hookName": "createContainer", "path": str(hook), "args": [str(hook), LIBRARY.preload_path.name]}
+    ]
+
+    assert "hooks" not in cdi.claim_spec(VENDOR, ["1f-0"], Path("/state/shares"), LIBRARY)["containerEdits"]
+    assert cdi.claim_spec(VENDOR, ["1f-0"], Path("/state/shares"), None)["containerEdits"] == {}

@@ -221,3 +221,21 @@ def test_a_folder_that_could_not_be_made_durable_is_told_to_each_that_relied_on_
     disk.broken = False
     sync()
     assert disk.calls == 3
+
+
+@pytest.mark.parametrize(
+    ("hook", "runs"), [(b"#!/bin/sh\n", True), (b"\x7fELF of another machine", False), (b"", False)]
+)
+def test_a_hook_that_cannot_be_run_here_is_not_given_to_containers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, hook: bytes, runs: bool
+) -> None:
+    (tmp_path / "gate").mkdir()
+    (tmp_path / "libvgpu.so").write_bytes(b"library")
+    if hook:
+        (tmp_path / "gate/merge").write_bytes(hook)
+
+    library = install_library(tmp_path / "libvgpu.so", tmp_path / "node")
+
+    assert library.hook == (Path(f"{library.path}.merge") if runs else None)
+    told = ["an image's own /etc/ld.so.preload is hidden: the hook cannot be run"]
+    assert [record.getMessage() for record in caplog.records] == (told if hook and not runs else [])
