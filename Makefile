@@ -115,7 +115,6 @@ lint: build ## ruff, mypy strict, import-linter, clang-format, generated files, 
 	$(BIN)/ruff check $(PYTHON_SOURCES)
 	$(BIN)/ruff format --check $(PYTHON_SOURCES)
 	$(BIN)/mypy
-	$(BIN)/mypy --explicit-package-bases tests/unit/libvgpu tests/gpu tests/release
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES)
 	$(BIN)/python -m kubeletplugin.proto.generate --check

@@ -7,7 +7,7 @@ Used by `terms`. What to do with a pool is `deciding.decide`, what to offer is `
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -43,7 +43,7 @@ class Sources:
     inventory: Callable[[str], tuple[bool, InventoryStatus | None]]
     devices: Callable[[str, InventoryStatus], NodeDevices]
     """What an inventory states, with all else that decides about a node's offer."""
-    slices: Callable[[str], list[Object]]
+    slices: Callable[[str], Sequence[Object]]
     """Stored slices of a pool."""
     has_seen: Callable[[str], bool]
     """Whether the stored slices are those at a resourceVersion, or later ones."""
@@ -168,7 +168,7 @@ class PoolKeeper:
             return False
         return True
 
-    def _publish(self, node: str, node_uid: str, inventory: InventoryStatus, stored: list[Object]) -> None:
+    def _publish(self, node: str, node_uid: str, inventory: InventoryStatus, stored: Sequence[Object]) -> None:
         devices = self._sources.devices(node, inventory)
         offer = self._composer.compose(node, devices, self._mode, self._policy, stored)
         self._withheld[node] = offer.withheld

@@ -14,7 +14,7 @@ _ROUNDS = 10
 _IDLE_S = 30.0
 _NAMESPACE = "bench"
 _COMMAND = ["sleep", "600"]
-_PLAIN_POD = {
+_PLAIN_POD: dict[str, Any] = {
     "restartPolicy": "Never",
     "terminationGracePeriodSeconds": 0,
     "containers": [{"name": "main", "image": IMAGE, "imagePullPolicy": "Never", "command": _COMMAND}],
@@ -32,7 +32,7 @@ def measure_starts(scenario: Scenario) -> None:
     for number in range(_ROUNDS):
         plain.append(_start(workloads, f"plain-{number}", _PLAIN_POD))
         claim = {"resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": "warm-up"}]}
-        container = {**_PLAIN_POD["containers"][0], "resources": {"claims": [{"name": "gpu"}]}}  # type: ignore[dict-item]
+        container = {**_PLAIN_POD["containers"][0], "resources": {"claims": [{"name": "gpu"}]}}
         claiming.append(_start(workloads, f"claiming-{number}", {**_PLAIN_POD, **claim, "containers": [container]}))
     _print("without a claim", plain)
     _print("with a claim", claiming)

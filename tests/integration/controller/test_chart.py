@@ -3,6 +3,7 @@
 import json
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,11 @@ AGENT = "vgpu-dra-driver-vgpu-node-agent"
 @pytest.fixture(scope="module")
 def helm() -> Path:
     return building.tools() / "helm"
+
+
+def _is_stored(cluster: Cluster, device_class: dict[str, Any]) -> bool:
+    stored = cluster.kube.get(CLASSES, device_class["metadata"]["name"])
+    return bool(stored["spec"] == device_class["spec"])
 
 
 def run(helm: Path, *arguments: str) -> str:
@@ -173,9 +179,7 @@ def test_the_controller_does_its_work_with_the_rights_that_the_chart_gives(
                 "spec": {"selectors": [{"cel": {"expression": f'device.driver == "x-{names.DRIVER_NAME}"'}}]},
             }
             cluster.kube.replace(CLASSES, changed)
-            wait_until(
-                lambda obj=obj: cluster.kube.get(CLASSES, obj["metadata"]["name"])["spec"] == obj["spec"], timeout_s=30
-            )
+            wait_until(partial(_is_stored, cluster, obj), timeout_s=30)
         cluster.add_node("rights", facts())
         wait_until(lambda: len(cluster.slices("rights")) == 1, timeout_s=30)
         first = cluster.slices("rights")[0]["metadata"]["uid"]

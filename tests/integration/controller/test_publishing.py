@@ -138,7 +138,7 @@ def pod(name: str, claim_name: str, node: str) -> dict[str, Any]:
     }
 
 
-def ask(cluster: Cluster, name: str, node: str, **asked: str) -> None:
+def ask(cluster: Cluster, name: str, node: str, **asked: Any) -> None:
     """Create a claim and a pod of one name."""
     made = claim(name, **asked)
     del made["metadata"]["uid"]

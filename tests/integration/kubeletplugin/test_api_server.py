@@ -136,7 +136,10 @@ def test_calls_at_once_are_all_served(kubelet: FakeKubelet, allocate: Callable[.
     claims = [allocate(result(A, "100Mi", "1")) for _ in range(20)]
     answers: dict[str, Any] = {}
 
-    threads = [threading.Thread(target=lambda c=c: answers.update(kubelet.prepare(c))) for c in claims]  # type: ignore[misc]
+    def prepare(claim: Ref) -> None:
+        answers.update(kubelet.prepare(claim))
+
+    threads = [threading.Thread(target=prepare, args=(claim,)) for claim in claims]
     for thread in threads:
         thread.start()
     for thread in threads:

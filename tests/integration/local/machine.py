@@ -2,6 +2,7 @@
 
 import contextlib
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from deploy.local.layout import Layout
@@ -16,7 +17,7 @@ def traces(layout: Layout) -> list[str]:
     return [*_processes(layout), *mounts, *(link for link in links if layout.id in link), *cgroups, *folders]
 
 
-def shared_state() -> dict[str, object]:
+def shared_state() -> Mapping[str, object]:
     """Return what of the machine everybody shares, and a cluster must leave as it was, also while it runs."""
     hard_coded = ["/var/lib/kubelet", "/var/lib/cni", "/run/containerd", "/run/netns", "/run/cdi", "/var/log/pods"]
     sysctls = ["vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "net/ipv4/ip_forward"]

@@ -138,7 +138,7 @@ def test_a_quiet_watch_asks_the_network_whether_the_server_is_still_there(server
         server.client.list(kube.PODS)
 
     pool = server.client._pool.connection_from_url(server.client._configuration.host)
-    used = pool._get_conn()
+    used: Any = pool._get_conn()
 
     assert used.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     idle_s, between_s, probes = (
@@ -154,7 +154,8 @@ def test_a_server_that_says_nothing_is_waited_for_once_and_not_on_each_idle_conn
         configuration = client.Configuration()
         configuration.host = f"http://127.0.0.1:{listener.getsockname()[1]}"
         connections = KeptConnections(configuration, timeout_s=0.2)
-        idle = [http.client.HTTPConnection(*listener.getsockname()[:2], timeout=0.2) for _ in range(5)]
+        port = listener.getsockname()[1]
+        idle = [http.client.HTTPConnection("127.0.0.1", port, timeout=0.2) for _ in range(5)]
         for connection in idle:
             connection.connect()
         connections._idle.extend(idle)

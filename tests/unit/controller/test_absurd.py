@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from api import kube as kube_api
 from api import names
+from api.errors import KubeError
 from api.kube import LEASES
 from api.kubefake import FakeKube
 from api.nodeinventory import DeviceFacts, InventorySpec
@@ -201,7 +202,7 @@ def test_who_was_suspended_for_a_minute_leads_no_more(kube: FakeKube, monkeypatc
     controller = make_controller(kube)
     controller.start()
     wait_until(controller.is_leading)
-    kube.fail_next(*[leading.KubeError("still asleep")] * 50)
+    kube.fail_next(*[KubeError("still asleep")] * 50)
     slept_s[0] = 60.0
     assert not controller.is_leading()
     controller.stop()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from api.errors import KubeError
 from api.kube import JSON, Resource
 from api.kubefake import FakeKube
 from api.offerrules import OfferRule
-from controller import terms
+from controller import probing, terms
 from controller.controller import Controller
 from tests.unit.controller.builders import (
     CLAIMS,
@@ -177,6 +178,10 @@ def test_a_mere_heartbeat_writes_nothing(kube: FakeKube, controller: Controller)
     assert slices(kube)[SLICE_N1]["metadata"]["resourceVersion"] == version
 
 
+def _taints_are(kube: FakeKube, expected: list[list[str]]) -> bool:
+    return taints(kube) == expected
+
+
 def taints(kube: FakeKube) -> list[list[str]]:
     """The keys of the taints of each device on offer."""
     devices = slices(kube)[SLICE_N1]["spec"]["devices"]
@@ -199,9 +204,9 @@ def test_a_device_is_cordoned_by_its_inventory_and_uncordoned(kube: FakeKube, co
     state_inventory(kube, "n1", status(facts(0), facts(1)))
     wait_until(lambda: SLICE_N1 in slices(kube))
     node = {"metadata": {"name": "n1"}}
-    for cordoned, expected in ([facts(1).uuid], [[], ["vgpu.dra-driver.io/cordoned"]]), ([], [[], []]):
-        kube.patch(kube_api.NODE_INVENTORIES, node, {"spec": {"cordonedDevices": cordoned}})
-        wait_until(lambda expected=expected: taints(kube) == expected)
+    for uuids, keys in ([facts(1).uuid], ["vgpu.dra-driver.io/cordoned"]), ([], list[str]()):
+        kube.patch(kube_api.NODE_INVENTORIES, node, {"spec": {"cordonedDevices": uuids}})
+        wait_until(partial(_taints_are, kube, [[], keys]))
 
 
 def test_without_taints_an_unhealthy_device_leaves_the_offer_and_comes_back() -> None:
@@ -507,12 +512,11 @@ def test_a_fault_at_the_begin_of_a_term_is_tried_again_while_the_lease_is_held(
     kube: FakeKube, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     faults = [ValueError("no such thing"), ValueError("no such thing")]
-    choose_mode = terms.choose_mode
 
     def choose(*arguments: Any) -> Any:
         if faults:
             raise faults.pop()
-        return choose_mode(*arguments)
+        return probing.choose_mode(*arguments)
 
     monkeypatch.setattr(terms, "choose_mode", choose)
     controller = make_controller(kube)

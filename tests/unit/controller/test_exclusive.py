@@ -38,8 +38,8 @@ def test_every_share_of_a_shared_gpu_takes_a_core_so_that_all_cores_are_to_be_ha
 
 def test_shares_that_took_no_core_before_the_rule_keep_claims_for_all_cores_away() -> None:
     ledger = Ledger(DRIVER)
-    for number, cores in enumerate((0, 0, 30)):
-        consumed = {"memory": GI, "cores": cores, "shares": 1}
+    for number, given in enumerate((0, 0, 30)):
+        consumed = {"memory": GI, "cores": given, "shares": 1}
         held = AllocationResult(0, "gpu", DRIVER, "n1", GPU_NAME, None, consumed, admin_access=False)
         ledger.note(ClaimUID(f"claim-{number}"), Allocation((held,), ()))
     (device,) = devices(ConsumableMode(), NodeDevices(status(facts()), holdings=holdings(ledger.usage_of("n1"))))

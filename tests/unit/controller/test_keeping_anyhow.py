@@ -48,11 +48,13 @@ class ShakyKube(FakeKube):
 
     def create(self, resource: Resource, obj: Mapping[str, Any]) -> JSON:
         """Create, with what goes wrong."""
-        return self._shaken(lambda: super(ShakyKube, self).create(resource, obj))
+        stored: JSON = self._shaken(lambda: super(ShakyKube, self).create(resource, obj))
+        return stored
 
     def replace(self, resource: Resource, obj: Mapping[str, Any], subresource: str | None = None) -> JSON:
         """Replace, with what goes wrong."""
-        return self._shaken(lambda: super(ShakyKube, self).replace(resource, obj, subresource))
+        stored: JSON = self._shaken(lambda: super(ShakyKube, self).replace(resource, obj, subresource))
+        return stored
 
     def delete(self, resource: Resource, obj: Mapping[str, Any], grace_s: int | None = None) -> None:
         """Delete, with what goes wrong."""

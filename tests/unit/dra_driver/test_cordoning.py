@@ -41,9 +41,9 @@ def test_a_cordon_that_an_operator_wrote_by_uuid_is_taken_back(kube: FakeKube) -
     assert cordoned(kube) == []
 
 
-def test_a_heartbeat_in_between_is_no_obstacle(kube: FakeKube) -> None:
+def test_a_heartbeat_in_between_is_no_obstacle(kube: FakeKube, monkeypatch: pytest.MonkeyPatch) -> None:
     inventory = kube.get(kube_api.NODE_INVENTORIES, "n1")
-    kube.get = lambda *_: inventory  # type: ignore[method-assign] -- an old state, as read before the heartbeat
+    monkeypatch.setattr(kube, "get", lambda *_: inventory)  # an old state, as read before the heartbeat
     state_inventory(kube, "n1", status(A, B))
     with pytest.raises(ConflictError):
         cordon(kube, "n1", A.name)

@@ -50,7 +50,7 @@ def _is_message(content: bytes) -> bool:
 
 def test_no_bytes_on_the_socket_end_the_agent(served: FakeKubelet, client: FakeKube) -> None:
     with grpc.insecure_channel(f"unix:{served.info.endpoint}") as channel:
-        calls = {method: channel.unary_unary(method) for method in _METHODS}
+        calls: dict[str, Any] = {method: channel.unary_unary(method) for method in _METHODS}
 
         @quick
         @given(st.sampled_from(_METHODS), st.binary(max_size=200))

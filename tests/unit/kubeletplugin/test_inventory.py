@@ -75,7 +75,12 @@ def test_a_heartbeat_alone_writes_the_heartbeat_alone(
 ) -> None:
     patches: list[Any] = []
     patch = client.patch
-    monkeypatch.setattr(client, "patch", lambda r, t, p, s=None: (patches.append(p), patch(r, t, p, s))[1])
+
+    def note(resource: Any, target: Any, content: Any, subresource: str | None = None) -> Any:
+        patches.append(content)
+        return patch(resource, target, content, subresource)
+
+    monkeypatch.setattr(client, "patch", note)
     writer.write(discovery(gpu(0)), NOW)
     patches.clear()
 

@@ -1,7 +1,6 @@
 """Reading books: metrics of each share, and what Burst shares are granted."""
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,7 +45,7 @@ def use(share: Path, gpu_time_ns: int) -> None:
 
 
 @pytest.fixture
-def node(tmp_path: Path) -> Iterator[Node]:
+def node(tmp_path: Path) -> Node:
     return Node(tmp_path)
 
 

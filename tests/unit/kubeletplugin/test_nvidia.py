@@ -20,6 +20,11 @@ from kubeletplugin.nvidiadevices import Machine
 GIB = 1 << 30
 
 
+def _nvml_error(code: int) -> Exception:
+    error: Exception = pynvml.NVMLError(code)  # type: ignore[no-untyped-call] # of a package without types
+    return error
+
+
 class FakeNVML:
     """Answers for cards that are dictionaries; a missing answer is "not supported"."""
 
@@ -34,7 +39,7 @@ class FakeNVML:
 
     def _count(self) -> int:
         if self.initialised_with != self.driver:
-            raise pynvml.NVMLError(pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
+            raise _nvml_error(pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
         return len(self.cards)
 
     def __getattr__(self, name: str) -> Any:
@@ -54,13 +59,13 @@ class FakeNVML:
 
     def _handle(self, index: int) -> dict[str, Any]:
         if self.cards[index].get("lost"):
-            raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+            raise _nvml_error(pynvml.NVML_ERROR_GPU_IS_LOST)
         return self.cards[index]
 
     def _fact(self, key: str) -> Any:
         def answer(card: dict[str, Any], *arguments: Any) -> Any:
             if key not in card or (key == "MigDeviceHandleByIndex" and arguments[0] >= len(card[key])):
-                raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+                raise _nvml_error(pynvml.NVML_ERROR_NOT_SUPPORTED)
             return card[key][arguments[0]] if key == "MigDeviceHandleByIndex" else card[key]
 
         return answer

@@ -332,7 +332,7 @@ def test_a_mig_device_goes_to_one_claim_and_to_those_that_only_look_at_it() -> N
     view = NodeView("vgpu.dra-driver.io", NODE, DeviceTable([part]))
     prepared: dict[ClaimUID, PreparedClaim] = {}
     for name, admin in ("monitor", True), ("one", False), ("one", False), ("other-monitor", True):
-        fields = {"adminAccess": True} if admin else {}
+        fields: dict[str, Any] = {"adminAccess": True} if admin else {}
         claim = ClaimView.from_object(claim_object(name, [result(part, memory=None, cores=None, **fields)]))
         prepared[claim.uid] = plan(claim, view, prepared)
 

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,9 +84,12 @@ def test_pods_are_not_read_where_no_class_is_refused(node: BareNode, monkeypatch
     _use(node.client, "p", runtime_class="nvidia")
     asked: list[str] = []
     get = node.client.get
-    monkeypatch.setattr(
-        node.client, "get", lambda resource, *args: asked.append(resource.plural) or get(resource, *args)
-    )
+
+    def note(resource: Any, *args: Any) -> Any:
+        asked.append(resource.plural)
+        return get(resource, *args)
+
+    monkeypatch.setattr(node.client, "get", note)
 
     _prepare(node, RuntimeGuard(node.client))
 

@@ -9,8 +9,12 @@ from deploy.local.caching import build_once, cache_dir, locked
 
 
 def test_what_is_built_is_not_built_again(tmp_path: Path) -> None:
-    build_once(tmp_path / "built", lambda target: target.write_text("first") and None)
-    found = build_once(tmp_path / "built", lambda target: target.write_text("second") and None)
+    def build(target: Path) -> None:
+        target.write_text(next(texts))
+
+    texts = iter(["first", "second"])
+    build_once(tmp_path / "built", build)
+    found = build_once(tmp_path / "built", build)
     assert found.read_text() == "first"
 
 

@@ -29,7 +29,11 @@ def test_an_image_holds_files_texts_and_links_below_their_folders(tmp_path: Path
     program = tmp_path / "program"
     program.write_bytes(b"\x7fELF")
     program.chmod(0o750)
-    files = {"/usr/bin/program": program, "/etc/motd": b"hello\n", "/bin": Link("usr/bin")}
+    files: dict[str, Path | bytes | Link] = {
+        "/usr/bin/program": program,
+        "/etc/motd": b"hello\n",
+        "/bin": Link("usr/bin"),
+    }
     archive = Image("localhost/tests/some:1", files).archive()
     with layer_of(archive, tmp_path / "unpacked") as layer:
         kinds = {entry.name: (oct(entry.mode), entry.linkname) for entry in layer}

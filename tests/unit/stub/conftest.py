@@ -81,7 +81,7 @@ class Machine:
 
     def run(self, script: str, **environment: str) -> dict[str, Any]:
         """Run a script that says one thing; return that."""
-        said = self.start(script, **environment).finish()
+        said = self.start(script, before=(), **environment).finish()
         assert len(said) == 1
         return said[0]
 
