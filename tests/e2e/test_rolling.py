@@ -20,7 +20,7 @@ _PATIENCE_S = 150
 
 def _agent_pods(workloads: Workloads) -> set[str]:
     found = workloads.scenario.json("-n", DRIVER_NAMESPACE, "get", "pods", "-l", AGENT_LABEL)
-    return {pod["metadata"]["uid"] for pod in found["items"]}
+    return {pod["metadata"]["name"] for pod in found["items"]}
 
 
 def _grab(workloads: Workloads, pod: str, size_mb: int) -> int:
@@ -37,6 +37,12 @@ def _roll(workloads: Workloads) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, env=cluster.environment(), stdout=subprocess.PIPE, text=True)
 
 
+def _measure(workloads: Workloads, name: str) -> str:
+    """Run a pod that prints the size of its GPU in MiB."""
+    workloads.start(name, Asked(), _SMI)
+    return workloads.finish(name, _PATIENCE_S).strip()
+
+
 def _restarts(pod: dict[str, Any]) -> int:
     return sum(status["restartCount"] for status in pod["status"]["containerStatuses"])
 
@@ -48,21 +54,20 @@ def test_an_update_of_the_agent_disturbs_no_pod(workloads: Workloads) -> None:
     before = _agent_pods(workloads)
     position = workloads.kube.list(resource)["metadata"]["resourceVersion"]
 
-    names: list[str] = []
+    sizes: list[str] = []
     with _roll(workloads) as rollout:
         # One after the other, so that at each moment of the update a claim is being prepared or undone.
-        while rollout.poll() is None and len(names) < _MOST_PODS:
-            names.append(f"meanwhile-{len(names)}")
-            workloads.start(names[-1], Asked(), _SMI)
-            assert workloads.finish(names[-1], _PATIENCE_S).strip() == "1024"
+        while rollout.poll() is None and len(sizes) < _MOST_PODS:
+            sizes.append(_measure(workloads, f"meanwhile-{len(sizes)}"))
         output = rollout.communicate()[0]
     assert rollout.returncode == 0, output
     assert "successfully rolled out" in output
-    assert names
-
-    after = _agent_pods(workloads)
-    assert len(after) == 1
-    assert after.isdisjoint(before)
+    for agent in before:
+        workloads.scenario.cluster.kubectl("-n", DRIVER_NAMESPACE, "wait", f"pod/{agent}", "--for=delete")
+    sizes.append(_measure(workloads, "afterwards"))
+    assert len(sizes) > 1
+    assert set(sizes) == {"1024"}
+    assert len(_agent_pods(workloads)) == 1
     # The kubelet deletes the slices of a driver that it has missed for too long; 1.32 does so at once.
     watch = workloads.kube.watch(resource, position, Selection(), 1)
     deleted = {event.object["metadata"]["name"] for event in watch if event.type == "DELETED"}
