@@ -63,7 +63,9 @@ def test_an_update_of_the_agent_disturbs_no_pod(workloads: Workloads) -> None:
     assert rollout.returncode == 0, output
     assert "successfully rolled out" in output
     for agent in before:
-        workloads.scenario.cluster.kubectl("-n", DRIVER_NAMESPACE, "wait", f"pod/{agent}", "--for=delete")
+        workloads.scenario.cluster.kubectl(
+            "-n", DRIVER_NAMESPACE, "wait", f"pod/{agent}", "--for=delete", "--timeout=60s"
+        )
     sizes.append(_measure(workloads, "afterwards"))
     assert len(sizes) > 1
     assert set(sizes) == {"1024"}
