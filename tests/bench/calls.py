@@ -4,10 +4,11 @@ Processes with the library and without it take turns, so that both see the same 
 """
 
 import contextlib
+import os
 import statistics
 import subprocess
-import time
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.bench.tables import Case, Found
 
 RUNS = 7
 _PROCESSES = 256
+_STARTS = 100
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,12 @@ def cases(rig: Rig) -> Iterator[Case]:
     for figure in _FIGURES:
         yield Case(figure.name, partial(_calls, rig, program, figure))
     yield Case("cuMemAlloc beyond the limit", partial(_rejection, rig, program))
-    yield Case("start and end of a process without CUDA", partial(_start, rig))
+    for name, command in (
+        ("true", ["/bin/true"]),
+        ("bash -c true", ["/bin/bash", "-c", "true"]),
+        ("python3 -c pass", [sys.executable, "-c", "pass"]),
+    ):
+        yield Case(f"CPU time of a process without CUDA: {name}", partial(_start, rig, command))
 
 
 def _calls(rig: Rig, program: Path, figure: _Figure) -> Found:
@@ -91,18 +98,20 @@ def _held(rig: Rig, program: Path) -> Iterator[None]:
             held.communicate("")
 
 
-def _start(rig: Rig) -> Found:
-    """How long a process without CUDA takes from start to end."""
+def _start(rig: Rig, command: Sequence[str]) -> Found:
+    """What a process without CUDA takes from start to end: CPU time, since that minds no busy machine."""
+    environments = (rig.environment(None), rig.environment("s"))
 
-    def seconds(share: str | None) -> float:
-        environment, count = rig.environment(share), 100
-        begin = time.perf_counter()
-        for _ in range(count):
-            subprocess.run(["/bin/true"], env=environment, check=True)
-        return (time.perf_counter() - begin) / count
+    def cpu_us(environment: Mapping[str, str]) -> float:
+        _, _, usage = os.wait4(os.posix_spawn(command[0], list(command), environment), 0)
+        return (usage.ru_utime + usage.ru_stime) * 1e6
 
-    pairs = [(seconds(None), seconds("s")) for _ in _turns()]
-    ratios = sorted((with_library / without - 1) * 100 for without, with_library in pairs)
-    native_ms = statistics.median(without for without, _ in pairs) * 1e3
-    found = f"{native_ms:.2f} ms + {statistics.median(ratios):.1f} %"
-    return Found(found, f"{ratios[0]:.1f} to {ratios[-1]:.1f} % more", "1 % more")
+    native, more, ratios = [], [], []
+    for _ in _turns():
+        found = [[cpu_us(environment) for environment in environments] for _ in range(_STARTS)]
+        without, with_library = (statistics.median(times) for times in zip(*found, strict=True))
+        native.append(without)
+        more.append(with_library - without)
+        ratios.append((with_library / without - 1) * 100)
+    text = f"{statistics.median(native):.0f} us + {statistics.median(more):.0f} us ({statistics.median(ratios):.1f} %)"
+    return Found(text, f"{min(ratios):.1f} to {max(ratios):.1f} % more", "1 % more")
