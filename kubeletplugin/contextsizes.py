@@ -8,9 +8,9 @@ the node knows that: the driver's count for a process, less what its books know 
 import json
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
+from api.names import ClaimUID
 from kubeletplugin.comparing import Attribution
 from kubeletplugin.files import read_if_there, write_atomically
 from kubeletplugin.monitoring import ShareReading
@@ -23,20 +23,19 @@ LEAST_BYTES, MOST_BYTES = 8 * _MIB, 1 << 30
 """What is believed: real contexts take 200 to 600 MiB, and books belong to tenants, who may write what they like."""
 _AGREEING_BYTES = 4 * _MIB
 """Two looks in a row have to agree: driver and books are not read in the same moment."""
+_VOTES = 9
+"""Claims per device that are remembered, the last ones to be seen."""
+_NEAR_PERCENT = 20
+"""So near another claim has to come: programs load code of different sizes beside their contexts."""
 _WORTH_PERCENT = 5
 """Smaller changes are not worth a word."""
 
 
-@dataclass(frozen=True)
-class _Sight:
-    uuid: str
-    bytes_: int
-    """For each context of the share."""
-    agreed: bool
-
-
 class ContextSizes:
-    """Sizes by device, kept over restarts. Each share with a context has one vote; the median counts."""
+    """Sizes by device, kept over restarts. Each claim has one vote; the median counts, once two claims agree.
+
+    What one tenant alone makes the node see is not believed: it would set what its neighbours pay.
+    """
 
     def __init__(self, path: Path, setting_bytes: int = 0) -> None:
         """Take the file that remembers.
@@ -47,7 +46,10 @@ class ContextSizes:
         """
         self._path = path
         self._setting_bytes = setting_bytes
-        self._sights: dict[str, _Sight] = {}
+        self._sights: dict[str, int] = {}
+        """Bytes by share, as of the last look."""
+        self._votes: dict[str, dict[ClaimUID, int]] = {}
+        """Bytes by device and claim, the last one seen at the end; claims that are gone count on."""
         self._learned = _read(path)
 
     def bytes_of(self, uuid: str) -> int:
@@ -57,18 +59,28 @@ class ContextSizes:
     def observe(self, found: Attribution, readings: Iterable[ShareReading]) -> None:
         """Learn from one look at the driver and at the books."""
         before, self._sights = self._sights, {}
+        seen: set[str] = set()
         for reading in readings:
             bytes_ = _context_bytes(found, reading)
             if bytes_ is not None:
-                name = reading.limits.share
-                same = name in before and abs(before[name].bytes_ - bytes_) <= _AGREEING_BYTES
-                self._sights[name] = _Sight(reading.limits.device_uuid.lower(), bytes_, agreed=same)
-        votes: dict[str, list[int]] = {}
-        for sight in self._sights.values():
-            if sight.agreed:
-                votes.setdefault(sight.uuid, []).append(sight.bytes_)
-        for uuid, sizes in votes.items():
-            self._learn(uuid, sorted(sizes)[(len(sizes) - 1) // 2])
+                name, uuid = reading.limits.share, reading.limits.device_uuid.lower()
+                agreed = name in before and abs(before[name] - bytes_) <= _AGREEING_BYTES
+                self._sights[name] = bytes_
+                if agreed:
+                    self._vote(uuid, reading.claim.uid, bytes_)
+                    seen.add(uuid)
+        for uuid in seen:
+            votes = sorted(self._votes[uuid].values())
+            median = votes[(len(votes) - 1) // 2]
+            if sum(abs(vote - median) * 100 <= median * _NEAR_PERCENT for vote in votes) > 1:
+                self._learn(uuid, median)
+
+    def _vote(self, uuid: str, claim: ClaimUID, bytes_: int) -> None:
+        votes = self._votes.setdefault(uuid, {})
+        votes.pop(claim, None)
+        votes[claim] = bytes_
+        if len(votes) > _VOTES:
+            del votes[next(iter(votes))]
 
     def _learn(self, uuid: str, bytes_: int) -> None:
         known = self._learned.get(uuid, 0)

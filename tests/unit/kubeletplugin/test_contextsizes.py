@@ -87,23 +87,26 @@ class Node:
 
 
 def reading(limits: Limits, books: Books) -> ShareReading:
-    return ShareReading(PreparedClaim(ClaimUID("claim"), "", "", ()), limits, books)
+    return ShareReading(PreparedClaim(ClaimUID(limits.share), "", "", ()), limits, books)
 
 
-def test_contexts_that_nvml_does_not_name_are_charged_once_the_agent_has_seen_one(tmp_path: Path) -> None:
+def test_contexts_that_nvml_does_not_name_are_charged_once_the_agent_has_seen_those_of_two_claims(
+    tmp_path: Path,
+) -> None:
     node = Node(tmp_path)
-    first = node.share(0)
-    with node.holder(first):
-        assert read_books(first).used_bytes == 50 * MIB  # nobody could tell the library
-        node.look(first)
-        assert node.contexts.bytes_of(UUID) == 0  # one look proves nothing
-        node.look(first)
-    second = node.share(1)
-    assert read_limits(second).context_bytes == 300 * MIB
-    with node.holder(second):
-        assert read_books(second).used_bytes == read_card(tmp_path / "driver/dev/nvidia0").used_bytes == 350 * MIB
-        node.look(second)
-        node.look(second)
+    for share in node.share(0), node.share(1):
+        assert node.contexts.bytes_of(UUID) == 0  # one claim proves nothing
+        with node.holder(share):
+            assert read_books(share).used_bytes == 50 * MIB  # nobody could tell the library
+            node.look(share)
+            assert node.contexts.bytes_of(UUID) == 0  # nor does one look
+            node.look(share)
+    third = node.share(2)
+    assert read_limits(third).context_bytes == 300 * MIB
+    with node.holder(third):
+        assert read_books(third).used_bytes == read_card(tmp_path / "driver/dev/nvidia0").used_bytes == 350 * MIB
+        node.look(third)
+        node.look(third)
     assert node.contexts.bytes_of(UUID) == 300 * MIB  # what is charged already is no news
     assert ContextSizes(tmp_path / "contexts.json").bytes_of(UUID) == 300 * MIB  # after a restart
 
@@ -143,7 +146,7 @@ def observe(sizes: ContextSizes, *shares: tuple[int, int], processes: int = 1, t
 )
 def test_what_no_context_can_be_is_not_learned(held: int, used: int, tmp_path: Path) -> None:
     sizes = ContextSizes(tmp_path / "contexts.json")
-    observe(sizes, (held, used))
+    observe(sizes, (held, used), (held, used))
     assert sizes.bytes_of(UUID) == 0
 
 
@@ -153,22 +156,32 @@ def test_one_tenant_who_lies_in_his_books_is_outvoted(tmp_path: Path) -> None:
     assert sizes.bytes_of(UUID) == 310 * MIB
 
 
+def test_one_tenant_alone_does_not_set_what_its_neighbours_pay(tmp_path: Path) -> None:
+    sizes = ContextSizes(tmp_path / "contexts.json")
+    observe(sizes, (1000 * MIB, 0), times=10)
+    assert sizes.bytes_of(UUID) == 0
+    observe(sizes, (1000 * MIB, 0), (310 * MIB, 0))
+    assert sizes.bytes_of(UUID) == 0
+    observe(sizes, (1000 * MIB, 0), (310 * MIB, 0), (300 * MIB, 0))
+    assert sizes.bytes_of(UUID) == 310 * MIB
+
+
 def test_a_share_whose_processes_the_driver_does_not_all_name_has_no_vote(tmp_path: Path) -> None:
     sizes = ContextSizes(tmp_path / "contexts.json")
-    observe(sizes, (350 * MIB, 50 * MIB), processes=2)
+    observe(sizes, (350 * MIB, 50 * MIB), (350 * MIB, 50 * MIB), processes=2)
     assert sizes.bytes_of(UUID) == 0
 
 
 def test_figures_that_change_from_look_to_look_are_not_believed(tmp_path: Path) -> None:
     sizes = ContextSizes(tmp_path / "contexts.json")
     for held in (350, 450, 550, 650):
-        observe(sizes, (held * MIB, 50 * MIB), times=1)
+        observe(sizes, (held * MIB, 50 * MIB), (held * MIB, 50 * MIB), times=1)
     assert sizes.bytes_of(UUID) == 0
 
 
 def test_what_an_operator_says_counts_more_than_what_was_learned(tmp_path: Path) -> None:
     sizes = ContextSizes(tmp_path / "contexts.json", 400 * MIB)
-    observe(sizes, (350 * MIB, 50 * MIB))
+    observe(sizes, (350 * MIB, 50 * MIB), (350 * MIB, 50 * MIB))
     assert sizes.bytes_of(UUID) == 400 * MIB
 
 
@@ -177,6 +190,6 @@ def test_a_damaged_file_is_learned_again(content: str, tmp_path: Path, caplog: p
     path = tmp_path / "contexts.json"
     path.write_text(content)
     sizes = ContextSizes(path)
-    observe(sizes, (350 * MIB, 50 * MIB))
+    observe(sizes, (350 * MIB, 50 * MIB), (350 * MIB, 50 * MIB))
     assert ContextSizes(path).bytes_of(UUID) == 300 * MIB
     assert ("sizes of contexts are learned again" in caplog.text) == (content != "")
