@@ -80,10 +80,10 @@ soak: build ## Kill the node agent at each of its changes, and 1,000 times at ra
 	$(BIN)/python -m tests.unit.kubeletplugin.soaking --cycles $(or $(CYCLES),1000)
 
 # Versions, and the gates by which a version has another offer mode: consumable, counters or slots.
-# Pods tell the health of their devices by themselves from 1.36 on, before with the gate ResourceHealthStatus.
+# Pods tell the health of their devices by themselves from 1.36 on, in 1.35 with the gate ResourceHealthStatus.
 E2E_ALL := 1.32 \
   1.33 1.33:DRAPartitionableDevices=true \
-  1.34 1.34:DRAPartitionableDevices=true,ResourceHealthStatus=true 1.34:DRAConsumableCapacity=true \
+  1.34 1.34:DRAPartitionableDevices=true 1.34:DRAConsumableCapacity=true \
   1.35:ResourceHealthStatus=true 1.35:DRAPartitionableDevices=true 1.35:DRAConsumableCapacity=true \
   1.36 1.36:DRAConsumableCapacity=false 1.36:DRAConsumableCapacity=false,DRAPartitionableDevices=false \
   1.37
