@@ -101,6 +101,17 @@ def test_the_agent_reads_the_settings_of_the_chart(helm: Path) -> None:
     }
 
 
+def test_an_agent_that_refuses_no_runtime_may_read_no_pods(helm: Path) -> None:
+    for given, expected in ((["--set-json", "nodeAgent.refusedRuntimes=[]"], set()), ([], {"pods", "runtimeclasses"})):
+        (role,) = (
+            obj
+            for obj in rendered(helm, *given)
+            if obj["kind"] == "ClusterRole" and obj["metadata"]["name"].endswith("-node-agent")
+        )
+        readable = {resource for rule in role["rules"] for resource in rule["resources"]}
+        assert readable & {"pods", "runtimeclasses"} == expected
+
+
 def test_the_settings_of_the_agent_in_the_chart_are_the_defaults_of_the_program(helm: Path) -> None:
     for field, value in _agent_options(rendered(helm)).items():
         assert value == NodeAgentOptions.model_fields[field].default, field
