@@ -11,14 +11,25 @@
 #include "core/quota.h"
 #include "core/share.h"
 
-static uint64_t on_host(const struct vgpu_books *books) {
-    uint64_t sum = 0;
+/* For this process's own slot counts what it knows itself: others can write the slot. */
+static uint64_t on_host(const struct vgpu_share *share) {
+    uint64_t sum = __atomic_load_n(&share->held_host_bytes, __ATOMIC_SEQ_CST);
     for (uint32_t i = 0; i < VGPU_SLOTS; i++) {
-        uint64_t bytes = __atomic_load_n(&books->slots[i].host_bytes, __ATOMIC_SEQ_CST);
+        const struct vgpu_slot *slot = &share->books->slots[i];
+        uint64_t bytes = slot != share->slot ? __atomic_load_n(&slot->host_bytes, __ATOMIC_SEQ_CST) : 0;
         if (__builtin_add_overflow(sum, bytes, &sum))
             return UINT64_MAX;
     }
     return sum;
+}
+
+/* Take min(bytes, what there is) off a count. Returns it. */
+static uint64_t take_off(uint64_t *count, uint64_t bytes) {
+    uint64_t now = __atomic_load_n(count, __ATOMIC_SEQ_CST), part;
+    do
+        part = now < bytes ? now : bytes;
+    while (!__atomic_compare_exchange_n(count, &now, now - part, true, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));
+    return part;
 }
 
 static bool take(struct vgpu_share *share, uint64_t bytes) {
@@ -27,9 +38,11 @@ static bool take(struct vgpu_share *share, uint64_t bytes) {
         return false;
     vgpu_books_reap(share->books_path, share->books); /* the dead have nothing on the host */
     __atomic_fetch_add(&share->slot->host_bytes, bytes, __ATOMIC_SEQ_CST);
-    if (on_host(share->books) <= limit)
+    __atomic_fetch_add(&share->held_host_bytes, bytes, __ATOMIC_SEQ_CST);
+    if (on_host(share) <= limit)
         return true;
-    __atomic_fetch_sub(&share->slot->host_bytes, bytes, __ATOMIC_SEQ_CST);
+    take_off(&share->held_host_bytes, bytes);
+    take_off(&share->slot->host_bytes, bytes);
     return false;
 }
 
@@ -42,10 +55,8 @@ int vgpu_reserve_host(struct vgpu_device *device, uint64_t bytes) {
 
 void vgpu_credit_host(struct vgpu_device *device, uint64_t bytes) {
     for (uint32_t i = device->count; i-- > 0 && bytes > 0;) {
-        uint64_t *own = &device->shares[i]->slot->host_bytes, now = __atomic_load_n(own, __ATOMIC_SEQ_CST), part;
-        do
-            part = now < bytes ? now : bytes;
-        while (!__atomic_compare_exchange_n(own, &now, now - part, true, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));
+        uint64_t part = take_off(&device->shares[i]->held_host_bytes, bytes);
+        take_off(&device->shares[i]->slot->host_bytes, part);
         bytes -= part;
     }
 }

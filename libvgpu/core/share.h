@@ -31,6 +31,7 @@ struct vgpu_share {
     struct vgpu_books *books;         /* mapped, shared with all processes of the share */
     struct vgpu_slot *slot;           /* this process's own */
     uint64_t held_bytes;              /* reserved by this process, in memory that no other can write */
+    uint64_t held_host_bytes;         /* the same for memory on the host: host.c */
     int64_t own_bucket_ns;            /* the same for GPU time: limiter.c */
     uint64_t own_refilled_at_ns;
     int64_t own_settled_ns;

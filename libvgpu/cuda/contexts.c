@@ -3,6 +3,7 @@
  * Contexts: only on devices with a share; charged for what they take themselves; their end frees what was allocated in
  * them.
  */
+#include "core/lock.h"
 #include "cuda/footprint.h"
 #include "cuda/launch.h"
 #include "cuda/memory.h"
@@ -74,17 +75,22 @@ CUresult cuCtxCreate_v4(CUcontext *ctx, CUctxCreateParams *params, unsigned int 
 
 /* A call that may end a context. `find` sets `context` to the one that is meant, NULL if there is none; `ended` says
  * whether it has ended, once the driver has done what it was asked for. */
-#define ENDS(find, ended, symbol, what)                                                                                \
+#define END(find, ended, symbol, what)                                                                                 \
     do {                                                                                                               \
-        CUresult result = CUDA_SUCCESS;                                                                                \
         CUcontext context = NULL;                                                                                      \
-        VGPU_ENTER(symbol, what);                                                                                      \
         if (vgpu__attached() && (result = (find)) != CUDA_SUCCESS)                                                     \
-            return result;                                                                                             \
+            break;                                                                                                     \
         vgpu__launch_leave_context(context);                                                                           \
         VGPU_CALL(result, symbol, what);                                                                               \
         if (result == CUDA_SUCCESS && context != NULL && (ended))                                                      \
             context_gone(context);                                                                                     \
+    } while (0)
+
+#define ENDS(find, ended, symbol, what)                                                                                \
+    do {                                                                                                               \
+        CUresult result = CUDA_SUCCESS;                                                                                \
+        VGPU_ENTER(symbol, what);                                                                                      \
+        END(find, ended, symbol, what);                                                                                \
         return result;                                                                                                 \
     } while (0)
 
@@ -149,10 +155,25 @@ static bool primary_ended(CUdevice dev, CUcontext context) {
     return false;
 }
 
-static CUresult retain_primary(CUcontext *ctx, CUdevice dev) {
+/* Whether a call makes or ends a primary context must not change before it is made. */
+static struct vgpu_lock primaries = VGPU_UNLOCKED;
+
+void vgpu__contexts_forget(void) {
+    vgpu_lock_renew(&primaries);
+}
+
+static void enter(void) {
+    vgpu_lock(&primaries);
+    vgpu__holding++;
+}
+
+static void leave(void) {
+    vgpu__holding--;
+    vgpu_unlock(&primaries);
+}
+
+static CUresult retain_or_create(CUcontext *ctx, CUdevice dev) {
     CUresult result;
-    if (vgpu__attached() && vgpu__cuda_device(dev, &result) == NULL)
-        return result;
     if (primary_active(dev)) {
         VGPU_CALL(result, cuDevicePrimaryCtxRetain, ctx, dev);
         return result;
@@ -160,26 +181,48 @@ static CUresult retain_primary(CUcontext *ctx, CUdevice dev) {
     CREATE(*ctx, dev, VGPU_CALL(result, cuDevicePrimaryCtxRelease_v2, dev), cuDevicePrimaryCtxRetain, ctx, dev);
 }
 
+static CUresult retain_primary(CUcontext *ctx, CUdevice dev) {
+    CUresult result;
+    if (vgpu__attached() && vgpu__cuda_device(dev, &result) == NULL)
+        return result;
+    enter();
+    result = retain_or_create(ctx, dev);
+    leave();
+    return result;
+}
+
 CUresult cuDevicePrimaryCtxRetain(CUcontext *ctx, CUdevice dev) {
     VGPU_ENTER(cuDevicePrimaryCtxRetain, ctx, dev);
     return retain_primary(ctx, dev);
 }
 
+#define PRIMARY_ENDS(ended, symbol, dev)                                                                               \
+    do {                                                                                                               \
+        CUresult result = CUDA_SUCCESS;                                                                                \
+        VGPU_ENTER(symbol, dev);                                                                                       \
+        if (!vgpu__attached())                                                                                         \
+            return VGPU_REAL(symbol)(dev);                                                                             \
+        enter();                                                                                                       \
+        END(find_primary(dev, &context), ended, symbol, dev);                                                          \
+        leave();                                                                                                       \
+        return result;                                                                                                 \
+    } while (0)
+
 CUresult cuDevicePrimaryCtxRelease(CUdevice dev) {
-    ENDS(find_primary(dev, &context), primary_ended(dev, context), cuDevicePrimaryCtxRelease, dev);
+    PRIMARY_ENDS(primary_ended(dev, context), cuDevicePrimaryCtxRelease, dev);
 }
 
 CUresult cuDevicePrimaryCtxRelease_v2(CUdevice dev) {
-    ENDS(find_primary(dev, &context), primary_ended(dev, context), cuDevicePrimaryCtxRelease_v2, dev);
+    PRIMARY_ENDS(primary_ended(dev, context), cuDevicePrimaryCtxRelease_v2, dev);
 }
 
 /* A reset frees everything, though the context's handle may stay the same. */
 CUresult cuDevicePrimaryCtxReset(CUdevice dev) {
-    ENDS(find_primary(dev, &context), true, cuDevicePrimaryCtxReset, dev);
+    PRIMARY_ENDS(true, cuDevicePrimaryCtxReset, dev);
 }
 
 CUresult cuDevicePrimaryCtxReset_v2(CUdevice dev) {
-    ENDS(find_primary(dev, &context), true, cuDevicePrimaryCtxReset_v2, dev);
+    PRIMARY_ENDS(true, cuDevicePrimaryCtxReset_v2, dev);
 }
 
 /* ---- Green contexts: a part of a device's multiprocessors, on top of its primary context, which they keep alive ----
@@ -187,10 +230,12 @@ CUresult cuDevicePrimaryCtxReset_v2(CUdevice dev) {
 
 static void release_primary(CUcontext primary, CUdevice dev) {
     CUresult result;
+    enter();
     vgpu__launch_leave_context(primary);
     VGPU_CALL(result, cuDevicePrimaryCtxRelease_v2, dev);
     if (result == CUDA_SUCCESS && primary_ended(dev, primary))
         context_gone(primary);
+    leave();
 }
 
 CUresult cuGreenCtxCreate(CUgreenCtx *green, CUdevResourceDesc desc, CUdevice dev, unsigned int flags) {

@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 enum {
-    MOST_PROCESSES = 512,
+    MOST_PROCESSES = 4096,
     ALLOCATIONS_PER_LOOK = 64, /* more live ones than at the last look */
     ALLOCATIONS_PER_CLOCK = 1024,
     LOOK_EVERY_NS = 250 * 1000 * 1000,
@@ -71,21 +71,23 @@ void vgpu__footprint_managed(struct vgpu_device *device, int64_t bytes) {
 
 /* ---- What the driver says; the lock is held ---- */
 
-/* False: this process is not in NVML's list. */
-static bool listed_bytes(const struct footprint *footprint, uint64_t *bytes) {
+enum listing { UNKNOWN, ABSENT, LISTED };
+
+/* What NVML's list says of this process. UNKNOWN: NVML cannot say now. */
+static enum listing listed_bytes(const struct footprint *footprint, uint64_t *bytes) {
     static nvmlProcessInfo_t infos[MOST_PROCESSES];
     unsigned int count = MOST_PROCESSES, pid = (unsigned int)getpid();
     if (VGPU_NVML(nvmlDeviceGetComputeRunningProcesses_v3)(footprint->handle, &count, infos) != NVML_SUCCESS &&
         (count = MOST_PROCESSES,
          VGPU_NVML(nvmlDeviceGetComputeRunningProcesses_v2)(footprint->handle, &count, infos) != NVML_SUCCESS))
-        return false;
+        return UNKNOWN;
     for (unsigned int i = 0; i < count && i < MOST_PROCESSES; i++) {
         if (infos[i].pid == pid && infos[i].usedGpuMemory != NVML_VALUE_NOT_AVAILABLE_ULL) {
             *bytes = infos[i].usedGpuMemory;
-            return true;
+            return LISTED;
         }
     }
-    return false;
+    return ABSENT;
 }
 
 /* A process id of NVML's may be one of another pid namespace. It means this process if it is listed from its first
@@ -97,7 +99,7 @@ static void watch(struct footprint *footprint) {
     footprint->driver = SILENT;
     if (VGPU_NVML(nvmlInit_v2)() == NVML_SUCCESS &&
         VGPU_NVML(nvmlDeviceGetHandleByUUID)(footprint->device->uuid, &footprint->handle) == NVML_SUCCESS &&
-        !listed_bytes(footprint, &ignored))
+        listed_bytes(footprint, &ignored) == ABSENT)
         footprint->driver = WATCHED;
 }
 
@@ -114,7 +116,10 @@ static uint64_t measured(struct footprint *footprint) {
     uint64_t before = own_bytes(footprint->device), held;
     if (footprint->contexts == 0)
         return 0;
-    if (footprint->driver < WATCHED || !listed_bytes(footprint, &held)) {
+    enum listing listing = footprint->driver < WATCHED ? ABSENT : listed_bytes(footprint, &held);
+    if (listing == UNKNOWN)
+        return footprint->charged_bytes;
+    if (listing == ABSENT) {
         if (footprint->driver == WATCHED)
             footprint->driver = SILENT;
         const struct vgpu_limits *limits = footprint->device->shares[0]->limits;

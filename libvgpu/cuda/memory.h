@@ -44,5 +44,6 @@ void vgpu__memory_context_gone(CUcontext context);
 
 /* In a fork's child. */
 void vgpu__memory_forget(void);
+void vgpu__contexts_forget(void);
 
 #endif

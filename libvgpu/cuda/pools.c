@@ -95,16 +95,15 @@ static CUresult allocate_from(struct vgpu__pool *pool, const struct request *r, 
 
 static CUresult allocate(struct request r) {
     CUresult result = CUDA_SUCCESS;
-    CUcontext context;
     CUmemoryPool handle = r.pool;
     bool over = false;
     if (vgpu__launch_captured(r.per_thread ? vgpu__per_thread(r.stream) : r.stream))
         return forward(&r);
-    if (vgpu__cuda_current(&context, &result) == NULL)
-        return result;
+    if (!vgpu__attached())
+        return CUDA_ERROR_NOT_PERMITTED;
     if (handle == NULL) {
         CUdevice ordinal;
-        VGPU_CALL(result, cuCtxGetDevice, &ordinal);
+        result = vgpu__cuda_stream_ordinal(r.stream, &ordinal);
         if (result == CUDA_SUCCESS)
             VGPU_CALL(result, cuDeviceGetMemPool, &handle, ordinal);
         if (result != CUDA_SUCCESS)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from libvgpu.shares import read_books
-from libvgpu.stub import StubGPU, StubSettings, create_card, read_card
+from libvgpu.stub import StubGPU, StubSettings, change_settings, create_card, read_card
 
 if TYPE_CHECKING:
     from tests.unit.libvgpu.conftest import Machine
@@ -206,3 +206,53 @@ for pointer in exact: free(pointer)
 for _ in range(128): alloc({MIB})
 """
     assert _compare(machine, share, held) == 257 * MIB
+
+
+def test_what_a_context_takes_stays_charged_while_nvml_cannot_say(machine: "Machine") -> None:
+    _settle(machine, context_bytes=100 * MIB, module_bytes=10 * MIB)
+    machine.share(256 * MIB)
+    program = machine.start(f"""
+        start()
+        say("started")
+        wait_for_line()
+        kernel()
+        assert info()[0] <= {156 * MIB}, info()
+        say("loaded")
+        wait_for_line()
+        kernel()
+        assert info()[0] == {136 * MIB}, info()
+    """)
+    with program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        assert program.stdout.readline() == "started\n"
+        change_settings(machine.card, lost=1)
+        print(file=program.stdin, flush=True)
+        assert program.stdout.readline() == "loaded\n"
+        change_settings(machine.card, lost=0)
+        program.communicate("\n", timeout=60)
+    assert program.returncode == 0
+
+
+def test_threads_that_make_a_primary_context_at_once_make_one(machine: "Machine") -> None:
+    _settle(machine, context_bytes=50 * MIB)
+    machine.share(1 << 30, context_bytes=50 * MIB)
+    for library in machine.root.glob("usr/lib/*/libnvidia-ml.so*"):
+        library.unlink()
+    for _ in range(6):  # the first time takes long enough for others to come between
+        machine.run(f"""
+            import threading
+            check(cuda.cuInit(0))
+            barrier, results = threading.Barrier(12), []
+            def retain():
+                barrier.wait()
+                results.append(cuda.cuDevicePrimaryCtxRetain(byref(c_void_p()), 0))
+            threads = [threading.Thread(target=retain) for _ in range(12)]
+            for thread in threads: thread.start()
+            for thread in threads: thread.join()
+            assert results == [SUCCESS] * 12, results
+            start()
+            assert info()[0] == {(1024 - 50) * MIB}, info()
+            check(cuda.cuCtxSetCurrent(None))
+            for _ in range(13): check(cuda.cuDevicePrimaryCtxRelease_v2(0))
+        """)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from libvgpu.layout import layout
 from libvgpu.shares import read_books
 from libvgpu.stub import inject_fault, read_card
 
@@ -208,3 +209,19 @@ def test_what_a_graph_allocates_stays_on_the_device_or_is_refused(machine: "Mach
         assert cuda.cuGraphLaunch(executable, stream) == OUT_OF_MEMORY
     """)
     assert read_books(share).host_bytes == 0
+
+
+def test_a_process_that_lies_about_what_it_has_on_the_host_gets_no_more(machine: "Machine", share: Path) -> None:
+    machine.run(f"""
+        import os
+        books = os.open({str(share / "books")!r}, os.O_RDWR)
+        start()
+        alloc({64 * MIB})
+        past = alloc({90 * MIB})
+        for slot in range(4):
+            os.pwrite(books, bytes(8), 4096 + 256 * slot + {layout().ffi.offsetof("struct vgpu_slot", "host_bytes")})
+        assert try_alloc({90 * MIB})[0] == OUT_OF_MEMORY
+        free(past)
+        alloc({90 * MIB})
+    """)
+    assert read_card(machine.card).processes[0].host_bytes <= 100 * MIB

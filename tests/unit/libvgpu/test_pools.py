@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from libvgpu.shares import read_books
-from libvgpu.stub import change_settings, read_card
+from libvgpu.stub import StubGPU, change_settings, create_driver_root, read_card
 
 if TYPE_CHECKING:
     from tests.unit.libvgpu.conftest import Machine
@@ -100,3 +100,27 @@ assert info()[0] == {64 * MIB}, info()
 """
     )
     assert read_books(share).used_bytes == 0
+
+
+def test_stream_ordered_memory_is_charged_to_the_device_of_its_stream(machine: "Machine") -> None:
+    cards = [StubGPU(f"Stub {i}", 1 << 30, f"GPU-00000000-0000-4000-8000-00000000000{i}") for i in (1, 2)]
+    create_driver_root(machine.root, cards)
+    machine.share(512 * MIB, name="first", device_uuid=cards[0].uuid)
+    second = machine.share(64 * MIB, name="second", device_uuid=cards[1].uuid)
+    machine.run(
+        HELPERS
+        + f"""
+start(1)
+stream = new_stream()
+start(0)
+pointer = Pointer()
+for allocate in (cuda.cuMemAllocAsync, cuda.cuMemAllocAsync_ptsz):
+    assert allocate(byref(Pointer()), c_size_t({100 * MIB}), stream) == OUT_OF_MEMORY
+    check(allocate(byref(pointer), c_size_t({60 * MIB}), stream))
+    assert info()[0] == {512 * MIB}, info()
+    check(cuda.cuMemFreeAsync(pointer, stream))
+    check(cuda.cuStreamSynchronize(stream))
+"""
+    )
+    assert [read_card(machine.root / "dev" / f"nvidia{i}").peak_bytes for i in (0, 1)] == [0, 60 * MIB]
+    assert read_books(second).used_bytes == 0
