@@ -9,6 +9,7 @@
 #ifndef VGPU_CUDA_CALLERS_H
 #define VGPU_CUDA_CALLERS_H
 
+#include "core/lock.h"
 #include "cuda/real.h"
 
 #include <stdbool.h>
@@ -19,6 +20,17 @@ extern __thread int vgpu__inside __attribute__((tls_model("initial-exec")));
 /* Above 0 while this thread holds a lock of this folder over a call of the driver. Whoever interrupts that would wait
  * for himself. */
 extern __thread int vgpu__holding __attribute__((tls_model("initial-exec")));
+
+/* Take and leave such a lock. */
+static inline void vgpu__enter(struct vgpu_lock *lock) {
+    vgpu_lock(lock);
+    vgpu__holding++;
+}
+
+static inline void vgpu__leave(struct vgpu_lock *lock) {
+    vgpu__holding--;
+    vgpu_unlock(lock);
+}
 
 /* Find out where the driver lies. Called before it is started. */
 void vgpu__callers_find(void);

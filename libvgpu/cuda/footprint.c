@@ -3,7 +3,6 @@
 
 #include "core/clock.h"
 #include "core/limits.h"
-#include "core/lock.h"
 #include "core/quota.h"
 #include "cuda/memory.h"
 #include "nvml/real.h"
@@ -32,21 +31,10 @@ struct footprint {
     int64_t live, looked_at_live; /* allocations: now, and at the last look, or fewer since then */
 };
 
-static struct vgpu_lock lock = VGPU_UNLOCKED;
+static struct vgpu_lock lock = VGPU_UNLOCKED; /* pools may be trimmed under it, by calls of the driver */
 static struct footprint footprints[VGPU_MAX_SHARES];
 static int imported;
 static __thread unsigned int allocations __attribute__((tls_model("initial-exec")));
-
-/* Pools may be trimmed meanwhile, which is a call of the driver. */
-static void enter(void) {
-    vgpu_lock(&lock);
-    vgpu__holding++;
-}
-
-static void leave(void) {
-    vgpu__holding--;
-    vgpu_unlock(&lock);
-}
 
 void vgpu__footprint_forget(void) {
     vgpu_lock_renew(&lock);
@@ -60,8 +48,13 @@ void vgpu__footprint_imported(void) {
 
 /* Devices are never forgotten before a fork, so their index is theirs. */
 static struct footprint *footprint_of(struct vgpu_device *device) {
-    struct footprint *footprint = &footprints[device - vgpu__process->devices];
-    __atomic_store_n(&footprint->device, device, __ATOMIC_RELAXED);
+    return &footprints[device - vgpu__process->devices];
+}
+
+/* The lock is held. */
+static struct footprint *own_footprint_of(struct vgpu_device *device) {
+    struct footprint *footprint = footprint_of(device);
+    footprint->device = device;
     return footprint;
 }
 
@@ -164,8 +157,8 @@ static uint64_t expected_bytes(const struct vgpu_device *device) {
 }
 
 CUresult vgpu__footprint_coming(struct vgpu_device *device) {
-    enter();
-    struct footprint *footprint = footprint_of(device);
+    vgpu__enter(&lock);
+    struct footprint *footprint = own_footprint_of(device);
     watch(footprint);
     uint64_t bytes = expected_bytes(device);
     bool good = vgpu__reserve(device, bytes) == VGPU_OK;
@@ -173,60 +166,61 @@ CUresult vgpu__footprint_coming(struct vgpu_device *device) {
         footprint->charged_bytes += bytes;
         footprint->contexts++;
     }
-    leave();
+    vgpu__leave(&lock);
     return good ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 CUresult vgpu__footprint_came(struct vgpu_device *device, bool made) {
-    enter();
-    struct footprint *footprint = footprint_of(device);
+    vgpu__enter(&lock);
+    struct footprint *footprint = own_footprint_of(device);
     bool first = footprint->contexts == 1;
     if (!made)
         footprint->contexts--;
     bool good = settle(footprint, !made);
     if (made && good && first && footprint->driver == TRUSTED)
         __atomic_store_n(&device->shares[0]->books->context_bytes, footprint->charged_bytes, __ATOMIC_RELAXED);
-    leave();
+    vgpu__leave(&lock);
     return good ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 void vgpu__footprint_context_gone(struct vgpu_device *device) {
-    enter();
-    struct footprint *footprint = footprint_of(device);
+    vgpu__enter(&lock);
+    struct footprint *footprint = own_footprint_of(device);
     if (footprint->contexts > 0)
         footprint->contexts--;
     settle(footprint, true);
-    leave();
+    vgpu__leave(&lock);
 }
 
 CUresult vgpu__footprint_grown(struct vgpu_device *device) {
-    enter();
-    bool good = settle(footprint_of(device), false);
-    leave();
+    vgpu__enter(&lock);
+    bool good = settle(own_footprint_of(device), false);
+    vgpu__leave(&lock);
     return good ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 void vgpu__footprint_settle(struct vgpu_device *device) {
-    enter();
-    settle(footprint_of(device), true);
-    leave();
+    vgpu__enter(&lock);
+    settle(own_footprint_of(device), true);
+    vgpu__leave(&lock);
 }
 
 /* ---- Looking again ---- */
 
-static void look(struct footprint *footprint) {
-    enter();
+static void look(struct vgpu_device *device) {
+    vgpu__enter(&lock);
+    struct footprint *footprint = own_footprint_of(device);
     __atomic_store_n(&footprint->looked_at_live, __atomic_load_n(&footprint->live, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
     if (footprint->driver == TRUSTED)
         settle(footprint, true);
     footprint->looked_at_ns = vgpu_now_ns();
-    leave();
+    vgpu__leave(&lock);
 }
 
 static bool is_old(const struct footprint *footprint) {
-    enter();
+    vgpu__enter(&lock);
     bool old = vgpu_now_ns() - footprint->looked_at_ns >= LOOK_EVERY_NS;
-    leave();
+    vgpu__leave(&lock);
     return old;
 }
 
@@ -237,7 +231,7 @@ void vgpu__footprint_allocated(struct vgpu_device *device) {
     if (__builtin_expect(!grown && ++allocations % ALLOCATIONS_PER_CLOCK != 0, 1) || vgpu__holding > 0)
         return;
     if (grown || is_old(footprint))
-        look(footprint);
+        look(device);
 }
 
 /* What is allocated in the place of it may be rounded up in another way. */

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "cuda/poolrecords.h"
 
-#include "core/lock.h"
 #include "core/quota.h"
 #include "cuda/device.h"
 #include "cuda/pools.h"
@@ -20,15 +19,13 @@ void vgpu__pools_forget(void) {
 }
 
 void vgpu__pools_enter(void) {
-    vgpu_lock(&lock);
-    vgpu__holding++;
+    vgpu__enter(&lock);
     held_here = true;
 }
 
 void vgpu__pools_leave(void) {
     held_here = false;
-    vgpu__holding--;
-    vgpu_unlock(&lock);
+    vgpu__leave(&lock);
 }
 
 /* ---- Records ---- */

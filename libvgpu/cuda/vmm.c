@@ -8,7 +8,6 @@
  */
 #include "cuda/vmm.h"
 
-#include "core/lock.h"
 #include "core/quota.h"
 #include "cuda/memory.h"
 
@@ -37,16 +36,6 @@ struct mapping {
 static struct vgpu_lock lock = VGPU_UNLOCKED;
 static struct block *blocks;
 static struct mapping *mappings;
-
-static void enter(void) {
-    vgpu_lock(&lock);
-    vgpu__holding++;
-}
-
-static void leave(void) {
-    vgpu__holding--;
-    vgpu_unlock(&lock);
-}
 
 void vgpu__vmm_forget(void) {
     vgpu_lock_renew(&lock);
@@ -135,10 +124,10 @@ CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, const CU
     }
     *block = (struct block){
         .handle = *handle, .handles = 1, .device = taking.device, .ordinal = prop->location.id, .bytes = taking.bytes};
-    enter();
+    vgpu__enter(&lock);
     block->next = blocks;
     blocks = block;
-    leave();
+    vgpu__leave(&lock);
     return result;
 }
 
@@ -149,14 +138,14 @@ CUresult cuMemRelease(CUmemGenericAllocationHandle handle) {
     if (!vgpu__attached())
         return VGPU_REAL(cuMemRelease)(handle);
     CUresult result;
-    enter();
+    vgpu__enter(&lock);
     VGPU_CALL(result, cuMemRelease, handle);
     struct block *block = result == CUDA_SUCCESS ? block_of_handle(handle) : NULL;
     if (block != NULL) {
         block->handles--;
         drop_if_unused(block);
     }
-    leave();
+    vgpu__leave(&lock);
     return result;
 }
 
@@ -165,14 +154,14 @@ CUresult cuMemRetainAllocationHandle(CUmemGenericAllocationHandle *handle, void 
     if (!vgpu__attached())
         return VGPU_REAL(cuMemRetainAllocationHandle)(handle, address);
     CUresult result;
-    enter();
+    vgpu__enter(&lock);
     VGPU_CALL(result, cuMemRetainAllocationHandle, handle, address);
     struct mapping *mapping = result == CUDA_SUCCESS ? mapping_at((CUdeviceptr)(uintptr_t)address) : NULL;
     if (mapping != NULL) {
         mapping->block->handle = *handle;
         mapping->block->handles++;
     }
-    leave();
+    vgpu__leave(&lock);
     return result;
 }
 
@@ -185,12 +174,12 @@ CUresult cuMemMap(CUdeviceptr dptr, size_t size, size_t offset, CUmemGenericAllo
     struct mapping *mapping = malloc(sizeof *mapping);
     if (mapping == NULL)
         return CUDA_ERROR_OUT_OF_MEMORY;
-    enter();
+    vgpu__enter(&lock);
     VGPU_CALL(result, cuMemMap, dptr, size, offset, handle, flags);
     struct block *block = result == CUDA_SUCCESS ? block_of_handle(handle) : NULL;
     if (block != NULL)
         remember_mapping(mapping, (struct mapping){.start = dptr, .size = size, .block = block});
-    leave();
+    vgpu__leave(&lock);
     if (block == NULL)
         free(mapping);
     return result;
@@ -201,11 +190,11 @@ CUresult cuMemUnmap(CUdeviceptr dptr, size_t size) {
     if (!vgpu__attached())
         return VGPU_REAL(cuMemUnmap)(dptr, size);
     CUresult result;
-    enter();
+    vgpu__enter(&lock);
     VGPU_CALL(result, cuMemUnmap, dptr, size);
     if (result == CUDA_SUCCESS)
         drop_mappings(0, ANY_DEVICE, dptr, size);
-    leave();
+    vgpu__leave(&lock);
     return result;
 }
 
@@ -219,13 +208,13 @@ CUresult cuMulticastCreate(CUmemGenericAllocationHandle *handle, const CUmultica
     struct block *block = malloc(sizeof *block);
     if (block == NULL)
         return CUDA_ERROR_OUT_OF_MEMORY;
-    enter();
+    vgpu__enter(&lock);
     VGPU_CALL(result, cuMulticastCreate, handle, prop);
     if (result == CUDA_SUCCESS) {
         *block = (struct block){.next = blocks, .handle = *handle, .handles = 1, .ordinal = ANY_DEVICE};
         blocks = block;
     }
-    leave();
+    vgpu__leave(&lock);
     if (result != CUDA_SUCCESS)
         free(block);
     return result;
@@ -241,14 +230,14 @@ CUresult cuMulticastCreate(CUmemGenericAllocationHandle *handle, const CUmultica
         struct mapping *mapping = malloc(sizeof *mapping);                                                             \
         if (mapping == NULL)                                                                                           \
             return CUDA_ERROR_OUT_OF_MEMORY;                                                                           \
-        enter();                                                                                                       \
+        vgpu__enter(&lock);                                                                                            \
         VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
         struct block *block = result == CUDA_SUCCESS ? (block_found) : NULL;                                           \
         if (block != NULL)                                                                                             \
             remember_mapping(                                                                                          \
                 mapping,                                                                                               \
                 (struct mapping){.object = (object_handle), .start = (offset), .size = (bound_size), .block = block}); \
-        leave();                                                                                                       \
+        vgpu__leave(&lock);                                                                                            \
         if (block == NULL)                                                                                             \
             free(mapping);                                                                                             \
         return result;                                                                                                 \
@@ -287,10 +276,10 @@ CUresult cuMulticastUnbind(CUmemGenericAllocationHandle handle, CUdevice dev, si
     if (!vgpu__attached())
         return VGPU_REAL(cuMulticastUnbind)(handle, dev, offset, size);
     CUresult result;
-    enter();
+    vgpu__enter(&lock);
     VGPU_CALL(result, cuMulticastUnbind, handle, dev, offset, size);
     if (result == CUDA_SUCCESS)
         drop_mappings(handle, dev, offset, size);
-    leave();
+    vgpu__leave(&lock);
     return result;
 }

@@ -63,6 +63,7 @@ def test_processes_of_one_share_divide_it(machine: "Machine") -> None:
     assert sum(_percent(machine, program.pid, 2) for program in programs) == pytest.approx(30, abs=3)
 
 
+@pytest.mark.no_sanitizer  # a sanitizer takes the time that is measured
 def test_a_burst_share_takes_an_idle_gpu(machine: "Machine") -> None:
     machine.share(1 << 30, cores_percent=10, ceiling_percent=100, policy=Policy.BURST)
     with machine.start(LOAD.format(seconds=1, gpu_ns=20_000_000, after="synchronize()")) as program:

@@ -23,6 +23,7 @@ CARDS = [
 namespaces = pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare")
 
 
+@pytest.mark.no_sanitizer  # a sanitizer takes the time that is measured
 def test_limits_bind_to_the_uuid_of_each_device(machine: "Machine") -> None:
     create_driver_root(machine.root, CARDS)
     # Named so that their folders come in the other order than the devices.
