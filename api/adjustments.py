@@ -5,21 +5,13 @@ gives back what the claim's own parameters left of it; never more.
 """
 
 import json
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from api import names
 from api.errors import ConfigError
-from api.quantities import parse_bytes
-from api.vgpuconfig import MAX_PRIORITY
-
-
-def _memory(value: object) -> int | None:
-    try:
-        return None if value is None else parse_bytes(value, "memory")
-    except ConfigError as error:
-        raise ValueError(str(error).removeprefix("memory: ")) from error
+from api.vgpuconfig import EXPECTED_AMOUNTS, MAX_PRIORITY, Memory, describe_problems
 
 
 class Adjustment(BaseModel):
@@ -27,8 +19,7 @@ class Adjustment(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    memory: Annotated[int | None, BeforeValidator(_memory)] = None
-    """Bytes."""
+    memory: Memory = None
     cores: Annotated[int, Field(ge=1, le=names.CORES_PER_DEVICE)] | None = None
     """Percent of a device."""
     priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
@@ -36,12 +27,7 @@ class Adjustment(BaseModel):
     """True: launches wait until it is False again."""
 
 
-_EXPECTED = {
-    "memory": 'a quantity of memory above 0 such as "8Gi"',
-    "cores": f"a whole number from 1 to {names.CORES_PER_DEVICE} (percent of one device)",
-    "priority": f"a whole number from {-MAX_PRIORITY} to {MAX_PRIORITY}",
-    "suspended": "true or false",
-}
+_EXPECTED = EXPECTED_AMOUNTS | {"suspended": "true or false"}
 
 
 def parse_adjustment(text: str, where: str) -> Adjustment:
@@ -65,14 +51,4 @@ def parse_adjustment(text: str, where: str) -> Adjustment:
     try:
         return Adjustment.model_validate(content)
     except ValidationError as error:
-        raise ConfigError("\n".join(_describe(dict(problem), where) for problem in error.errors())) from error
-
-
-def _describe(problem: dict[str, Any], where: str) -> str:
-    field = str(problem["loc"][0])
-    if problem["type"] == "extra_forbidden":
-        return f"{where}: {field}: unknown field, expected one of {', '.join(_EXPECTED)}"
-    reason = str(problem.get("ctx", {}).get("error", ""))
-    if field == "memory" and reason:
-        return f"{where}: memory: {reason}"
-    return f"{where}: {field}: found {problem['input']!r}, expected {_EXPECTED[field]}"
+        raise ConfigError(describe_problems(error, where, _EXPECTED)) from error

@@ -9,7 +9,7 @@ import enum
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from api import names
 from api.errors import ConfigError
@@ -51,6 +51,17 @@ def _member(kind: type[_E]) -> Callable[[object], _E]:
     return validate
 
 
+def _memory(value: object) -> int | None:
+    try:
+        return None if value is None else parse_bytes(value, "memory")
+    except ConfigError as error:
+        raise ValueError(str(error).removeprefix("memory: ")) from error
+
+
+Memory = Annotated[int | None, BeforeValidator(_memory)]
+"""Bytes, written as a quantity; None: nothing is said."""
+
+
 class VGPUConfig(BaseModel):
     """Limits of a share, beside the capacity that its claim requests."""
 
@@ -58,7 +69,7 @@ class VGPUConfig(BaseModel):
 
     api_version: Literal["vgpu.dra-driver.io/v1alpha1"] = Field(alias="apiVersion")
     kind: Literal["VGPUConfig"]
-    memory: int | None = None
+    memory: Memory = None
     """Bytes; None: what the claim was allocated."""
     cores: Annotated[int, Field(ge=1, le=names.CORES_PER_DEVICE)] | None = None
     """Percent of a device; None: what the claim was allocated.
@@ -71,22 +82,18 @@ class VGPUConfig(BaseModel):
     """Among the shares of a device: while one with a higher priority is at work, the others yield idle time to it."""
     overuse: Annotated[Overuse, BeforeValidator(_member(Overuse))] = Overuse.REPORT
 
-    @field_validator("memory", mode="before")
-    @classmethod
-    def _memory(cls, value: object) -> int | None:
-        if value is None:
-            return None
-        try:
-            return parse_bytes(value, "memory")
-        except ConfigError as error:
-            raise ValueError(str(error).removeprefix("memory: ")) from error
 
-
-_EXPECTED = {
+EXPECTED_AMOUNTS = {
     "memory": 'a quantity of memory above 0 such as "8Gi"',
     "cores": f"a whole number from 1 to {names.CORES_PER_DEVICE} (percent of one device)",
-    "policy": '"Fixed" or "Burst"',
     "priority": f"a whole number from {-MAX_PRIORITY} to {MAX_PRIORITY}",
+}
+"""What to write into the fields that parameters and adjustments have in common."""
+_EXPECTED = {
+    "memory": EXPECTED_AMOUNTS["memory"],
+    "cores": EXPECTED_AMOUNTS["cores"],
+    "policy": '"Fixed" or "Burst"',
+    "priority": EXPECTED_AMOUNTS["priority"],
     "overuse": '"Report" or "Kill"',
     "apiVersion": f'"{names.GROUP_VERSION}"',
     "kind": f'"{names.VGPU_CONFIG_KIND}"',
@@ -110,17 +117,27 @@ def parse_config(parameters: object, where: str) -> VGPUConfig:
     try:
         return VGPUConfig.model_validate(dict(parameters))
     except ValidationError as error:
-        lines = (_describe(dict(problem), where) for problem in error.errors())
-        raise ConfigError("\n".join(lines)) from error
+        raise ConfigError(describe_problems(error, where, _EXPECTED)) from error
 
 
-def _describe(problem: dict[str, Any], where: str) -> str:
+def describe_problems(error: ValidationError, where: str, expected: Mapping[str, str]) -> str:
+    """Return one line for each problem: where, field, what was found, what was expected.
+
+    Args:
+        error: of a model whose fields are in `expected`.
+        where: names the object.
+        expected: what to write into each field.
+    """
+    return "\n".join(_describe(dict(problem), where, expected) for problem in error.errors())
+
+
+def _describe(problem: dict[str, Any], where: str, expected: Mapping[str, str]) -> str:
     field = str(problem["loc"][0])
     if problem["type"] == "extra_forbidden":
-        return f"{where}: {field}: unknown field, expected one of {', '.join(_EXPECTED)}"
+        return f"{where}: {field}: unknown field, expected one of {', '.join(expected)}"
     if problem["type"] == "missing":
-        return f"{where}: {field}: missing, expected {_EXPECTED[field]}"
+        return f"{where}: {field}: missing, expected {expected[field]}"
     reason = str(problem.get("ctx", {}).get("error", ""))
     if field == "memory" and reason:
         return f"{where}: memory: {reason}"
-    return f"{where}: {field}: found {problem['input']!r}, expected {_EXPECTED[field]}"
+    return f"{where}: {field}: found {problem['input']!r}, expected {expected[field]}"

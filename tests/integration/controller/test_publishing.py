@@ -20,7 +20,17 @@ from deploy.local import processes
 from deploy.local.cluster import Cluster as LocalCluster
 from deploy.local.processes import Command
 from tests.integration.controller.conftest import SERVICE_ACCOUNTS, Cluster
-from tests.unit.controller.builders import CLAIMS, GI, SLICES, claim, facts, state_inventory, status, wait_until
+from tests.unit.controller.builders import (
+    CAPACITY_OF_10_GIB,
+    CLAIMS,
+    GI,
+    SLICES,
+    claim,
+    facts,
+    state_inventory,
+    status,
+    wait_until,
+)
 
 pytestmark = pytest.mark.cluster
 
@@ -58,17 +68,7 @@ def test_the_api_server_stores_the_slice_as_it_was_written(cluster: Cluster, sta
     assert slice_["spec"]["pool"] == {"name": "stored", "generation": 1, "resourceSliceCount": 1}
     (device,) = slice_["spec"]["devices"]
     assert device["allowMultipleAllocations"] is True
-    assert device["capacity"] == {
-        "memory": {
-            "value": "10Gi",
-            "requestPolicy": {"default": "10Gi", "validRange": {"min": "1Mi", "max": "10Gi", "step": "1Mi"}},
-        },
-        "cores": {
-            "value": "100",
-            "requestPolicy": {"default": "0", "validRange": {"min": "0", "max": "100", "step": "1"}},
-        },
-        "shares": {"value": "64", "requestPolicy": {"default": "1", "validValues": ["1"]}},
-    }
+    assert device["capacity"] == CAPACITY_OF_10_GIB
     assert device["attributes"]["driverVersion"] == {"version": "580.159.3"}
     again = published(cluster, "stored")
     assert again["metadata"]["resourceVersion"] == slice_["metadata"]["resourceVersion"], "written more than once"

@@ -25,6 +25,17 @@ SLICES = kube_api.slices("v1")
 CLAIMS = kube_api.claims("v1")
 
 
+CAPACITY_OF_10_GIB = {
+    "memory": {
+        "value": "10Gi",
+        "requestPolicy": {"default": "10Gi", "validRange": {"min": "1Mi", "max": "10Gi", "step": "1Mi"}},
+    },
+    "cores": {"value": "100", "requestPolicy": {"default": "0", "validRange": {"min": "0", "max": "100", "step": "1"}}},
+    "shares": {"value": "64", "requestPolicy": {"default": "1", "validValues": ["1"]}},
+}
+"""Of a GPU of this size in the mode consumable, as JSON."""
+
+
 def facts(number: int = 0, **changes: Any) -> DeviceFacts:
     """A GPU of 10 GiB."""
     uuid = f"GPU-0000000{number}-aaaa-bbbb-cccc-000000000000"

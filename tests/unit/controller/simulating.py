@@ -33,7 +33,17 @@ def usage(claims: Claims) -> dict[str, Usage]:
     return found
 
 
-def schedulable(slices: Iterable[Object], claims: Claims) -> Iterator[tuple[str, Amount | None]]:
+def schedule(claim: str, slices: Iterable[Object], claims: Claims, choice: int, *, all_of_it: bool) -> None:
+    """Give a claim one of the devices that it could get, if there is any: all that is left of it, or a small share."""
+    possible = list(_schedulable(slices, claims))
+    if possible:
+        name, amount = possible[choice % len(possible)]
+        if amount is not None and not all_of_it:
+            amount = Amount(min(amount.memory_bytes, GI), min(amount.cores_percent, 10))
+        claims[claim] = (name, amount)
+
+
+def _schedulable(slices: Iterable[Object], claims: Claims) -> Iterator[tuple[str, Amount | None]]:
     """Yield what a scheduler that knows these slices and all claims could allocate, and what is left of it.
 
     It takes the newest generation of a pool, if that is complete by what its first slice says of it.

@@ -1,7 +1,6 @@
 """What nobody means: inventories, amounts and Leases that pass the API server's schema and make no sense."""
 
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -26,11 +25,9 @@ from controller.policies import NodeDevices, Policy
 from controller.slots import SlotsMode
 from tests.unit.controller.builders import (
     CLAIMS,
-    CLASSES,
     SLICES,
     add_node,
     claim,
-    device_class,
     facts,
     make_controller,
     state_inventory,
@@ -97,22 +94,6 @@ def test_more_memory_than_a_quantity_can_hold_is_cut_to_that() -> None:
     assert violations(offer.slices) == []
     (device,) = offer.slices[0].devices
     assert parse_count(device.capacity["memory"].value, "memory") == (1 << 63) - (1 << 20)
-
-
-@pytest.fixture
-def kube() -> Iterator[FakeKube]:
-    fake = FakeKube()
-    fake.create(CLASSES, device_class())
-    yield fake
-    fake.set_down(True)
-
-
-@pytest.fixture
-def controller(kube: FakeKube) -> Iterator[Controller]:
-    started = make_controller(kube)
-    started.start()
-    yield started
-    started.stop()
 
 
 def notes(kube: FakeKube, name: str) -> list[tuple[str, str]]:

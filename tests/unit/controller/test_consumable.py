@@ -5,7 +5,7 @@ import pytest
 from api.slices import Version, render_device
 from controller.consumable import ConsumableMode
 from controller.offering import NoMode, SliceContent, Withheld, as_version, attributes, pack
-from tests.unit.controller.builders import GI, facts, offered
+from tests.unit.controller.builders import CAPACITY_OF_10_GIB, GI, facts, offered
 
 
 def test_a_gpu_is_one_shareable_device_with_memory_cores_and_shares() -> None:
@@ -20,17 +20,7 @@ def test_a_gpu_is_one_shareable_device_with_memory_cores_and_shares() -> None:
             "productName": {"string": "NVIDIA A10"},
             "type": {"string": "gpu"},
         },
-        "capacity": {
-            "memory": {
-                "value": "10Gi",
-                "requestPolicy": {"default": "10Gi", "validRange": {"min": "1Mi", "step": "1Mi", "max": "10Gi"}},
-            },
-            "cores": {
-                "value": "100",
-                "requestPolicy": {"default": "0", "validRange": {"min": "0", "step": "1", "max": "100"}},
-            },
-            "shares": {"value": "64", "requestPolicy": {"default": "1", "validValues": ["1"]}},
-        },
+        "capacity": CAPACITY_OF_10_GIB,
     }
 
 

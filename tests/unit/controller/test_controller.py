@@ -1,6 +1,5 @@
 """The controller as a whole on an API server in memory: inventories become slices, pending claims get their reasons."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -61,22 +60,6 @@ class GateOffKube(FakeKube):
         ]
         kept = {key: value for key, value in obj["spec"].items() if key != "sharedCounters"}
         return {**obj, "spec": {**kept, "devices": devices}}
-
-
-@pytest.fixture
-def kube() -> Iterator[FakeKube]:
-    fake = FakeKube()
-    fake.create(CLASSES, device_class())
-    yield fake
-    fake.set_down(True)  # ends the watches
-
-
-@pytest.fixture
-def controller(kube: FakeKube) -> Iterator[Controller]:
-    started = make_controller(kube)
-    started.start()
-    yield started
-    started.stop()
 
 
 def slices(kube: FakeKube) -> dict[str, JSON]:

@@ -26,7 +26,7 @@ from controller.offering import OfferMode
 from controller.policies import NodeDevices, Policy
 from controller.slots import SlotsMode
 from tests.unit.controller.builders import DRIVER, GI, SLICES, facts, status
-from tests.unit.controller.simulating import Claims, assert_nothing_is_given_twice, schedulable, usage
+from tests.unit.controller.simulating import Claims, assert_nothing_is_given_twice, schedule, usage
 
 MODES: list[OfferMode] = [ConsumableMode(), CountersMode(), CountersMode(together=True), SlotsMode()]
 STATUSES = [409, 429, 500, 503, None]
@@ -273,13 +273,8 @@ class Anyhow(RuleBasedStateMachine):
         known = self.world.known_lately()
         slices = known[min(late, len(known) - 1)]
         for _ in range(times):
-            possible = list(schedulable(slices, self.world.claims))
-            if possible:
-                name, amount = possible[choice % len(possible)]
-                if amount is not None and not all_of_it:
-                    amount = type(amount)(min(amount.memory_bytes, GI), min(amount.cores_percent, 10))
-                self.number += 1
-                self.world.claims[f"claim-{self.number}"] = (name, amount)
+            self.number += 1
+            schedule(f"claim-{self.number}", slices, self.world.claims, choice, all_of_it=all_of_it)
 
     @invariant()
     def no_byte_is_given_twice(self) -> None:

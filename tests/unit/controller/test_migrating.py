@@ -19,7 +19,7 @@ from controller.policies import NodeDevices, Policy
 from controller.publishing import Plan, Pool, plan
 from controller.slots import SlotsMode
 from tests.unit.controller.builders import DRIVER, GI, facts, status
-from tests.unit.controller.simulating import Claims, assert_nothing_is_given_twice, schedulable, usage
+from tests.unit.controller.simulating import Claims, assert_nothing_is_given_twice, schedule, usage
 
 CONSUMABLE, COUNTERS, SLOTS = ConsumableMode(), CountersMode(), SlotsMode()
 TOGETHER = CountersMode(together=True)
@@ -242,13 +242,8 @@ class Fleet(RuleBasedStateMachine):
         known = [slices for seen, slices in self.known if seen > self.node.now - WITHDRAWAL_S]
         slices = known[choice % len(known)] if late and known else self.node.stored
         for _ in range(times):
-            possible = list(schedulable(slices.values(), self.node.claims))
-            if possible:
-                name, amount = possible[choice % len(possible)]
-                if amount is not None and not all_of_it:
-                    amount = Amount(min(amount.memory_bytes, GI), min(amount.cores_percent, 10))
-                self.number += 1
-                self.node.claims[f"claim-{self.number}"] = (name, amount)
+            self.number += 1
+            schedule(f"claim-{self.number}", slices.values(), self.node.claims, choice, all_of_it=all_of_it)
 
     @invariant()
     def no_byte_is_given_twice(self) -> None:
