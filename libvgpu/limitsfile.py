@@ -126,6 +126,18 @@ def _decode(path: Path, raw: bytes) -> Limits:
     return limits
 
 
+def is_of_another_layout(path: Path) -> bool:
+    """Return whether a file of the right size is the limits file of a release whose layout is not ours.
+
+    Layouts are numbered anew only where a field cannot be appended (include/vgpu/layout.h).
+
+    Raises:
+        StateError: the file cannot be read, or has another size.
+    """
+    view = layout().limits(bytearray(read(path, layout().constants.VGPU_LIMITS_FILE_BYTES)))
+    return bool(view.magic == layout().constants.VGPU_LIMITS_MAGIC and view.version != layout().constants.VGPU_VERSION)
+
+
 def encode(directory: Path, limits: Limits) -> bytes:
     """Return the limits file of these limits; StateError if one is out of its range."""
     check(directory / names.LIMITS_FILE, limits)

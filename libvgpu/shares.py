@@ -58,8 +58,8 @@ def create_new_share(directory: Path, limits: Limits) -> bool:
 def create_share(directory: Path, limits: Limits, *, durable: bool = True) -> None:
     """Create the limits and books of a share; with the same arguments, any number of times.
 
-    Existing limits are updated in place (running processes see them); existing books are kept while they are sound or
-    in use.
+    Existing limits are updated in place (running processes see them), but not those of another layout: containers that
+    run have a library that reads that one, and keep the file. Existing books are kept while they are sound or in use.
 
     Raises:
         StateError: a limit is out of its range.
@@ -76,9 +76,10 @@ def _create_files(directory: Path, raw: bytes, *, durable: bool, fresh: bool) ->
         if fresh or not booksfile.is_usable(books_file):
             content = booksfile.header(), layout().constants.VGPU_BOOKS_FILE_BYTES
             files.create(books_file, content, 0o666, durable=durable, fresh=fresh)
-        if not fresh and files.size_of(limits_file) == len(raw):
+        there = not fresh and files.size_of(limits_file) == len(raw)
+        if there and not limitsfile.is_of_another_layout(limits_file):
             _store(limits_file, raw, durable=durable)
-        else:
+        else:  # whoever has mapped a file of another layout keeps it as it was
             files.create(limits_file, (raw, len(raw)), 0o644, durable=durable, fresh=fresh)
 
 

@@ -38,6 +38,25 @@ LIMITS = Limits(
 EMPTY = Books(used_bytes=0, peak_bytes=0, processes=(), gpu_time_ns=0, throttled_ns=0, launches=0, out_of_memory=0)
 
 
+def test_limits_of_another_layout_stay_as_they_are_for_containers_that_run(tmp_path: Path) -> None:
+    share = tmp_path / "share"
+    create_share(share, LIMITS)
+    with (share / "limits").open("r+b", buffering=0) as running:  # as the mount of a container keeps it
+        running.seek(8)
+        running.write(struct.pack("=I", 7))
+        running.seek(0)
+        before = running.read()
+        changed = replace(LIMITS, memory_bytes=1 << 30)
+
+        with pytest.raises(StateError, match=r"limits: version: found 0x7, expected 0x1"):
+            change_limits(share, lambda _present: changed)
+        create_share(share, changed)
+
+        running.seek(0)
+        assert running.read() == before
+    assert read_limits(share) == changed
+
+
 def test_limits_read_back_as_they_were_written(tmp_path: Path) -> None:
     everything = Limits(
         share="s" * 127,
