@@ -195,3 +195,38 @@ say(cuda.cuInit(0), grab())
         "libvgpu: /run/vgpu/shares/forged/limits: found a file that the node agent did not mount here, expected "
         f"{container.state}/shares/forged/limits of the node, read-only; the GPU is refused\n"
     )
+
+
+_IN_A_USER_NAMESPACE = """
+ready, go = os.pipe(), os.pipe()
+child = os.fork()
+if child == 0:
+    assert libc.unshare(0x10020000) == 0  # a user namespace, and mounts that belong to it
+    os.write(ready[1], b'x')
+    os.read(go[0], 1)
+    os.setgid(0)
+    os.setuid(0)
+    say(os.stat(SHARE + '/limits').st_uid, os.stat(SHARE + '/books').st_uid)
+    try:
+        open(SHARE + '/limits', 'r+b')
+    except OSError as error:
+        say(error.strerror)
+    say(libc.mount(None, os.fsencode(SHARE + '/limits'), None, 4096 | 32, None))
+    start()
+    say(grab())
+    sys.stdout.flush()
+    os._exit(0)
+os.read(ready[0], 1)
+for name in ('uid_map', 'gid_map'):
+    with open(f'/proc/{child}/{name}', 'w') as mapping:
+        mapping.write('0 100000 65536')
+os.write(go[1], b'x')
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_a_pod_without_the_users_of_the_node_has_its_share_and_cannot_change_it(container: "Container") -> None:
+    # As `hostUsers: false` starts it: its root is nobody on the node, and the files of the node belong to nobody.
+    attempt = container.attempts({"": f"import os, sys\n{_IN_A_USER_NAMESPACE}"})[""]
+
+    assert attempt.stdout.splitlines() == ["65534 65534", "Permission denied", "-1", "64"], attempt.stderr
