@@ -127,15 +127,16 @@ def _decode(path: Path, raw: bytes) -> Limits:
 
 
 def is_of_another_layout(path: Path) -> bool:
-    """Return whether a file of the right size is the limits file of a release whose layout is not ours.
+    """Return whether a file is the limits file of a release whose layout is not ours.
 
     Layouts are numbered anew only where a field cannot be appended (include/vgpu/layout.h).
-
-    Raises:
-        StateError: the file cannot be read, or has another size.
     """
-    view = layout().limits(bytearray(read(path, layout().constants.VGPU_LIMITS_FILE_BYTES)))
-    return bool(view.magic == layout().constants.VGPU_LIMITS_MAGIC and view.version != layout().constants.VGPU_VERSION)
+    constants = layout().constants
+    try:
+        view = layout().limits(bytearray(read(path, constants.VGPU_LIMITS_FILE_BYTES)))
+    except StateError:
+        return False  # no limits file at all
+    return bool(view.magic == constants.VGPU_LIMITS_MAGIC and view.version != constants.VGPU_VERSION)
 
 
 def encode(directory: Path, limits: Limits) -> bytes:
