@@ -16,6 +16,8 @@ A message names the object, what was found and what was expected. Errors of libr
 met them.
 """
 
+from collections.abc import Iterable
+
 
 class VGPUError(Exception):
     """Base of all errors that the driver raises on purpose."""
@@ -35,6 +37,11 @@ class ClaimError(PermanentError):
 
 class CapacityError(PermanentError):
     """More was promised than the device has."""
+
+    def __init__(self, message: str, holders: Iterable[str] = ()) -> None:
+        """Take the UIDs of the claims that hold it already."""
+        super().__init__(message)
+        self.holders = frozenset(holders)
 
 
 class StateError(PermanentError):

@@ -40,7 +40,7 @@ from kubeletplugin.observing import Intervals, Observer
 from kubeletplugin.owners import ProcessOwners
 from kubeletplugin.planning import NodeView
 from kubeletplugin.preparedclaims import PreparedClaim
-from kubeletplugin.preparing import Preparer
+from kubeletplugin.preparing import Hooks, Preparer
 from kubeletplugin.restoring import restore
 from kubeletplugin.runtimes import DEFAULT_PATTERNS, RuntimeGuard
 from kubeletplugin.services import HealthSettings, dra_services
@@ -164,7 +164,9 @@ class NodeAgent:
         library = install_library(settings.library or library_path(), paths.library_dir)
         contexts = ContextSizes(paths.contexts_file, settings.context_bytes)
         state = NodeState(paths, settings.driver_name, settings.node_name, library, contexts)
-        preparer = Preparer(self._reader, state, self._discoverer.view, self._note_prepared, self._guard.check)
+        collector = Collector(state, self._reader, settings.driver_name)
+        hooks = Hooks(self._guard.check, collector.make_room, self._note_prepared)
+        preparer = Preparer(self._reader, state, self._discoverer.view, hooks)
         observer = Observer(
             Monitor(state.ledger, paths.shares_dir, self._stopping.wait),
             Supervisor(
@@ -186,7 +188,6 @@ class NodeAgent:
         services = dra_services(preparer, Unpreparer(state), state, observer.durations)
         health = HealthSettings(self._board, settings.node_name, settings.health_interval_s)
         server = PluginServer(self._sockets, settings.driver_name, services, health)
-        collector = Collector(state, self._reader, settings.driver_name)
         server.lock()  # before anything is read or changed: nobody else has these sockets
         try:
             restore(state)

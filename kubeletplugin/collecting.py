@@ -1,15 +1,16 @@
 """Removes what belongs to nobody: claims that the kubelet never undid, and files that nothing refers to any more.
 
-Run by the agent now and then, in a thread of its own. A claim is given up only when the API server says, for a while,
-that it is gone or was not given this node's devices, and no process uses its shares: what the kubelet holds, a pod has
-reserved, and that the API server knows. Without an answer nothing is given up.
+Run by the agent now and then, in a thread of its own, and asked by preparing where a claim finds no room. A claim is
+given up only when the API server says, for a while, that it is gone or was not given this node's devices, and no
+process uses its shares: what the kubelet holds, a pod has reserved, and that the API server knows. Where another claim
+was given its room, it is given up at once. Without an answer nothing is given up.
 """
 
 import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,6 +84,38 @@ class Collector:
         except (VGPUError, OSError) as error:
             _log.warning("files that nobody needs not removed", extra={"error": str(error)})
 
+    def make_room(self, uids: Iterable[str]) -> bool:
+        """Give up those of some claims that are gone, since the scheduler gave to others what they hold.
+
+        Whoever calls this must hold no claim's lock: two claims that want each other's room would wait for each other.
+
+        Returns:
+            Whether any is no longer held.
+        """
+        found = False
+        for uid in uids:
+            claim = self._state.ledger.get(ClaimUID(uid))
+            try:
+                # None: it was undone meanwhile.
+                found = claim is None or self._is_given_up(claim) or found
+            except (VGPUError, OSError) as error:
+                _log.debug("claim not looked at", extra={"claim_uid": uid, "error": str(error)})
+        return found
+
+    def _is_given_up(self, claim: PreparedClaim) -> bool:
+        """Give up a claim whose room another one was given, if it is gone."""
+        if not claim.is_complete or self._state.shares.in_use(claim.uid) or self._is_ours(claim):
+            return False
+        if not claim.shows_use:
+            # Its pod may have been deleted by force, and its containers may go on for some time.
+            look, now_s = self._looks.get(claim.uid), self._clock()
+            if look is None or look.gone_since_s is None:
+                self._looks[claim.uid] = _Look(now_s, now_s)
+                return False
+            if now_s - look.gone_since_s < _CLAIM_GRACE_S:
+                return False
+        return self._give_up(claim)
+
     def _look_at(self, claim: PreparedClaim) -> None:
         now_s, look = self._clock(), self._looks.get(claim.uid)
         if not claim.is_complete:
@@ -103,18 +136,19 @@ class Collector:
         found = self._reader.find(ClaimReference(claim.namespace, claim.name, claim.uid))
         return found is not None and _has_device_of(found, self._driver_name, {d.pool for d in claim.devices})
 
-    def _give_up(self, claim: PreparedClaim) -> None:
+    def _give_up(self, claim: PreparedClaim) -> bool:
         with self._state.locks.hold(claim.uid):
             # Asked again: the kubelet may have prepared it a moment ago.
             if self._state.ledger.get(claim.uid) != claim or self._state.shares.in_use(claim.uid):
-                return
+                return False
             if self._is_ours(claim):
-                return
+                return False
             self._state.remove(claim.uid)
         _log.warning(
             "claim that is gone and was never unprepared removed",
             extra={"claim_uid": claim.uid, "claim": f"{claim.namespace}/{claim.name}"},
         )
+        return True
 
     def _remove_unmentioned_shares(self, uid: ClaimUID) -> None:
         """Remove shares that a claim had before it was given other devices."""

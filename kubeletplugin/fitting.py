@@ -30,7 +30,8 @@ def check_parts(planned: PreparedClaim, prepared: Prepared) -> None:
             if uid != planned.uid and device.is_part and device.device in parts:
                 raise CapacityError(
                     f"{device.device}: found it given to {claim}, expected it free for {planned}: a part that the "
-                    "hardware made has one holder"
+                    "hardware made has one holder",
+                    [uid],
                 )
 
 
@@ -59,24 +60,30 @@ def check_room(planned: PreparedClaim, device: Device, room: OfferedRoom, prepar
         if prepared_device.limits is not None and prepared_device.limits.device_uuid == uuid
     ]
     holders = [(claim, one.limits) for claim, one in here if one.limits is not None]
+    others = {claim.uid for claim, _ in here if claim is not planned}
     memory_bytes = sum(limits.memory_bytes for _, limits in holders)
     if memory_bytes > room.memory_bytes:
         held = _held(holders, lambda limits: limits.memory_bytes, format_bytes)
-        raise CapacityError(f"{device.name}: memory: found {held}, expected at most {format_bytes(room.memory_bytes)}")
+        raise CapacityError(
+            f"{device.name}: memory: found {held}, expected at most {format_bytes(room.memory_bytes)}", others
+        )
     cores = sum(limits.cores_percent for _, limits in holders)
     if cores > room.cores:
         held = _held(holders, lambda limits: limits.cores_percent, str)
-        raise CapacityError(f"{device.name}: cores: found {held}, expected at most {room.cores}")
-    _check_that_nobody_is_beside_a_whole(device, here)
+        raise CapacityError(f"{device.name}: cores: found {held}, expected at most {room.cores}", others)
+    _check_that_nobody_is_beside_a_whole(planned, device, here)
 
 
-def _check_that_nobody_is_beside_a_whole(device: Device, here: list[tuple[PreparedClaim, PreparedDevice]]) -> None:
+def _check_that_nobody_is_beside_a_whole(
+    planned: PreparedClaim, device: Device, here: list[tuple[PreparedClaim, PreparedDevice]]
+) -> None:
     """Refuse a neighbour of a claim without the library: there is room for one if more is offered than at its time."""
     alone = next((claim for claim, one in here if one.holds().whole), None)
     if alone is not None and len(here) > 1:
         others = ", ".join(sorted({str(claim) for claim, _ in here if claim is not alone})) or "itself"
         raise CapacityError(
-            f"{device.name}: found all of it given to {alone}, expected no share for {others} beside it"
+            f"{device.name}: found all of it given to {alone}, expected no share for {others} beside it",
+            {claim.uid for claim, _ in here if claim is not planned},
         )
 
 

@@ -92,6 +92,11 @@ class PreparedClaim:
         """Whether nothing has to be enforced on any share."""
         return all(device.holds().whole for device in self.devices if device.limits is not None)
 
+    @property
+    def shows_use(self) -> bool:
+        """Whether books tell if a process uses it: not of what is given without the library."""
+        return all(device.limits is not None and not device.holds().whole for device in self.devices)
+
     @functools.cached_property
     def record(self) -> bytes:
         """The JSON that `decode` reads."""

@@ -5,10 +5,11 @@ prepared already is checked and mended, and answered with the same ids.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from api.claims import ClaimView
-from api.errors import ConfigError, KubeError, VGPUError
+from api.errors import CapacityError, ConfigError, KubeError, VGPUError
 from kubeletplugin.annotations import take_over
 from kubeletplugin.claimreading import ClaimReader, ClaimReference
 from kubeletplugin.ledgers import Prepared
@@ -19,6 +20,21 @@ from kubeletplugin.preparedclaims import PreparedClaim
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Hooks:
+    """What others do about claims that are prepared."""
+
+    check: Callable[[ClaimView], None] = lambda _claim: None
+    """Raises a VGPUError for a claim that must not be prepared, whatever it was allocated."""
+    make_room: Callable[[Iterable[str]], bool] = lambda _uids: False
+    """Gives up those of some claims, by UID, that are gone; returns whether there were any. No lock is held."""
+    on_prepared: Callable[[PreparedClaim], None] = lambda _claim: None
+    """Is told of each claim."""
+
+
+_NO_HOOKS = Hooks()
+
+
 class Preparer:
     """Prepares claims on one node."""
 
@@ -27,8 +43,7 @@ class Preparer:
         reader: ClaimReader,
         state: NodeState,
         view: Callable[[], NodeView],
-        on_prepared: Callable[[PreparedClaim], None] = lambda _claim: None,
-        check: Callable[[ClaimView], None] = lambda _claim: None,
+        hooks: Hooks = _NO_HOOKS,
     ) -> None:
         """Take what is needed.
 
@@ -36,14 +51,12 @@ class Preparer:
             reader: of claims.
             state: of the node.
             view: returns the node as it was discovered last.
-            on_prepared: is told of each claim.
-            check: raises a VGPUError for a claim that must not be prepared, whatever it was allocated.
+            hooks: what others do.
         """
-        self._check = check
         self._reader = reader
         self._state = state
         self._view = view
-        self._on_prepared = on_prepared
+        self._hooks = hooks
 
     def prepare(self, reference: ClaimReference) -> PreparedClaim:
         """Prepare a claim, however often.
@@ -54,12 +67,21 @@ class Preparer:
             StateError, OSError: this node could not write what it must.
             TransientError: another call for this claim did not end in time.
         """
+        try:
+            return self._prepare(reference)
+        except CapacityError as error:
+            # The scheduler may know better: of claims that are gone, and that nobody undid here.
+            if not self._hooks.make_room(error.holders):
+                raise
+        return self._prepare(reference)
+
+    def _prepare(self, reference: ClaimReference) -> PreparedClaim:
         with self._state.locks.hold(reference.uid):
             try:
                 claim = self._reader.read(reference)
             except KubeError as error:
                 return self._answer_from_record(reference, error)
-            self._check(claim)
+            self._hooks.check(claim)
             view = self._view()
             planned, former = self._state.ledger.reserve(reference.uid, lambda others: _decide(claim, view, others))
             try:
@@ -70,7 +92,7 @@ class Preparer:
                 self._undo(planned, former)
                 raise
             _log.info("claim prepared", extra=_facts(planned) | {"again": planned == former})
-            self._on_prepared(planned)
+            self._hooks.on_prepared(planned)
             return planned
 
     def _take_over_annotation(self, planned: PreparedClaim, claim: ClaimView) -> None:

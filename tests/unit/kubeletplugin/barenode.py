@@ -9,7 +9,7 @@ from kubeletplugin.devices import DeviceTable
 from kubeletplugin.libraries import InstalledLibrary
 from kubeletplugin.nodestates import NodePaths, NodeState
 from kubeletplugin.planning import NodeView
-from kubeletplugin.preparing import Preparer
+from kubeletplugin.preparing import Hooks, Preparer
 from kubeletplugin.restoring import restore
 from kubeletplugin.unpreparing import Unpreparer
 from libvgpu.shares import Limits, read_limits
@@ -32,7 +32,11 @@ class BareNode:
         state = NodeState(self.paths, "vgpu.dra-driver.io", NODE, library)
         restore(state)
         view = self.view()
-        return state, Preparer(ClaimReader(self.client), state, lambda: view), Unpreparer(state)
+        return state, Preparer(ClaimReader(self.client), state, lambda: view, self.hooks(state)), Unpreparer(state)
+
+    def hooks(self, _state: NodeState) -> Hooks:
+        """Return what others do; nothing, unless a test has more than files."""
+        return Hooks()
 
     def view(self) -> NodeView:
         """Return the node with its one GPU."""

@@ -1,21 +1,25 @@
 """What belongs to nobody goes, and nothing else."""
 
+import contextlib
 import fcntl
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
-from api.errors import NotFoundError
-from kubeletplugin.claimreading import ClaimReader
+from api.errors import CapacityError, KubeError, NotFoundError
+from api.names import ClaimUID
+from kubeletplugin.claimreading import ClaimReader, ClaimReference
 from kubeletplugin.collecting import Collector
 from kubeletplugin.libraries import install_library, remove_old_libraries
 from kubeletplugin.nodestates import NodeState
+from kubeletplugin.preparing import Hooks
 from libvgpu.layout import layout
 from tests.unit.kubeletplugin.barenode import A, BareNode
-from tests.unit.kubeletplugin.builders import CLAIMS, result
+from tests.unit.kubeletplugin.builders import CLAIMS, add_claim, result
 
 LONG_S = 700.0
 
@@ -26,9 +30,21 @@ class CollectedNode(BareNode):
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self.now_s = 0.0
+        self.another: list[ClaimReference] = []
         self.state, self.preparer, self.unpreparer = self.start()
         self.preparer.prepare(self.claim)
         self.collector = self.new_collector(self.state)
+
+    def hooks(self, state: NodeState) -> Hooks:
+        return Hooks(make_room=self.new_collector(state).make_room)
+
+    def prepare_another(self) -> list[str]:
+        """Prepare a claim that has room only where the first one has none; returns the claims of the node."""
+        if not self.another:
+            ref = add_claim(self.client, "another", result(A, "8Gi"))
+            self.another.append(ClaimReference(ref.namespace, ref.name, ClaimUID(ref.uid)))
+        self.preparer.prepare(self.another[0])
+        return sorted({str(claim) for claim in self.state.ledger.prepared().values()})
 
     def new_collector(self, state: NodeState) -> Collector:
         return Collector(state, ClaimReader(self.client), "vgpu.dra-driver.io", lambda: self.now_s)
@@ -36,6 +52,14 @@ class CollectedNode(BareNode):
     def collect(self, after_s: float = 0.0) -> None:
         self.now_s += after_s
         self.collector.run_once()
+
+    @contextlib.contextmanager
+    def process(self) -> Iterator[None]:
+        """Use a share as a process does that lives."""
+        with (self.paths.shares_dir / f"{self.claim.uid}-1" / "books").open("r+b") as books:
+            slot = struct.pack("@hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, layout().constants.VGPU_SLOT_LOCKS + 7, 1, 0)
+            fcntl.fcntl(books, fcntl.F_OFD_SETLK, slot)
+            yield
 
     def delete_claim(self) -> None:
         self.client.delete(CLAIMS, {"metadata": {"namespace": "default", "name": "train"}})
@@ -59,6 +83,57 @@ def test_a_claim_that_is_gone_and_was_never_undone_is_removed_after_some_time(no
 
     assert node.files() == []
     assert node.state.ledger.prepared() == {}
+
+
+def test_a_claim_that_was_given_the_room_of_one_that_is_gone_has_it_at_once(node: CollectedNode) -> None:
+    node.delete_claim()
+
+    assert node.prepare_another() == ["ResourceClaim default/another"]
+
+
+def test_the_room_of_a_claim_that_lives_or_that_nobody_can_be_asked_about_stays_its_own(node: CollectedNode) -> None:
+    with pytest.raises(CapacityError, match="found 8Gi for ResourceClaim default/another and 5Gi for ResourceClaim"):
+        node.prepare_another()
+
+    node.delete_claim()
+    get = node.client.get
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(node.client, "get", lambda *where: get(*where) if where[1] == "another" else fail())
+        with pytest.raises(CapacityError):
+            node.prepare_another()
+
+    assert node.is_prepared()
+
+
+def test_the_room_of_a_claim_that_is_gone_stays_its_own_as_long_as_a_process_has_it(node: CollectedNode) -> None:
+    node.delete_claim()
+    with node.process():
+        with pytest.raises(CapacityError):
+            node.prepare_another()
+        assert node.is_prepared()
+
+    assert node.prepare_another() == ["ResourceClaim default/another"]
+
+
+def test_a_whole_gpu_of_a_claim_that_is_gone_is_given_on_after_some_time_since_its_use_cannot_be_seen(
+    node: CollectedNode,
+) -> None:
+    node.unpreparer.unprepare(node.claim.uid)
+    node.reallocate(result(A, "10Gi", "100", request="a"))
+    assert node.preparer.prepare(node.claim).needs_no_library
+    node.delete_claim()
+    for after_s in (0, 300):
+        node.now_s += after_s
+        with pytest.raises(CapacityError):
+            node.prepare_another()
+
+    node.now_s += LONG_S
+
+    assert node.prepare_another() == ["ResourceClaim default/another"]
+
+
+def fail() -> NoReturn:
+    raise KubeError("no answer from the API server")
 
 
 def test_a_claim_that_was_given_other_devices_elsewhere_is_removed(node: CollectedNode) -> None:
@@ -115,9 +190,7 @@ def test_a_claim_stays_while_an_api_server_without_its_version_answers(
 
 def test_a_claim_stays_as_long_as_a_process_has_its_share(node: CollectedNode) -> None:
     node.delete_claim()
-    with (node.paths.shares_dir / f"{node.claim.uid}-1" / "books").open("r+b") as books:
-        slot = struct.pack("@hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, layout().constants.VGPU_SLOT_LOCKS + 7, 1, 0)
-        fcntl.fcntl(books, fcntl.F_OFD_SETLK, slot)
+    with node.process():
         for _ in range(3):
             node.collect(after_s=LONG_S)
         assert node.is_prepared()

@@ -10,7 +10,7 @@ from api.errors import ClaimError, KubeError
 from api.kube import PODS, RUNTIME_CLASSES
 from api.kubefake import FakeKube
 from kubeletplugin.claimreading import ClaimReader
-from kubeletplugin.preparing import Preparer
+from kubeletplugin.preparing import Hooks, Preparer
 from kubeletplugin.runtimes import RuntimeGuard
 from tests.unit.kubeletplugin.barenode import BareNode
 from tests.unit.kubeletplugin.builders import CLAIMS
@@ -42,7 +42,7 @@ def _prepare(node: BareNode, guard: RuntimeGuard) -> None:
     state, _, _ = node.start()
     guard.refresh()
     view = node.view()
-    Preparer(ClaimReader(node.client), state, lambda: view, check=guard.check).prepare(node.claim)
+    Preparer(ClaimReader(node.client), state, lambda: view, Hooks(guard.check)).prepare(node.claim)
 
 
 @pytest.mark.parametrize(("name", "handler"), [("secure", "kata-qemu"), ("gvisor", "runsc")])
