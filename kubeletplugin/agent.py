@@ -41,6 +41,7 @@ from kubeletplugin.owners import ProcessOwners
 from kubeletplugin.planning import NodeView
 from kubeletplugin.preparedclaims import PreparedClaim
 from kubeletplugin.preparing import Hooks, Preparer
+from kubeletplugin.remembering import SEEN_FILE
 from kubeletplugin.restoring import restore
 from kubeletplugin.runtimes import DEFAULT_PATTERNS, RuntimeGuard
 from kubeletplugin.services import HealthSettings, dra_services
@@ -128,6 +129,7 @@ class NodeAgent:
                 ignored_xids=frozenset(settings.ignored_xids),
                 cdi_dir=settings.cdi_dir,
                 faults_file=settings.state_dir / FAULTS_FILE,
+                seen_file=settings.state_dir / SEEN_FILE,
             ),
         )
         self._sockets = SocketPaths.of(settings.kubelet_dir, settings.driver_name, settings.pod_uid)

@@ -79,7 +79,7 @@ class FaultFile:
         """
         try:
             stored: dict[str, Any] = json.loads(read_if_there(self.path) or b"{}")
-            if stored.get("bootID") != _boot_id():
+            if stored.get("bootID") != boot_id():
                 return FaultRecord()
             faults = {str(uuid): Fault(int(one["xid"]), float(one["at"])) for uuid, one in stored["faults"].items()}
             return FaultRecord(faults, tuple(Clearing(**one) for one in stored.get("cleared", ())))
@@ -92,7 +92,7 @@ class FaultFile:
             remove(self.path)
             return
         content = {
-            "bootID": _boot_id(),
+            "bootID": boot_id(),
             "faults": {uuid: {"xid": fault.xid, "at": fault.at_s} for uuid, fault in record.faults.items()},
             "cleared": [asdict(one) for one in record.cleared[-_MOST_CLEARINGS:]],
         }
@@ -126,5 +126,6 @@ def clear_fault(file: FaultFile, device: str, by: str, reason: str) -> Clearing:
     return clearing
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """Return what names this boot of the machine."""
     return BOOT_ID_FILE.read_text().strip()

@@ -23,7 +23,16 @@ from kubeletplugin.holdingback import Filter
 from kubeletplugin.nvidiadevices import Machine, Versions, describe, unseen
 from kubeletplugin.nvidiasigns import Judge, is_settled, pending, read_ecc, read_repairs, read_signs
 from kubeletplugin.nvidiatimes import NvmlGpuTimes
-from kubeletplugin.nvml import LIBRARY, NvmlSession, Opened, ask, error_code, pynvml
+from kubeletplugin.nvml import (
+    LIBRARY,
+    NvmlSession,
+    Opened,
+    ask,
+    error_code,
+    pynvml,
+    tells_of_another_driver,
+)
+from kubeletplugin.remembering import Memory
 
 _LIBRARIES = (
     "libcuda.so.1",
@@ -53,6 +62,8 @@ class NvidiaOptions:
     """Where other tools may have written CDI specs."""
     faults_file: Path | None = None
     """Where faults are kept for the agent that comes after this one."""
+    seen_file: Path | None = None
+    """Where GPUs and their links are kept for it."""
 
 
 _DEFAULTS = NvidiaOptions()
@@ -67,8 +78,7 @@ class NvidiaDiscovery(DiscoveryBackend):
         self._session = NvmlSession(root, self._machine.sysfs)
         self._faults = Faults(options.ignored_xids, options.faults_file)
         self._judges: dict[str, Judge] = {}
-        self._known: dict[str, Device] = {}
-        """GPUs that were there before, by UUID."""
+        self._memory = Memory(options.seen_file)
         self._events: tuple[int, Any] = (0, None)
         """The set that is waited for, and the generation of NVML that it belongs to."""
         self._watched: dict[int | None, str] = {}
@@ -86,7 +96,8 @@ class NvidiaDiscovery(DiscoveryBackend):
                 failure.__cause__ = error
             else:
                 return self._look(count)
-        self._session.close()  # it answers for the driver that it was initialised with, which may be another one by now
+        # It answers for the driver that it was initialised with, which may be another one by now.
+        self._session.close(driver_gone=tells_of_another_driver(failure.__cause__))
         raise failure
 
     @override
@@ -137,7 +148,7 @@ class NvidiaDiscovery(DiscoveryBackend):
         if missing or silent:
             self._session.distrust()
         devices += missing
-        self._known = {device.uuid: device for device in devices}
+        self._memory.note(devices, {uuid: judge.links_seen for uuid, judge in self._judges.items()})
         devices += unseen(self._machine)
         root = self._machine.root
         toolkit = find_spec(root, self._options.cdi_dir)
@@ -154,12 +165,17 @@ class NvidiaDiscovery(DiscoveryBackend):
         signs = read_signs(handle)
         if is_settled(signs):
             self._faults.settle(uuid)
-        found = (self._faults.problem(uuid), self._judges.setdefault(uuid, Judge()).judge(signs))
+        found = (self._faults.problem(uuid), self._judge(uuid).judge(signs))
         problem = "; ".join(text for text in found if text)
         notice = pending(signs)
         for device in devices:
             noticed = replace(device, notice=notice) if notice else device
             yield replace(noticed, healthy=False, reason=problem) if problem else noticed
+
+    def _judge(self, uuid: str) -> Judge:
+        if uuid not in self._judges:
+            self._judges[uuid] = Judge(self._memory.links(uuid))
+        return self._judges[uuid]
 
     def _missing(self, found: set[str], silent: dict[int, str]) -> Iterator[Device]:
         """Yield the devices that were there before and do not answer now; those that were taken away are not.
@@ -169,9 +185,11 @@ class NvidiaDiscovery(DiscoveryBackend):
             silent: errors by index; those that belong to a known device are taken out.
         """
         errors = {
-            device.uuid: silent.pop(device.index, "") for device in self._known.values() if not device.parent_uuid
+            device.uuid: silent.pop(device.index, "")
+            for device in self._memory.devices.values()
+            if not device.parent_uuid
         }
-        for device in self._known.values():
+        for device in self._memory.devices.values():
             gpu = device.parent_uuid or device.uuid
             if gpu in found:
                 continue  # a part whose GPU answers was undone

@@ -4,6 +4,7 @@ Called by the NVIDIA backend. Source: NVML API reference (row remapping, retired
 field values).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,16 +79,17 @@ def read_ecc(handle: Any) -> int | None:
 class Judge:
     """Judges the signs of one device, look by look."""
 
-    def __init__(self) -> None:
+    def __init__(self, links_seen: Iterable[int] = ()) -> None:
+        """Take the NVLinks that were up before, by number."""
         self._hot_looks = 0
-        self._links_seen: set[int] = set()
+        self.links_seen = set(links_seen)
 
     def judge(self, signs: Signs) -> str:
         """Return why the device is unfit, empty if it is not."""
         self._hot_looks = self._hot_looks + 1 if signs.too_hot else 0
         up = {number for number, link in enumerate(signs.links) if link}
-        self._links_seen |= up
-        down = sorted(self._links_seen - up)
+        self.links_seen |= up
+        down = sorted(self.links_seen - up)
         problems = (
             ("remapping a row of its memory failed", signs.remap_failed),
             (f"the driver asks for {_RECOVERY_ACTIONS.get(signs.recovery_action)}", needs_recovery(signs)),

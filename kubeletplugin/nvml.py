@@ -45,6 +45,12 @@ def error_code(error: Exception) -> int | None:
     return getattr(error, "value", None)
 
 
+def tells_of_another_driver(error: BaseException | None) -> bool:
+    """Return whether an error says that the driver which NVML was initialised with is gone, and not that it failed."""
+    gone = {pynvml.NVML_ERROR_DRIVER_NOT_LOADED, pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH}
+    return getattr(error, "value", None) in gone
+
+
 class Opened(enum.Enum):
     """What NvmlSession.open() did."""
 
@@ -67,9 +73,11 @@ class NvmlSession:
         self._users = 0
         self._restarting = False
         self._running = False
-        self._ground: tuple[object, ...] | None = None
+        self._ground: tuple[tuple[object, ...], ...] | None = None
         """What NVML was initialised on."""
         self._distrusted = False
+        self._driver_gone = False
+        """Whether the driver was seen to be gone since NVML was initialised."""
         self._began_s = 0.0
         self.generation = 0
         """Counts the initialisations: handles of an earlier one mean nothing."""
@@ -84,11 +92,13 @@ class NvmlSession:
         due = self._distrusted and self._clock() >= self._began_s + _RETRY_S
         if self._running and ground == self._ground and not due:
             return Opened.KEPT
-        same_driver = self._running and self._ground is not None and ground[0] == self._ground[0]
+        same_driver = not self._driver_gone and self._ground is not None and ground[0] == self._ground[0]
         with self._alone():
             self._end()
             self._begin()
-            self._ground = ground
+            # Initialising it may have loaded the kernel's part of the driver.
+            self._ground = ground if ground[0][0] == self._module() else self._look()
+            self._driver_gone = False
         return Opened.FIRST if self.generation == 1 else Opened.RELISTED if same_driver else Opened.RENEWED
 
     @contextlib.contextmanager
@@ -119,10 +129,11 @@ class NvmlSession:
             self._changed.wait(timeout_s)
         return False
 
-    def close(self) -> None:
-        """End NVML; open() begins it again."""
+    def close(self, *, driver_gone: bool = False) -> None:
+        """End NVML; open() begins it again, and takes the driver for another one if it was seen to be gone."""
         with self._alone():
             self._end()
+            self._driver_gone = self._driver_gone or driver_gone
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -150,6 +161,7 @@ class NvmlSession:
             pynvml._nvmlGetFunctionPointer_cache.clear()  # its pointers lead into the library before
             pynvml.nvmlInit()
         except (OSError, pynvml.NVMLError) as error:
+            self._driver_gone = self._driver_gone or tells_of_another_driver(error)
             raise StateError(f"{library}: cannot be used: {error}") from error
         self._running, self._distrusted, self._began_s = True, False, self._clock()
         self.generation += 1
@@ -159,14 +171,21 @@ class NvmlSession:
             self._running = False
             ask(pynvml.nvmlShutdown)
 
-    def _look(self) -> tuple[object, ...]:
+    def _module(self) -> int | None:
+        """Return what names the kernel's part of the driver as it is loaded; None: it is not, or cannot be seen."""
+        try:
+            return (self._sysfs / "module/nvidia").stat().st_ino
+        except OSError:
+            return None
+
+    def _look(self) -> tuple[tuple[object, ...], ...]:
         """Return what NVML stands on, the driver first: equal as long as there is no reason to begin anew."""
         library = self._root.find_library(LIBRARY)
         status = self._root.resolve(library).stat() if library else None
-        identity = (status.st_dev, status.st_ino, status.st_mtime_ns) if status else None
+        identity = (self._module(), *((status.st_dev, status.st_ino, status.st_mtime_ns) if status else ()))
         with os.scandir(self._root.device_folder) as entries:
             nodes = sorted((entry.name, entry.inode()) for entry in entries if _NODE.fullmatch(entry.name))
-        return identity, nodes, sorted(pci_devices(self._sysfs))
+        return identity, tuple(nodes), tuple(sorted(pci_devices(self._sysfs)))
 
 
 def pci_devices(sysfs: Path) -> Iterator[tuple[str, str]]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from api import kube
+from api.errors import StateError
 from api.kubefake import FakeKube
 from dra_driver.cli import main
 from kubeletplugin import faultfiles
@@ -20,7 +21,9 @@ from kubeletplugin.faultfiles import FaultFile, clear_fault
 from kubeletplugin.faults import SETTLED_S, Faults, since_boot_s
 from kubeletplugin.healths import HealthBoard
 from kubeletplugin.nvidia import NvidiaDiscovery, NvidiaOptions
+from kubeletplugin.nvidiadevices import Machine
 from kubeletplugin.nvidiasigns import Judge, Signs
+from kubeletplugin.nvml import pynvml
 from libvgpu.stub import StubGPU, change_settings, create_driver_root, inject_xid
 from tests.unit.kubeletplugin.builders import discovery, gpu
 from tests.unit.kubeletplugin.fakekubelet import FakeKubelet
@@ -49,7 +52,11 @@ def open_backend(
     def open_(*ignored_xids: int) -> NvidiaDiscovery:
         for backend in opened:
             backend.close()
-        options = NvidiaOptions(ignored_xids=frozenset(ignored_xids), faults_file=tmp_path / "faults.json")
+        options = NvidiaOptions(
+            ignored_xids=frozenset(ignored_xids),
+            faults_file=tmp_path / "faults.json",
+            seen_file=tmp_path / "seen.json",
+        )
         opened.append(NvidiaDiscovery(DriverRoot(driver, driver), options))
         opened[-1].discover()
         return opened[-1]
@@ -138,6 +145,85 @@ def test_a_device_that_fell_off_the_bus_is_unhealthy_until_it_is_back(
 
     change_settings(driver / "dev/nvidia0", lost=0)
     assert device(backend).healthy
+
+
+def test_a_device_that_fell_off_the_bus_is_told_by_the_next_agent_too_until_a_reboot(
+    open_backend: Callable[..., NvidiaDiscovery], driver: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_backend()
+    change_settings(driver / "dev/nvidia0", lost=1)
+
+    found = device(open_backend())
+
+    assert (found.name, found.healthy, found.reason) == (
+        UUID.lower(),
+        False,
+        "it does not answer: GPU is lost",
+    )
+    assert found.memory_bytes == 1 << 30
+    (tmp_path / "boot_id").write_text("another boot\n")
+    monkeypatch.setattr(faultfiles, "BOOT_ID_FILE", tmp_path / "boot_id")
+    assert [one.uuid for one in open_backend().discover().devices] == [OTHER]
+
+
+def test_a_link_that_went_down_is_told_by_the_next_agent_too(
+    open_backend: Callable[..., NvidiaDiscovery], driver: Path
+) -> None:
+    change_settings(driver / "dev/nvidia0", links=4)
+    open_backend()
+    change_settings(driver / "dev/nvidia0", links_down=0b100)
+
+    assert device(open_backend()).reason == "NVLink 2 went down"
+
+
+def test_a_record_of_seen_devices_that_is_damaged_is_told_and_begun_anew(
+    open_backend: Callable[..., NvidiaDiscovery], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "seen.json").write_text("{")
+
+    assert device(open_backend()).healthy
+
+    told = "devices that were seen cannot be read: they are known when they answer"
+    assert told in [record.getMessage() for record in caplog.records]
+
+
+def test_a_driver_that_fails_once_and_goes_on_has_the_faults_that_it_had(
+    open_backend: Callable[..., NvidiaDiscovery], driver: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kubeletplugin.nvidiasigns._RECOVERY_FIELD", None)
+    backend = open_backend()
+    tell(backend, driver / "dev/nvidia0", 79)
+
+    def fail() -> int:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_UNKNOWN)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pynvml, "nvmlDeviceGetCount", fail)
+        with pytest.raises(StateError, match="devices cannot be counted: Unknown Error"):
+            backend.discover()
+
+    assert device(backend).reason == "Xid 79 was reported"
+    assert device(open_backend()).reason == "Xid 79 was reported"
+
+
+def test_faults_are_over_when_the_drivers_module_was_loaded_anew(
+    driver: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kubeletplugin.nvidiasigns._RECOVERY_FIELD", None)
+    monkeypatch.setenv("VGPU_STUB_DEV_DIR", "")
+    module = tmp_path / "sys/module/nvidia"
+    module.mkdir(parents=True)
+    root = DriverRoot(driver, driver)
+    backend = NvidiaDiscovery(root, machine=Machine(root, sysfs=tmp_path / "sys"))
+    backend.discover()
+    tell(backend, driver / "dev/nvidia0", 79)
+    assert device(backend).reason == "Xid 79 was reported"
+
+    module.rename(tmp_path / "unloaded")
+    module.mkdir()
+
+    assert device(backend).healthy
+    backend.close()
 
 
 def test_a_driver_that_is_updated_in_place_is_loaded_anew_and_its_faults_are_over(
