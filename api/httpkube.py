@@ -13,6 +13,7 @@ import urllib3
 from typing_extensions import override
 
 from api import kubeconfigs
+from api.deadlines import left_s
 from api.errors import ConflictError, GoneError, KubeError, NotFoundError
 from api.keptconnections import KeptConnections
 from api.kube import JSON, MERGE_PATCH, KubeClient, Resource, Selection, WatchEvent
@@ -125,7 +126,7 @@ class HTTPKubeClient(KubeClient):
         url = self._configuration.host + path + (f"?{urlencode(query)}" if query else "")
         data = None if body is None else json.dumps(body).encode()
         headers = self._headers(options.pop("content_type", "application/json"))
-        timeout = urllib3.Timeout(connect=_CONNECT_TIMEOUT_S, read=options.pop("timeout_s", _TIMEOUT_S))
+        timeout = urllib3.Timeout(connect=left_s(_CONNECT_TIMEOUT_S), read=left_s(options.pop("timeout_s", _TIMEOUT_S)))
         options |= {"body": data, "headers": headers, "timeout": timeout, "retries": _RETRIES}
         try:
             response = self._ask(method, url, options)

@@ -7,6 +7,7 @@ rest of a GET of a claim.
 import http.client
 import re
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -25,7 +26,9 @@ class Answer:
     """Whether the connection can take another request."""
 
 
-def ask(connection: socket.socket, host: str, target: str, headers: Mapping[str, str]) -> Answer:
+def ask(
+    connection: socket.socket, host: str, target: str, headers: Mapping[str, str], end_s: float | None = None
+) -> Answer:
     """Send a GET and return its answer.
 
     Args:
@@ -33,9 +36,10 @@ def ask(connection: socket.socket, host: str, target: str, headers: Mapping[str,
         host: for the Host header.
         target: path and query.
         headers: beside Host.
+        end_s: when all of the answer must be there, by the monotonic clock; None: the connection's timeout counts.
 
     Raises:
-        OSError: the connection broke, or was silent for longer than its timeout.
+        OSError: the connection broke, or the answer did not come in time.
         http.client.HTTPException: what came is not an answer, or the target is not one.
     """
     if _NOT_VISIBLE.search(target):
@@ -44,14 +48,15 @@ def ask(connection: socket.socket, host: str, target: str, headers: Mapping[str,
     if any("\r" in line or "\n" in line for line in lines):
         raise ValueError("a header has a line break")
     connection.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
-    return _Reader(connection).answer()
+    return _Reader(connection, end_s).answer()
 
 
 class _Reader:
     """Reads from a connection, with what it has read too much in hand."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, end_s: float | None) -> None:
         self._connection = connection
+        self._end_s = end_s
         self._rest = b""
 
     def answer(self) -> Answer:
@@ -104,15 +109,24 @@ class _Reader:
 
     def _all(self) -> bytes:
         parts = [self._rest]
-        while part := self._connection.recv(_PART_BYTES):
+        while part := self._part():
             parts.append(part)
         return b"".join(parts)
 
     def _more(self) -> bytes:
-        part = self._connection.recv(_PART_BYTES)
+        part = self._part()
         if not part:
             raise http.client.RemoteDisconnected("the server closed the connection within an answer")
         return part
+
+    def _part(self) -> bytes:
+        # A server that sends a little now and then would keep a limit for each part for ever.
+        if self._end_s is not None:
+            left_s = self._end_s - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError("timed out")
+            self._connection.settimeout(left_s)
+        return self._connection.recv(_PART_BYTES)
 
 
 def _number(text: bytes, base: int) -> int:

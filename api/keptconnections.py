@@ -6,6 +6,7 @@ takes a quarter of the CPU time that it takes over the general client (tests/ben
 
 import http.client
 import ssl
+import time
 import weakref
 from collections import deque
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from api import kubeconfigs
+from api.deadlines import left_s
 from api.errors import KubeError
 from api.httpreading import ask
 
@@ -40,14 +42,17 @@ class KeptConnections:
         """Return status and body.
 
         Raises:
-            KubeError: the server did not answer.
+            KubeError: the server did not answer in time.
         """
+        timeout_s = left_s(self._timeout_s)
+        end_s = time.monotonic() + timeout_s
         while True:
-            connection, is_new = self._take()
+            connection, is_new = self._take(timeout_s)
             try:
                 if connection.sock is None:
                     connection.connect()
-                answer = ask(connection.sock, self._name, self._root + path, headers)
+                connection.sock.settimeout(timeout_s)
+                answer = ask(connection.sock, self._name, self._root + path, headers, end_s)
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
                 # A server that says nothing would say nothing on the next connection either, each time for as long.
@@ -64,17 +69,14 @@ class KeptConnections:
         """Close the connections that nobody uses now."""
         _close_all(self._idle)
 
-    def _take(self) -> tuple[http.client.HTTPConnection, bool]:
+    def _take(self, timeout_s: float) -> tuple[http.client.HTTPConnection, bool]:
         try:
             return self._idle.pop(), False
         except IndexError:
             pass
         if self._context is None:
-            return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s), True
-        return (
-            http.client.HTTPSConnection(self._host, self._port, timeout=self._timeout_s, context=self._context),
-            True,
-        )
+            return http.client.HTTPConnection(self._host, self._port, timeout=timeout_s), True
+        return http.client.HTTPSConnection(self._host, self._port, timeout=timeout_s, context=self._context), True
 
 
 def _close_all(connections: deque[http.client.HTTPConnection]) -> None:

@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from api.deadlines import left_s
 from api.errors import TransientError
 from api.names import ClaimUID
 from kubeletplugin.instancelocks import InstanceLocks
 
 _TIMEOUT_S = 20.0
-"""Longer than one request to the API server takes; with one of our own after it still inside the kubelet's 45 s."""
+"""Longer than one request to the API server takes; less where the deadline of the call is nearer."""
 
 
 @dataclass
@@ -46,10 +47,11 @@ class ClaimLocks:
             entry = self._entries.setdefault(uid, _Entry())
             entry.users += 1
         try:
-            if not entry.lock.acquire(timeout=self._timeout_s):
-                raise TransientError(f"claim {uid}: another call for it runs for more than {self._timeout_s:g} s")
+            timeout_s = left_s(self._timeout_s)
+            if not entry.lock.acquire(timeout=timeout_s):
+                raise TransientError(f"claim {uid}: another call for it runs for more than {timeout_s:.3g} s")
             try:
-                with self._instances.hold(_byte(uid), self._timeout_s):
+                with self._instances.hold(_byte(uid), left_s(self._timeout_s)):
                     yield
             finally:
                 entry.lock.release()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from api.deadlines import left_s
 from api.errors import StateError, TransientError, VGPUError
 from kubeletplugin.devices import DeviceTable, Discovery
 from kubeletplugin.discovery import DiscoveryBackend
@@ -72,7 +73,8 @@ class Discoverer:
         Raises:
             TransientError: the first look has not ended yet.
         """
-        self._changed.wait(max(_PATIENCE_S - self._age_of_agent_s(), 0.0))
+        if not self._changed.is_set():
+            self._changed.wait(left_s(_PATIENCE_S - self._age_of_agent_s()))
         if not self._known:
             raise TransientError(
                 f"node {self._view.pool}: its devices are not known {self._age_of_agent_s():.0f} s after the start of "

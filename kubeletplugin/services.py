@@ -5,6 +5,7 @@ their messages, and in that v1 tells the share id.
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 
 import grpc
 
+from api.deadlines import within
 from api.errors import VGPUError
 from api.names import ClaimUID
 from kubeletplugin.claimreading import ClaimReference
@@ -63,26 +65,34 @@ class DRAService:
         self._tells_share_id = "share_id" in messages.Device.DESCRIPTOR.fields_by_name
         self._pool = ThreadPoolExecutor(_CLAIM_THREADS, thread_name_prefix="claims")
 
-    def NodePrepareResources(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: ARG002, N802
+    def NodePrepareResources(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         """Prepare each claim; one that fails has its error in the answer and touches no other."""
-        answers = self._for_each(request.claims, self._prepare)
+        answers = self._for_each(request.claims, self._prepare, _time_for(context))
         return self._messages.NodePrepareResourcesResponse(claims=answers)
 
-    def NodeUnprepareResources(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: ARG002, N802
+    def NodeUnprepareResources(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         """Undo each claim; one that fails has its error in the answer and touches no other."""
-        answers = self._for_each(request.claims, self._unprepare)
+        answers = self._for_each(request.claims, self._unprepare, _time_for(context))
         return self._messages.NodeUnprepareResourcesResponse(claims=answers)
 
     def close(self) -> None:
         """End the threads of the service."""
         self._pool.shutdown()
 
-    def _for_each(self, claims: Sequence[_ClaimMessage], action: Callable[[_ClaimMessage], Any]) -> dict[str, Any]:
+    def _for_each(
+        self, claims: Sequence[_ClaimMessage], action: Callable[[_ClaimMessage], Any], time_s: float
+    ) -> dict[str, Any]:
+        end_s = time.monotonic() + time_s
+
+        def act(claim: _ClaimMessage) -> Any:
+            with within(end_s - time.monotonic()):  # what it waited for a thread is gone
+                return action(claim)
+
         # The usual call has one claim: no thread for that. Answers are by uid, so asking twice for one is asking once.
         by_uid = {claim.uid: claim for claim in claims}
         if len(by_uid) <= 1:
-            return {uid: action(claim) for uid, claim in by_uid.items()}
-        return dict(zip(by_uid, self._pool.map(action, by_uid.values()), strict=True))
+            return {uid: act(claim) for uid, claim in by_uid.items()}
+        return dict(zip(by_uid, self._pool.map(act, by_uid.values()), strict=True))
 
     def _prepare(self, claim: _ClaimMessage) -> Any:
         try:
@@ -163,6 +173,16 @@ class HealthService:
 
 
 _CLAIM_THREADS = 16
+_CALL_S = 40.0
+"""For a call of whoever says no limit; the kubelet says 45 s."""
+_ANSWER_S = 5.0
+"""Of the caller's limit, left for the disk and the way back: an error that comes too late tells nobody its reason."""
+
+
+def _time_for(context: grpc.ServicerContext) -> float:
+    """Return how long the claims of a call may take, in seconds."""
+    left = context.time_remaining()
+    return _CALL_S if left is None else min(left - _ANSWER_S, _CALL_S)
 
 
 def add_dra_services(server: grpc.Server, services: Sequence[DRAService]) -> None:

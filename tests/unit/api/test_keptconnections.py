@@ -1,5 +1,6 @@
 """GETs over connections that are kept: used again, replaced when the server closed them, errors told."""
 
+import contextlib
 import http.client
 import json
 import socket
@@ -13,6 +14,7 @@ import pytest
 from kubernetes import client
 
 from api import kube
+from api.deadlines import within
 from api.errors import KubeError, NotFoundError
 from api.httpkube import HTTPKubeClient
 from api.keptconnections import KeptConnections
@@ -164,6 +166,31 @@ def test_a_server_that_says_nothing_is_waited_for_once_and_not_on_each_idle_conn
             connections.get("/", {})
 
         assert len(connections._idle) == 4
+        connections.close()
+
+
+def test_a_server_that_sends_a_little_now_and_then_does_not_outlast_the_deadline_of_the_call() -> None:
+    ended = threading.Event()
+
+    def trickle(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+            while not ended.wait(0.01):
+                connection.sendall(b" ")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        configuration = client.Configuration()
+        configuration.host = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        connections = KeptConnections(configuration, timeout_s=1000)
+        server = threading.Thread(target=trickle, args=(listener,))
+        server.start()
+
+        with pytest.raises(KubeError, match=r"^GET /: no answer from the API server: TimeoutError"), within(0.1):
+            connections.get("/", {})
+
+        ended.set()
+        server.join()
         connections.close()
 
 

@@ -1,6 +1,7 @@
 """The agent as the kubelet meets it: over its sockets, from claim to files."""
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from api.kubefake import FakeKube
 from kubeletplugin.agent import NodeAgent
 from kubeletplugin.discovery import FakeDiscovery
 from libvgpu.shares import Limits, Policy, read_books, read_limits
+from tests.unit.kubeletplugin import fakekubelet
 from tests.unit.kubeletplugin.builders import GIB, NODE, add_claim, can_connect, gpu, result
 from tests.unit.kubeletplugin.fakekubelet import FakeKubelet, PrepareError, Ref
 
@@ -239,6 +241,31 @@ def test_a_device_promised_twice_is_refused_with_both_claims_named(
     assert files_of(root, second) == []
     served.unprepare(first)
     served.prepare(second)
+
+
+def test_a_call_that_waits_for_another_is_answered_while_the_kubelet_still_listens(
+    served: FakeKubelet, client: FakeKube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = add_claim(client, "train", result(A))
+    asked, goes_on = threading.Event(), threading.Event()
+    get = client.get
+
+    def slow(*where: Any) -> kube.JSON:
+        asked.set()
+        goes_on.wait()
+        return get(*where)
+
+    monkeypatch.setattr(client, "get", slow)
+    first = threading.Thread(target=served.prepare, args=(claim,))
+    first.start()
+    assert asked.wait(5)
+
+    monkeypatch.setattr(fakekubelet, "CALL_TIMEOUT_S", 5.2)  # of which five are for disk and answer
+    with pytest.raises(PrepareError, match=rf"^claim {claim.uid}: another call for it runs for more than 0\.\d+ s$"):
+        served.prepare(claim)
+
+    goes_on.set()
+    first.join()
 
 
 def test_after_the_api_server_is_back_claims_are_prepared_again(
