@@ -96,6 +96,9 @@ class NodeAgentOptions(CommonOptions):
     driver_interval_s: Annotated[
         float, Field(ge=1, le=600, description="between two looks at the driver's figures")
     ] = 5.0
+    steering_interval_s: Annotated[
+        float, Field(ge=0.01, le=1, description="between two looks at the GPU time of devices in use")
+    ] = 0.05
     annotation_interval_s: Annotated[
         float, Field(ge=1, le=3600, description="in which each claim is asked once for changes")
     ] = 60.0

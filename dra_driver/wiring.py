@@ -78,6 +78,7 @@ def run_node_agent(config: Path | None, flags: Mapping[str, object]) -> int:
         ignored_xids=options.ignored_xids,
         monitor_interval_s=options.monitor_interval_s,
         driver_interval_s=options.driver_interval_s,
+        steering_interval_s=options.steering_interval_s,
         annotation_interval_s=options.annotation_interval_s,
         context_bytes=options.context_bytes,
         overuse_slack=Slack(options.overuse_slack_memory, options.overuse_slack_percent),

@@ -47,7 +47,7 @@ from kubeletplugin.runtimes import DEFAULT_PATTERNS, RuntimeGuard
 from kubeletplugin.services import HealthSettings, dra_services
 from kubeletplugin.serving import PluginServer
 from kubeletplugin.sockets import SocketPaths
-from kubeletplugin.steering import Steering
+from kubeletplugin.steering import Steering, SteeringPace
 from kubeletplugin.supervising import Supervisor
 from kubeletplugin.unpreparing import Unpreparer
 from libvgpu.paths import library_path
@@ -78,6 +78,8 @@ class AgentSettings:
     """Between two looks at the books of all shares."""
     driver_interval_s: float = 5.0
     """Between two looks at what the driver measures."""
+    steering_interval_s: float = 0.05
+    """Between two looks at the GPU time of devices in use."""
     annotation_interval_s: float = 60.0
     """In which each claim is asked once for changes of its shares."""
     hold_back: tuple[str, ...] = ()
@@ -185,6 +187,7 @@ class NodeAgent:
             lambda: _share_folders(state.ledger, paths.shares_dir),
             self._backend.gpu_times(),
             ProcessOwners(state.ledger.prepared),
+            pace=SteeringPace.of(settings.steering_interval_s),
         )
         follower = AnnotationFollower(self._reader, state.ledger, paths.shares_dir, self._events.tell)
         services = dra_services(preparer, Unpreparer(state), state, observer.durations)

@@ -55,6 +55,21 @@ class SteeringPace:
     linger_s: float = 0.5
     """How long a share counts as active after it was seen so."""
 
+    @classmethod
+    def of(cls, busy_s: float) -> "SteeringPace":
+        """Return the pace with so much between looks at devices in use; nothing is done more often than that."""
+        usual = cls()
+        return cls(
+            idle_s=max(usual.idle_s, busy_s),
+            busy_s=busy_s,
+            measure_s=max(usual.measure_s, busy_s),
+            list_s=max(usual.list_s, busy_s),
+            linger_s=max(usual.linger_s, 2 * busy_s),
+        )
+
+
+_USUAL_PACE = SteeringPace()
+
 
 @dataclass
 class _Share:
@@ -116,6 +131,7 @@ class Steering:
         times: GpuTimeSource,
         owners: Owners,
         only: frozenset[str] | None = None,
+        pace: SteeringPace = _USUAL_PACE,
     ) -> None:
         """Take what to steer.
 
@@ -124,12 +140,13 @@ class Steering:
             times: what the driver counts.
             owners: tells whose processes those are.
             only: the shares whose limits are written; None: all.
+            pace: of the rounds.
         """
         self._folders = folders
         self._times = times
         self._owners = owners
         self._only = only
-        self._pace = SteeringPace()
+        self._pace = pace
         self._shares: dict[str, _Share] = {}
         self._devices: dict[str, _Device] = {}
         self._listed_s = float("-inf")

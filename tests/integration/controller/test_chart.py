@@ -84,7 +84,7 @@ def test_the_agent_reads_the_settings_of_the_chart(helm: Path) -> None:
     values = {
         "nodeAgent.holdBack": ["GPU-1", 3, "model:*Tesla T4*"],
         "nodeAgent.ignoredXids": [74, 95],
-        "nodeAgent.intervals": {"books": 0.5, "driver": 10, "annotations": 30},
+        "nodeAgent.intervals": {"books": 0.5, "driver": 10, "annotations": 30, "steering": 0.2},
         "nodeAgent.overuseSlack": {"memory": "1Gi", "percent": 0},
         "nodeAgent.refusedRuntimes": [],
     }
@@ -95,6 +95,7 @@ def test_the_agent_reads_the_settings_of_the_chart(helm: Path) -> None:
         "monitor_interval_s": 0.5,
         "driver_interval_s": 10.0,
         "annotation_interval_s": 30.0,
+        "steering_interval_s": 0.2,
         "overuse_slack_memory": 1 << 30,
         "overuse_slack_percent": 0,
         "refused_runtimes": (),
@@ -124,8 +125,8 @@ def _agent_options(objects: list[dict[str, Any]]) -> dict[str, Any]:
     flags = dict(argument.removeprefix("--").split("=", 1) for argument in container["args"][1:])
     options = load_settings(NodeAgentOptions, None, {name.replace("-", "_"): text for name, text in flags.items()}, {})
     fields = (
-        "hold_back ignored_xids monitor_interval_s driver_interval_s annotation_interval_s overuse_slack_memory "
-        "overuse_slack_percent refused_runtimes"
+        "hold_back ignored_xids monitor_interval_s driver_interval_s annotation_interval_s steering_interval_s "
+        "overuse_slack_memory overuse_slack_percent refused_runtimes"
     )
     return {field: getattr(options, field) for field in fields.split()}
 

@@ -1,5 +1,6 @@
 """Steering shares by what they and the driver say, round by round."""
 
+import threading
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -8,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from api.vgpuconfig import Policy
-from kubeletplugin.gputimes import FakeGpuTimes, GpuTimes
-from kubeletplugin.steering import Steering
+from kubeletplugin.gputimes import FakeGpuTimes, GpuTimes, NoGpuTimes
+from kubeletplugin.steering import Steering, SteeringPace
 from libvgpu.layout import layout
 from libvgpu.shares import Limits, create_share, read_limits, update_limits
 
@@ -180,3 +181,19 @@ def test_shares_that_come_go_or_are_damaged_disturb_nobody(node: Node) -> None:
     node.use("new", "good")
     node.round()
     assert (node.granted("good"), node.granted("new")) == (45, 55)
+
+
+def test_devices_in_use_are_looked_at_in_the_pace_that_is_set_and_nothing_more_often() -> None:
+    assert SteeringPace.of(0.05) == SteeringPace()
+    slow = SteeringPace.of(1.0)
+    assert (slow.busy_s, slow.idle_s, slow.measure_s, slow.list_s, slow.linger_s) == (1.0, 1.0, 1.0, 1.0, 2.0)
+    rounds: list[float] = []
+
+    class Stopping(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            rounds.append(timeout or 0.0)
+            return len(rounds) == 2
+
+    Steering(dict, NoGpuTimes(), Processes([]), pace=slow).run(Stopping())
+
+    assert rounds == [1.0, 1.0]
