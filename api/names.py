@@ -50,6 +50,9 @@ SHARES_PER_DEVICE: Final = 64
 CORES_OF_A_PLACE: Final = 1
 """Booked for a share that asks for no cores on a GPU that a claim can have for itself; it guarantees no time."""
 
+OFFER_MODE_COUNTERS: Final = "counters"
+"""The mode in which a GPU's own device stands for all of it, and is allocated without amounts."""
+
 ATTRIBUTE_VENDOR: Final = "vendor"
 ATTRIBUTE_UUID: Final = "uuid"
 ATTRIBUTE_PRODUCT_NAME: Final = "productName"

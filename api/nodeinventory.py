@@ -100,6 +100,9 @@ class InventoryStatus(_Model):
         list[OfferedRoom] | None,
         Field(description="Devices of which more is offered than they have. Written by the controller, not the agent."),
     ] = None
+    offer_mode: Annotated[
+        str | None, Field(description="How the devices are offered. Written by the controller, not the agent.")
+    ] = None
 
 
 class NodeInventory(_Model):

@@ -9,6 +9,7 @@ server refuses the other layout.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from api import names
 from api.slices import MAX_ADVANCED_DEVICES, MAX_COUNTER_SETS, MAX_COUNTERS, Device
 from controller.forms import GPU, Amount, Division, Form, Kind, amount_of
 from controller.offering import SliceContent, counter_set, fixed_device, pack
@@ -23,7 +24,7 @@ class CountersMode:
 
     together: bool = False
     """Counters in the slice of their devices."""
-    name: str = "counters"
+    name: str = names.OFFER_MODE_COUNTERS
     feature_gate: str = "DRAPartitionableDevices"
 
     def wanted(self, gpu: GPU) -> tuple[Form, ...]:

@@ -184,13 +184,15 @@ class PoolKeeper:
             self._fenced.add(node)
 
     def _tell(self, node: str, inventory: InventoryStatus, rooms: tuple[OfferedRoom, ...]) -> None:
-        """Tell a node's agent of which devices more is offered than they have, before any claim can hold it."""
-        if tuple(inventory.offers or ()) == rooms:
+        """Tell a node's agent how it is offered, and what above what it has, before any claim can hold it."""
+        if (inventory.offer_mode, tuple(inventory.offers or ())) == (self._mode.name, rooms):
             return
         self._check_lead()
         offers = [room.model_dump(mode="json", by_alias=True) for room in rooms] or None
         target = {"metadata": {"name": node}}
-        self._kube.patch(kube_api.NODE_INVENTORIES, target, {"status": {"offers": offers}}, "status")
+        self._kube.patch(
+            kube_api.NODE_INVENTORIES, target, {"status": {"offers": offers, "offerMode": self._mode.name}}, "status"
+        )
 
     def _apply(self, node: str, writes: Plan) -> None:
         for obj in writes.deletes:

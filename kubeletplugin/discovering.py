@@ -117,10 +117,15 @@ class Discoverer:
         except (StateError, OSError) as error:
             self._problem = f"they cannot be published: {error}"
             raise
-        self._view = dataclasses.replace(self._view, devices=DeviceTable(found.devices), offers=self._inventory.offers)
+        self._view = dataclasses.replace(self._view, devices=DeviceTable(found.devices))
+        self._take_over_offers()
         self._known = True
         self._changed.set()
         return found
+
+    def _take_over_offers(self) -> None:
+        inventory = self._inventory
+        self._view = dataclasses.replace(self._view, offers=inventory.offers, offer_mode=inventory.offer_mode)
 
     def run_until(self, stopping: threading.Event, and_then: Callable[[], None] = lambda: None) -> None:
         """Look and write the inventory at each heartbeat and event, and do what else is due then, until stop()."""
@@ -133,7 +138,7 @@ class Discoverer:
             delay_s = self._pace.heartbeat_s
             try:
                 self._inventory.write(self.look())
-                self._view = dataclasses.replace(self._view, offers=self._inventory.offers)
+                self._take_over_offers()
                 and_then()
             except (VGPUError, OSError) as error:
                 delay_s = self._pace.retry_s

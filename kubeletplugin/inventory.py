@@ -40,6 +40,8 @@ class InventoryWriter:
         self._node_uid = ""
         self._stored: Mapping[str, Any] | None = None
         """Status as the API server has it; None: not known."""
+        self.offer_mode = ""
+        """How the controller offers the node's devices, as of the last write; empty: not known."""
         self._offers_file = offers_file
         self.offers: Mapping[str, OfferedRoom] = _read_offers(offers_file)
         """Devices of which the controller offers more than they have, as of the last write; kept over restarts."""
@@ -71,6 +73,7 @@ class InventoryWriter:
         self._stored = stored.get("status")
         with contextlib.suppress(StateError):  # by somebody else, or by a version to come
             read = NodeInventory.from_object(stored).status
+            self.offer_mode = (read.offer_mode if read else None) or ""
             self._keep({room.device: room for room in (read.offers if read else None) or ()})
 
     def _keep(self, offers: Mapping[str, OfferedRoom]) -> None:

@@ -32,6 +32,8 @@ class NodeView:
     devices: DeviceTable
     offers: Mapping[str, OfferedRoom] = field(default_factory=dict)
     """Devices of which the controller offers more than they have, by name."""
+    offer_mode: str = ""
+    """How the controller offers the devices; empty: not known."""
 
     def room(self, device: Device) -> OfferedRoom:
         """Return how much all shares of a device may have together: what it has, or what is offered above that."""
@@ -143,7 +145,8 @@ def _plan_device(
         room = room.model_copy(update={"memory_bytes": max(room.memory_bytes, before.holds().memory_bytes)})
     memory_bytes, cores = _allocated(claim, result, device, room)
     limits = _plan_limits(claim, result, device, node.driver_name, room)
-    held = Held(memory_bytes, cores, whole=_takes_all(claim, result, device, node))
+    held = Held(memory_bytes, cores)
+    held = replace(held, whole=_takes_all(claim, result, node, held))
     return _keeping(replace(planned, limits=limits, held=held), before)
 
 
@@ -160,14 +163,15 @@ def _keeping(planned: PreparedDevice, before: PreparedDevice | None) -> Prepared
     return replace(planned, limits=limits, held=replace(planned.held, whole=before.holds().whole))
 
 
-def _takes_all(claim: ClaimView, result: AllocationResult, device: Device, node: NodeView) -> bool:
+def _takes_all(claim: ClaimView, result: AllocationResult, node: NodeView, held: Held) -> bool:
     """Return whether a claim was given all of a GPU, and says nothing that has to be enforced on it."""
+    device = node.devices.find(gpu_of(result.device), str(claim))
     if parse_slot(result.device) or device.name in node.offers:
         return False  # a part of it; or all that there is, with others beside it that were promised more
+    if not result.consumed and node.offer_mode != names.OFFER_MODE_COUNTERS:
+        return False  # an API server or a scheduler may have dropped what was asked, and what was consumed
     all_memory_bytes = device.memory_bytes - device.memory_bytes % names.MEMORY_STEP_BYTES
-    if result.consumed.get(names.CAPACITY_MEMORY, 0) < all_memory_bytes:
-        return False
-    if result.consumed.get(names.CAPACITY_CORES, 0) < names.CORES_PER_DEVICE:
+    if held.memory_bytes < all_memory_bytes or held.cores_percent < names.CORES_PER_DEVICE:
         return False
     assert claim.allocation is not None
     config = vgpu_config(claim.allocation.configs, result.request, node.driver_name, str(claim))

@@ -525,6 +525,7 @@ def test_scaling_is_offered_marked_and_told_to_the_agent_until_it_is_taken_back(
     assert device["attributes"]["oversubscribed"] == {"bool": True}
     (inventory,) = kube.objects(kube_api.NODE_INVENTORIES)
     assert inventory["status"]["offers"] == [{"device": facts().name, "memoryBytes": 15 * GI, "cores": 100}]
+    assert inventory["status"]["offerMode"] == "consumable"
     kube.patch(kube_api.NODE_INVENTORIES, {"metadata": {"name": "n1"}}, {"spec": {"memoryScaling": 1.0}})
     wait_until(lambda: "offers" not in kube.objects(kube_api.NODE_INVENTORIES)[0]["status"])
     wait_until(lambda: "10Gi" in str(slices(kube)[SLICE_N1]["spec"]["devices"][0]["capacity"]["memory"]["value"]))

@@ -125,7 +125,7 @@ class Node:
         self.registry = CollectorRegistry()
         sources = Sources(
             node_uid=lambda _: "uid",
-            inventory=lambda _: (True, self.inventory),
+            inventory=lambda _: (True, self.inventory.model_copy(update={"offer_mode": self.keeper.mode.name})),
             devices=lambda _, inventory: NodeDevices(inventory),
             slices=lambda _: self.kube.objects(SLICES),
             has_seen=lambda _: True,

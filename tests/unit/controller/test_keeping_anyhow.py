@@ -116,7 +116,7 @@ class Leader:
         self.may_write = True
         sources = Sources(
             node_uid=lambda _: world.node_uid,
-            inventory=lambda _: (True, world.inventory()),
+            inventory=lambda _: (True, world.inventory().model_copy(update={"offer_mode": self.keeper.mode.name})),
             devices=lambda _, inventory: NodeDevices(inventory, holdings=holdings(usage(self.claims))),
             slices=lambda _: list(world.kube.history[self.position]),
             has_seen=self._has_seen,

@@ -49,6 +49,16 @@ def test_an_inventory_names_node_driver_and_devices(client: FakeKube, writer: In
     ]
 
 
+def test_the_offer_mode_is_known_once_the_controller_has_stated_it(client: FakeKube, writer: InventoryWriter) -> None:
+    writer.write(discovery(gpu(0)), NOW)
+    assert writer.offer_mode == ""
+    client.patch(kube.NODE_INVENTORIES, {"metadata": {"name": NODE}}, {"status": {"offerMode": "counters"}}, "status")
+
+    writer.write(discovery(gpu(0)), LATER)
+
+    assert writer.offer_mode == "counters"
+
+
 @pytest.mark.parametrize("damage", ["", "[{", '[{"device": 1}]', "3"])
 def test_what_is_offered_is_known_after_a_restart_before_the_inventory_is_written(
     client: FakeKube, tmp_path: Path, damage: str

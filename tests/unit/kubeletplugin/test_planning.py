@@ -468,3 +468,26 @@ def test_a_claim_without_the_library_stays_alone_when_more_is_offered_later_and_
     view = replace(NODE_VIEW, offers={A.name: OfferedRoom(device=A.name, memory_bytes=20 * GIB, cores=200)})
 
     assert plan(claim, view, {claim.uid: first}).needs_no_library
+
+
+@pytest.mark.parametrize(
+    ("mode", "asked", "configs", "whole"),
+    [
+        ("counters", {}, (), True),
+        ("counters", {"memory": "10Gi", "cores": "100"}, (), True),
+        ("counters", {"memory": "4Gi", "cores": "100"}, (), False),
+        ("counters", {}, (parameters(memory="1Gi"),), False),
+        ("consumable", {}, (), False),  # nobody knows what it asked for
+        ("slots", {}, (), False),
+        ("", {}, (), False),
+    ],
+)
+def test_a_whole_gpu_on_counters_needs_no_library(
+    mode: str, asked: dict[str, str], configs: Sequence[Any], whole: bool
+) -> None:
+    claim = claim_object("train", [result(A, memory=None)], configs)
+    claim["spec"]["devices"]["requests"][0]["exactly"]["capacity"] = {"requests": asked}
+
+    found = plan(ClaimView.from_object(claim), replace(NODE_VIEW, offer_mode=mode), {})
+
+    assert found.needs_no_library is whole
