@@ -104,8 +104,10 @@ CUresult cuGraphInstantiateWithParams_ptsz(CUgraphExec *exec, CUgraph graph, CUD
     do {                                                                                                               \
         CUresult result;                                                                                               \
         VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
-        if (result == CUDA_SUCCESS && !VGPU_BY_DRIVER() && vgpu__attached())                                           \
+        if (result == CUDA_SUCCESS && !VGPU_BY_DRIVER() && vgpu__attached()) {                                         \
             remember_bytes(exec, graph);                                                                               \
+            vgpu__launch_renew(vgpu__launch_key(exec, 0));                                                             \
+        }                                                                                                              \
         return result;                                                                                                 \
     } while (0)
 

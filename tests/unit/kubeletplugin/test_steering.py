@@ -126,6 +126,16 @@ def test_what_was_charged_before_the_correction_was_known_is_settled(node: Node)
     assert read_limits(node.folders["a"]).settled_ns == pytest.approx(8 * 100_000_000, rel=0.02)
 
 
+def test_copies_that_no_share_predicts_are_charged_to_a_share_that_launches_work_too(node: Node) -> None:
+    node.add("a", 70, Policy.FIXED)
+    node.round()
+    for _ in range(4):
+        node.use("a", predicted_ns=1_000_000, drawn_ns=1_000_000)
+        node.times.next[DEVICE] = GpuTimes(node.now_s, node.now_s + 0.25, {0: 0.2})
+        node.round(0.25)
+    assert read_limits(node.folders["a"]).settled_ns == pytest.approx(-4 * 199_000_000, rel=0.05)
+
+
 def test_a_correction_is_said_again_while_the_share_works_and_not_while_it_is_idle(node: Node) -> None:
     folder = node.add("a", 70, Policy.FIXED)
     node.round()

@@ -1,6 +1,7 @@
 """The compute share, checked against the time for which the simulated card says each process had its engine."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -387,3 +388,109 @@ def test_launches_of_a_signal_handler_that_interrupts_the_driver_are_charged(mac
     books = read_books(share)
     assert books.launches == 25
     assert sum(process.launches for process in read_card(machine.card).processes) == 25
+
+
+def test_an_updated_graph_is_charged_for_what_it_takes_now(machine: "Machine") -> None:
+    share = machine.share(cores_percent=50)
+    machine.run("""
+        start()
+        function, stream = kernel(), c_void_p()
+        check(cuda.cuStreamCreate(byref(stream), 1))
+
+        def graph_of(gpu_ns):
+            graph = c_void_p()
+            check(cuda.cuStreamBeginCapture_v2(stream, 1))
+            launch(function, gpu_ns, stream)
+            check(cuda.cuStreamEndCapture(stream, byref(graph)))
+            return graph
+
+        graph_exec, info = c_void_p(), (c_ulonglong * 8)()
+        check(cuda.cuGraphInstantiateWithFlags(byref(graph_exec), graph_of(1_000), c_ulonglong(0)))
+        for _ in range(20):
+            check(cuda.cuGraphLaunch(graph_exec, stream))
+        synchronize()
+        check(cuda.cuGraphExecUpdate_v2(graph_exec, graph_of(2_000_000), info))
+        for _ in range(50):
+            check(cuda.cuGraphLaunch(graph_exec, stream))
+        synchronize()
+    """)
+    assert read_books(share).gpu_time_ns == pytest.approx(100e6, rel=0.1)
+
+
+ENDLESS = """
+import threading
+start()
+function, ended = kernel(), threading.Event()
+threading.Thread(target=lambda: (wait_for_line(), ended.set())).start()
+say("ready")
+while not ended.is_set():
+    launch(function, 1_000_000)
+synchronize()
+"""
+
+
+def _launches(machine: "Machine") -> int:
+    return sum(process.launches for process in read_card(machine.card).processes)
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_share_under_load_stops_while_it_is_suspended_and_goes_on_after(machine: "Machine") -> None:
+    share = machine.share(cores_percent=50)
+    with machine.start(ENDLESS) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "ready\n"
+        _wait_until(lambda: _launches(machine) > 20)
+        for _ in range(2):
+            update_limits(share, replace(read_limits(share), suspended=True))
+            before = -1
+            while before != (before := _launches(machine)):  # what is on its way still comes
+                time.sleep(0.1)
+            assert read_card(machine.card).processes
+            time.sleep(0.3)  # nothing to wait for: the program must not do anything
+            assert _launches(machine) == before
+            update_limits(share, replace(read_limits(share), suspended=False))
+            _wait_until(lambda before=before: _launches(machine) > before + 20)  # type: ignore[misc]
+        program.communicate("\n", timeout=60)
+    assert program.returncode == 0
+    assert read_books(share).launches == _launches(machine)
+
+
+def test_a_share_that_is_changed_under_load_gets_what_it_has_now(machine: "Machine") -> None:
+    share = machine.share(1 << 20, cores_percent=5)
+    with machine.start(ENDLESS) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "ready\n"
+        _wait_until(lambda: _launches(machine) > 20)
+        parts = []
+        for cores in (5, 50):
+            update_limits(share, replace(read_limits(share), cores_percent=cores, ceiling_percent=cores))
+            time.sleep(0.1)
+            before, begin = read_books(share).gpu_time_ns, time.monotonic()
+            time.sleep(1)
+            parts.append((read_books(share).gpu_time_ns - before) / (time.monotonic() - begin) / 1e7)
+        program.communicate("\n", timeout=60)
+    assert parts[0] < 8
+    assert 16 < parts[1] < 55  # a busy machine may not let it ask for all of its part
+
+
+def test_throttled_time_is_what_launches_waited(machine: "Machine") -> None:
+    share = machine.share(cores_percent=20)
+    elapsed_s = float(
+        machine.run("""
+            import time
+            start()
+            function = kernel()
+            begin = time.monotonic()
+            for _ in range(40):
+                launch(function, 5_000_000)
+            synchronize()
+            say(time.monotonic() - begin)
+        """)
+    )
+    assert 0.2 < read_books(share).throttled_ns / 1e9 < elapsed_s  # 0.2 s of work in a fifth of the time
