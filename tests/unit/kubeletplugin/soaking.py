@@ -71,11 +71,19 @@ class Node:
         self.server.close()
 
     def start_agent(self, pod_uid: str = "agent", die_at: int = -1) -> AgentProcess:
-        """Start an agent that the kubelet calls from now on."""
-        self.agent = self.agents.start(pod_uid, die_at)
-        self.kubelet.close()
-        self.kubelet.register(pod_uid=pod_uid)
-        return self.agent
+        """Start an agent that the kubelet calls from now on; if it dies at its start, another one goes on."""
+        first = self.agent = self.agents.start(pod_uid, die_at)
+        for _ in range(_TRIES):
+            self.kubelet.close()
+            if not self.agent.has_ended():
+                try:
+                    self.kubelet.register(pod_uid=pod_uid)
+                except (grpc.RpcError, ValueError):  # the socket does not answer, or is gone
+                    self.agent.wait()
+                else:
+                    return first
+            self.agent = self.agents.start(pod_uid)
+        raise AssertionError(f"no agent stays: {self.agents.log()[-2000:]}")
 
     def start_pod(self, *results: Any) -> str:
         """Make claims (one for each result), and prepare them for a pod."""
@@ -200,7 +208,7 @@ class Soak:
     def _kill_at_next_call(self) -> None:
         self._node.agent.stop()
         self.kills += 1
-        self._node.start_agent(self._node.agent.pod_uid, die_at=self._random.randint(0, 60))
+        self._node.start_agent(self._node.agent.pod_uid, die_at=self._random.randint(0, 150))
 
     def _restart(self) -> None:
         self._node.agent.stop()
@@ -241,7 +249,7 @@ def soak(node: Node, cycles: int, seed: int) -> None:
 
 
 def crash_everywhere(node: Node, step: int = 1) -> int:
-    """Kill the agent before each change and each answer of a pod's start and end; return how many there were.
+    """Kill the agent before each change and answer, from its own start to a pod's end; return how many there were.
 
     Args:
         node: without pods.
@@ -268,12 +276,12 @@ def _check_that_nothing_grows(node: Node, cycles: int) -> None:
         return node.agent.descriptors(), node.agent.threads(), node.agent.resident_bytes()
 
     run(20)  # pools fill, caches are made
-    descriptors, threads, resident_bytes = run(20)
-    after = run(cycles)
-    # What leaks does so each time; a thread that a pool starts late, or a connection in the moment of a count, is one.
-    for what, before, now in (("descriptors", descriptors, after[0]), ("threads", threads, after[1])):
-        assert now - before < cycles / 4, f"{now - before} {what} more after {cycles} cycles"
-    assert after[2] - resident_bytes < 4 * _MIB, f"{after[2] - resident_bytes} bytes more after {cycles} cycles"
+    counts = [run(max(cycles // 4, 5)) for _ in range(5)]
+    # A connection in the moment of a count is in one of them; what leaks is in all that follow.
+    for place, (what, most) in enumerate((("descriptors", 2), ("threads", 2), ("bytes", 4 * _MIB))):
+        seen = [count[place] for count in counts]
+        grown = min(seen[3:]) - max(seen[:2])
+        assert grown <= most, f"{grown} {what} more after {cycles} cycles, counted {seen}"
 
 
 def _ref(claim: dict[str, Any]) -> Ref:
