@@ -7,6 +7,7 @@
 #include "cuda/footprint.h"
 #include "cuda/launch.h"
 #include "cuda/memory.h"
+#include "cuda/pools.h"
 
 #include <stddef.h>
 
@@ -162,16 +163,6 @@ void vgpu__contexts_forget(void) {
     vgpu_lock_renew(&primaries);
 }
 
-static void enter(void) {
-    vgpu_lock(&primaries);
-    vgpu__holding++;
-}
-
-static void leave(void) {
-    vgpu__holding--;
-    vgpu_unlock(&primaries);
-}
-
 static CUresult retain_or_create(CUcontext *ctx, CUdevice dev) {
     CUresult result;
     if (primary_active(dev)) {
@@ -185,9 +176,9 @@ static CUresult retain_primary(CUcontext *ctx, CUdevice dev) {
     CUresult result;
     if (vgpu__attached() && vgpu__cuda_device(dev, &result) == NULL)
         return result;
-    enter();
+    vgpu__enter(&primaries);
     result = retain_or_create(ctx, dev);
-    leave();
+    vgpu__leave(&primaries);
     return result;
 }
 
@@ -202,9 +193,9 @@ CUresult cuDevicePrimaryCtxRetain(CUcontext *ctx, CUdevice dev) {
         VGPU_ENTER(symbol, dev);                                                                                       \
         if (!vgpu__attached())                                                                                         \
             return VGPU_REAL(symbol)(dev);                                                                             \
-        enter();                                                                                                       \
+        vgpu__enter(&primaries);                                                                                       \
         END(find_primary(dev, &context), ended, symbol, dev);                                                          \
-        leave();                                                                                                       \
+        vgpu__leave(&primaries);                                                                                       \
         return result;                                                                                                 \
     } while (0)
 
@@ -230,12 +221,12 @@ CUresult cuDevicePrimaryCtxReset_v2(CUdevice dev) {
 
 static void release_primary(CUcontext primary, CUdevice dev) {
     CUresult result;
-    enter();
+    vgpu__enter(&primaries);
     vgpu__launch_leave_context(primary);
     VGPU_CALL(result, cuDevicePrimaryCtxRelease_v2, dev);
     if (result == CUDA_SUCCESS && primary_ended(dev, primary))
         context_gone(primary);
-    leave();
+    vgpu__leave(&primaries);
 }
 
 CUresult cuGreenCtxCreate(CUgreenCtx *green, CUdevResourceDesc desc, CUdevice dev, unsigned int flags) {
@@ -283,6 +274,7 @@ CUresult cuGreenCtxDestroy(CUgreenCtx green) {
         vgpu_ptrmap_put(&known, &replaced);
         return result;
     }
+    vgpu__pools_context_gone(own);
     if (own != primary && primary != NULL)
         vgpu_ptrmap_hand_over(own, primary);
     if (primary != NULL && primary_ended((CUdevice)known.bytes, primary))

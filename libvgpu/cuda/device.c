@@ -104,6 +104,7 @@ static void forget_parent(void) {
     vgpu__memory_forget();
     vgpu__contexts_forget();
     vgpu__pools_forget();
+    vgpu__graph_memory_forget();
     vgpu__vmm_forget();
     vgpu__footprint_forget();
     vgpu__launch_forget();

@@ -15,6 +15,7 @@ enum {
     MOST_PROCESSES = 4096,
     ALLOCATIONS_PER_LOOK = 64, /* more live ones than at the last look */
     ALLOCATIONS_PER_CLOCK = 1024,
+    LOOKS_AT_UNIT = 16, /* asking NVML for each allocation would take too long */
     LOOK_EVERY_NS = 250 * 1000 * 1000,
 };
 #define LOOK_AT_ONCE (INT64_MIN / 2)
@@ -28,6 +29,8 @@ struct footprint {
     uint64_t looked_at_ns;
     /* Changed without the lock: */
     int64_t managed_bytes;
+    uint64_t unit;                /* of plain allocations, a power of two; 0: the largest, nothing smaller was seen */
+    uint32_t unit_looks;          /* that it stood, or that nothing could be learned of it */
     int64_t live, looked_at_live; /* allocations: now, and at the last look, or fewer since then */
 };
 
@@ -203,6 +206,54 @@ void vgpu__footprint_settle(struct vgpu_device *device) {
     vgpu__enter(&lock);
     settle(own_footprint_of(device), true);
     vgpu__leave(&lock);
+}
+
+/* ---- What allocations are rounded up to ---- */
+
+#define LARGEST_UNIT (2ull << 20)
+
+static uint64_t round_up(uint64_t bytes, uint64_t unit) {
+    return bytes > UINT64_MAX - unit ? UINT64_MAX : (bytes + unit - 1) & ~(unit - 1);
+}
+
+static uint64_t unit_of(const struct footprint *footprint) {
+    uint64_t unit = __atomic_load_n(&footprint->unit, __ATOMIC_RELAXED);
+    return unit > 0 ? unit : LARGEST_UNIT;
+}
+
+uint64_t vgpu__footprint_rounded(struct vgpu_device *device, uint64_t bytes) {
+    return bytes > LARGEST_UNIT / 2 ? round_up(bytes, unit_of(footprint_of(device))) : bytes;
+}
+
+bool vgpu__footprint_watch(struct vgpu_device *device, uint64_t bytes, struct vgpu__rounding *before) {
+    struct footprint *footprint = footprint_of(device);
+    if (bytes <= LARGEST_UNIT / 2 || bytes % unit_of(footprint) == 0 ||
+        __atomic_load_n(&footprint->unit_looks, __ATOMIC_RELAXED) >= LOOKS_AT_UNIT || vgpu__holding > 0)
+        return false;
+    vgpu__enter(&lock);
+    bool watched = footprint->driver == TRUSTED && listed_bytes(footprint, &before->held_bytes) == LISTED;
+    before->own_bytes = own_bytes(device);
+    vgpu__leave(&lock);
+    return watched;
+}
+
+/* Where other threads of this process changed something meanwhile, nothing is learned. */
+uint64_t vgpu__footprint_learn(struct vgpu_device *device, uint64_t bytes, const struct vgpu__rounding *before) {
+    struct footprint *footprint = footprint_of(device);
+    uint64_t held, unit = unit_of(footprint), taken = round_up(bytes, unit);
+    vgpu__enter(&lock);
+    bool alone = listed_bytes(footprint, &held) == LISTED && own_bytes(device) == before->own_bytes;
+    uint64_t grown = alone && held > before->held_bytes ? held - before->held_bytes : 0;
+    if (grown >= bytes && grown < taken) {
+        while (round_up(bytes, unit) > grown)
+            unit /= 2;
+        __atomic_store_n(&footprint->unit, unit, __ATOMIC_RELAXED);
+        taken = grown;
+    } else {
+        __atomic_fetch_add(&footprint->unit_looks, grown >= taken ? LOOKS_AT_UNIT : 1, __ATOMIC_RELAXED);
+    }
+    vgpu__leave(&lock);
+    return taken;
 }
 
 /* ---- Looking again ---- */

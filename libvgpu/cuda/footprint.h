@@ -45,6 +45,22 @@ void vgpu__footprint_freed(struct vgpu_device *device);
  * next allocation. */
 void vgpu__footprint_suspect(struct vgpu_device *device);
 
+/* ---- What plain allocations are rounded up to ---- */
+
+/* What an allocation of `bytes` takes of the card at most. Drivers give it out in 2 MiB, which is taken for granted
+ * until this one is seen to give out less; small allocations have blocks in common, which looking again finds. */
+uint64_t vgpu__footprint_rounded(struct vgpu_device *device, uint64_t bytes);
+
+/* Begin to watch what the driver takes for an allocation that is reserved already; false: there is nothing to learn, or
+ * nobody to learn it from. */
+struct vgpu__rounding {
+    uint64_t held_bytes, own_bytes;
+};
+bool vgpu__footprint_watch(struct vgpu_device *device, uint64_t bytes, struct vgpu__rounding *before);
+
+/* It has allocated `bytes`: return what that took. */
+uint64_t vgpu__footprint_learn(struct vgpu_device *device, uint64_t bytes, const struct vgpu__rounding *before);
+
 /* In a fork's child. */
 void vgpu__footprint_forget(void);
 

@@ -123,7 +123,8 @@ CUresult cuGraphExecDestroy(CUgraphExec exec) {
     CUresult result;
     struct vgpu_charge charge;
     if (!VGPU_BY_DRIVER() && vgpu__attached())
-        vgpu_ptrmap_take((uintptr_t)exec, VGPU_KIND_GRAPH, &charge);
+        if (vgpu_ptrmap_take((uintptr_t)exec, VGPU_KIND_GRAPH, &charge))
+            vgpu__pools_graph_gone(exec);
     VGPU_CALL(result, cuGraphExecDestroy, exec);
     return result;
 }
@@ -155,7 +156,11 @@ static CUresult forward(void *argument) {
 static CUresult launch_with_memory(struct graph_launch *g, struct vgpu_charge *memory) {
     static char launched;
     struct vgpu_charge replaced;
-    CUresult result = vgpu__pools_graph_launch(memory->bytes, memory->owner == NULL, forward, g);
+    struct vgpu__graph_need need = {.exec = g->exec,
+                                    .stream = g->per_thread ? vgpu__per_thread(g->stream) : g->stream,
+                                    .bytes = memory->bytes,
+                                    .first = memory->owner == NULL};
+    CUresult result = vgpu__pools_graph_launch(&need, forward, g);
     if (result == CUDA_SUCCESS && memory->owner == NULL && !g->upload) {
         memory->owner = &launched;
         vgpu_ptrmap_put(memory, &replaced);

@@ -9,6 +9,7 @@
 #include "cuda/pools.h"
 
 #include <stddef.h>
+#include <stdlib.h>
 
 static uint64_t used_by_graphs(CUdevice ordinal) {
     unsigned long long used = 0;
@@ -16,6 +17,118 @@ static uint64_t used_by_graphs(CUdevice ordinal) {
     VGPU_CALL(result, cuDeviceGetGraphMemAttribute, ordinal, CU_GRAPH_MEM_ATTR_USED_MEM_CURRENT, &used);
     return result == CUDA_SUCCESS ? used : 0;
 }
+
+/* ---- Launches that the device is not known to be done with: guarded like the records of pools ---- */
+
+struct running {
+    struct running *next;
+    const struct vgpu__pool *pool;
+    struct vgpu__graph_need need;
+    CUcontext context; /* whose end ends the event */
+    CUevent end;
+};
+
+static struct running *running;
+
+/* Behind a launch on its stream, whose context need not be the current one. NULL: it cannot be known when it is done.
+ */
+static struct running *mark(const struct vgpu__graph_need *need, CUcontext context) {
+    enum { LAST_DEFAULT = 2 }; /* CU_STREAM_PER_THREAD */
+    CUresult result = CUDA_SUCCESS, ignored;
+    struct running *mark = calloc(1, sizeof *mark);
+    bool other = (uintptr_t)need->stream > LAST_DEFAULT;
+    if (mark == NULL)
+        return NULL;
+    if (other)
+        VGPU_CALL(result, cuStreamGetCtx, need->stream, &context);
+    if (result == CUDA_SUCCESS && other)
+        VGPU_CALL(result, cuCtxPushCurrent_v2, context);
+    if (result != CUDA_SUCCESS) {
+        free(mark);
+        return NULL;
+    }
+    *mark = (struct running){.need = *need, .context = context};
+    VGPU_CALL(result, cuEventCreate, &mark->end, CU_EVENT_DISABLE_TIMING);
+    if (result == CUDA_SUCCESS)
+        VGPU_CALL(result, cuEventRecord, mark->end, need->stream);
+    if (other)
+        VGPU_CALL(ignored, cuCtxPopCurrent_v2, &context);
+    (void)ignored;
+    if (result == CUDA_SUCCESS)
+        return mark;
+    free(mark);
+    return NULL;
+}
+
+void vgpu__graph_memory_forget(void) {
+    running = NULL;
+}
+
+static void drop(struct running **link) {
+    CUresult ignored;
+    struct running *one = *link;
+    *link = one->next;
+    VGPU_CALL(ignored, cuEventDestroy_v2, one->end);
+    (void)ignored;
+    free(one);
+}
+
+/* A later launch of the same graph on the same stream is done last. */
+static void add(struct running *end) {
+    for (struct running **link = &running; *link != NULL;) {
+        if ((*link)->need.exec == end->need.exec && (*link)->need.stream == end->need.stream)
+            drop(link);
+        else
+            link = &(*link)->next;
+    }
+    end->next = running;
+    __atomic_store_n(&running, end, __ATOMIC_RELEASE);
+}
+
+/* What graphs on other streams may have in use. On one stream they follow each other, and so may their memory; a graph
+ * waits for itself. */
+static uint64_t unfinished_bytes(const struct vgpu__pool *pool, const struct vgpu__graph_need *need) {
+    uint64_t sum = 0;
+    for (struct running **link = &running; *link != NULL;) {
+        struct running *one = *link;
+        CUresult result;
+        VGPU_CALL(result, cuEventQuery, one->end);
+        if (result == CUDA_SUCCESS) {
+            drop(link);
+            continue;
+        }
+        if (one->pool == pool && one->need.exec != need->exec && one->need.stream != need->stream)
+            sum += one->need.bytes;
+        link = &one->next;
+    }
+    return sum;
+}
+
+void vgpu__pools_graph_gone(CUgraphExec exec) {
+    vgpu__pools_enter();
+    for (struct running *one = running; one != NULL; one = one->next)
+        if (one->need.exec == exec)
+            one->need.exec = NULL;
+    vgpu__pools_leave();
+}
+
+void vgpu__pools_context_gone(CUcontext context) {
+    if (__atomic_load_n(&running, __ATOMIC_ACQUIRE) == NULL)
+        return;
+    vgpu__pools_enter();
+    for (struct running **link = &running; *link != NULL;) {
+        struct running *one = *link;
+        if (one->context != context) {
+            link = &one->next;
+            continue;
+        }
+        *link = one->next; /* its event went with the context */
+        free(one);
+    }
+    vgpu__pools_leave();
+}
+
+/* ---- Launching ---- */
 
 /* Reserve for a graph what the pool does not have for it already. Trimming to make room takes of that, too. */
 static bool reserve_for_graph(struct vgpu__pool *pool, uint64_t bytes) {
@@ -31,8 +144,14 @@ static bool reserve_for_graph(struct vgpu__pool *pool, uint64_t bytes) {
     return false;
 }
 
+/* What others have in use is not for this graph. */
+static uint64_t in_use(const struct vgpu__pool *pool, const struct vgpu__graph_need *need) {
+    uint64_t unfinished = unfinished_bytes(pool, need), used = need->first ? used_by_graphs(pool->ordinal) : 0;
+    return used > unfinished ? used : unfinished;
+}
+
 /* A launched graph may use what its device's graphs hold already; it may also need all of its bytes anew. */
-CUresult vgpu__pools_graph_launch(uint64_t bytes, bool first, CUresult (*launch)(void *), void *argument) {
+CUresult vgpu__pools_graph_launch(const struct vgpu__graph_need *need, CUresult (*launch)(void *), void *argument) {
     CUresult result;
     CUcontext context;
     CUdevice ordinal;
@@ -45,16 +164,21 @@ CUresult vgpu__pools_graph_launch(uint64_t bytes, bool first, CUresult (*launch)
     vgpu__pools_enter();
     struct vgpu__pool *pool = vgpu__pool_of_graphs(ordinal, device);
     if (pool != NULL)
-        pool->live_bytes = first ? used_by_graphs(ordinal) : 0;
-    if (pool == NULL || !reserve_for_graph(pool, bytes)) {
+        pool->live_bytes = in_use(pool, need);
+    if (pool == NULL || !reserve_for_graph(pool, need->bytes)) {
         vgpu__pools_leave();
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    pool->coming_bytes += bytes; /* what is held may be trimmed before the driver takes it */
+    pool->coming_bytes += need->bytes; /* what is held may be trimmed before the driver takes it */
     vgpu__pools_leave();
     result = launch(argument);
+    struct running *end = result == CUDA_SUCCESS ? mark(need, context) : NULL;
     vgpu__pools_enter();
-    pool->coming_bytes -= bytes;
+    pool->coming_bytes -= need->bytes;
+    if (end != NULL) {
+        end->pool = pool;
+        add(end);
+    }
     if (pool->coming_bytes == 0)
         vgpu__pool_charge_growth(pool, 0);
     else

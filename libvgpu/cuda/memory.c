@@ -40,6 +40,24 @@ CUresult vgpu__take(struct vgpu__taking *taking, uint64_t bytes) {
     return reserve(taking, device, bytes, result);
 }
 
+CUresult vgpu__take_rounded(struct vgpu__taking *taking, uint64_t bytes) {
+    CUresult result = CUDA_SUCCESS;
+    *taking = (struct vgpu__taking){0};
+    struct vgpu_device *device = vgpu__cuda_current(&taking->context, &result);
+    result = reserve(taking, device, device != NULL ? vgpu__footprint_rounded(device, bytes) : 0, result);
+    if (result == CUDA_SUCCESS && vgpu__footprint_watch(device, bytes, &taking->before))
+        taking->watched_bytes = bytes;
+    return result;
+}
+
+static void learn(struct vgpu__taking *taking) {
+    uint64_t taken = vgpu__footprint_learn(taking->device, taking->watched_bytes, &taking->before);
+    if (taken < taking->bytes) {
+        vgpu_credit(taking->device, taking->bytes - taken);
+        taking->bytes = taken;
+    }
+}
+
 CUresult vgpu__take_on(struct vgpu__taking *taking, CUdevice ordinal, uint64_t bytes) {
     CUresult result = CUDA_SUCCESS;
     *taking = (struct vgpu__taking){0};
@@ -62,6 +80,8 @@ static void give_back(const struct vgpu_charge *charge) {
 CUresult vgpu__taken(struct vgpu__taking *taking, CUresult result, enum vgpu_kind kind, uint64_t key) {
     if (taking->device == NULL)
         return result;
+    if (result == CUDA_SUCCESS && taking->watched_bytes > 0)
+        learn(taking);
     struct vgpu_charge replaced,
         charge = {.key = key, .kind = kind, .bytes = taking->bytes, .device = taking->device, .owner = taking->context};
     if (result != CUDA_SUCCESS) {
@@ -98,6 +118,8 @@ CUresult vgpu__given(const struct vgpu_charge *charge, CUresult result) {
 
 void vgpu__memory_context_gone(CUcontext context) {
     struct vgpu_charge charge;
+    if (context != NULL)
+        vgpu__pools_context_gone(context);
     while (context != NULL && vgpu_ptrmap_take_owned(context, &charge)) {
         if (charge.kind == VGPU_KIND_CAPTURE)
             vgpu__launch_capture(-1);
@@ -112,7 +134,7 @@ void vgpu__memory_forget(void) {
 
 CUresult cuMemAlloc_v2(CUdeviceptr *dptr, size_t bytes) {
     struct vgpu__taking taking;
-    CUresult result = vgpu__take(&taking, bytes);
+    CUresult result = vgpu__take_rounded(&taking, bytes);
     if (result != CUDA_SUCCESS)
         return vgpu__oversubscribe(dptr, bytes, result);
     VGPU_CALL(result, cuMemAlloc_v2, dptr, bytes);
@@ -121,7 +143,7 @@ CUresult cuMemAlloc_v2(CUdeviceptr *dptr, size_t bytes) {
 
 CUresult cuMemAlloc(CUdeviceptr_v1 *dptr, unsigned int bytes) {
     struct vgpu__taking taking;
-    CUresult result = vgpu__take(&taking, bytes);
+    CUresult result = vgpu__take_rounded(&taking, bytes);
     if (result != CUDA_SUCCESS)
         return result;
     VGPU_CALL(result, cuMemAlloc, dptr, bytes);
@@ -131,7 +153,9 @@ CUresult cuMemAlloc(CUdeviceptr_v1 *dptr, unsigned int bytes) {
 /* The driver chooses the pitch. What the smallest pitch needs is reserved before, the rest as soon as the pitch is
  * known. */
 static CUresult settle_pitch(struct vgpu__taking *taking, CUdeviceptr dptr, uint64_t bytes) {
-    if (taking->device == NULL || bytes <= taking->bytes)
+    if (taking->watched_bytes > 0)
+        taking->watched_bytes = bytes;
+    if (taking->device == NULL || (bytes = vgpu__footprint_rounded(taking->device, bytes)) <= taking->bytes)
         return CUDA_SUCCESS;
     if (vgpu__reserve(taking->device, bytes - taking->bytes) == VGPU_OK) {
         taking->bytes = bytes;
@@ -166,7 +190,7 @@ static CUresult oversubscribe_pitch(CUdeviceptr *dptr, size_t *pitch, uint64_t w
 CUresult cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pitch, size_t width_bytes, size_t height,
                             unsigned int element_bytes) {
     struct vgpu__taking taking;
-    CUresult result = vgpu__take(&taking, area(width_bytes, height));
+    CUresult result = vgpu__take_rounded(&taking, area(width_bytes, height));
     if (result != CUDA_SUCCESS)
         return oversubscribe_pitch(dptr, pitch, width_bytes, height, result);
     VGPU_CALL(result, cuMemAllocPitch_v2, dptr, pitch, width_bytes, height, element_bytes);
@@ -178,7 +202,7 @@ CUresult cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pitch, size_t width_bytes
 CUresult cuMemAllocPitch(CUdeviceptr_v1 *dptr, unsigned int *pitch, unsigned int width_bytes, unsigned int height,
                          unsigned int element_bytes) {
     struct vgpu__taking taking;
-    CUresult result = vgpu__take(&taking, area(width_bytes, height));
+    CUresult result = vgpu__take_rounded(&taking, area(width_bytes, height));
     if (result != CUDA_SUCCESS)
         return result;
     VGPU_CALL(result, cuMemAllocPitch, dptr, pitch, width_bytes, height, element_bytes);

@@ -14,15 +14,21 @@
 
 #include "core/ptrmap.h"
 #include "cuda/device.h"
+#include "cuda/footprint.h"
 
 struct vgpu__taking {
     struct vgpu_device *device; /* NULL: not charged (a call from inside the driver) */
     CUcontext context;          /* whose end frees it; NULL: nobody's */
     uint64_t bytes;             /* reserved */
+    uint64_t watched_bytes;     /* asked for, if it is watched what the driver makes of them */
+    struct vgpu__rounding before;
 };
 
 /* Reserve on the current context's device. CUDA_ERROR_OUT_OF_MEMORY over the limit. */
 CUresult vgpu__take(struct vgpu__taking *taking, uint64_t bytes);
+
+/* The same for a plain allocation: reserve what the driver rounds it up to. */
+CUresult vgpu__take_rounded(struct vgpu__taking *taking, uint64_t bytes);
 
 /* The same on a given device, for memory that no context owns. */
 CUresult vgpu__take_on(struct vgpu__taking *taking, CUdevice ordinal, uint64_t bytes);

@@ -18,11 +18,23 @@ bool vgpu__pools_shrink(struct vgpu_device *device);
 /* An allocation of a pool was freed (charge->owner is ours): the driver has taken it back, or will in stream order. */
 void vgpu__pooled_freed(const struct vgpu_charge *charge);
 
-/* Launch a graph whose allocation nodes take `bytes`: reserved before, charged after as the driver holds it. Launched
- * for the first time, it cannot use what other graphs have in use. */
-CUresult vgpu__pools_graph_launch(uint64_t bytes, bool first, CUresult (*launch)(void *), void *argument);
+/* An executable graph that is launched, and what its allocation nodes take. */
+struct vgpu__graph_need {
+    CUgraphExec exec;
+    CUstream stream;
+    uint64_t bytes;
+    bool first; /* it was not launched before: it cannot use what other graphs have in use */
+};
+
+/* Launch it: reserved before, charged after as the driver holds it. */
+CUresult vgpu__pools_graph_launch(const struct vgpu__graph_need *need, CUresult (*launch)(void *), void *argument);
+
+/* The driver has freed everything of a context; an executable graph is destroyed, and its handle may come again. */
+void vgpu__pools_context_gone(CUcontext context);
+void vgpu__pools_graph_gone(CUgraphExec exec);
 
 /* In a fork's child. */
 void vgpu__pools_forget(void);
+void vgpu__graph_memory_forget(void);
 
 #endif

@@ -256,3 +256,22 @@ def test_threads_that_make_a_primary_context_at_once_make_one(machine: "Machine"
             check(cuda.cuCtxSetCurrent(None))
             for _ in range(13): check(cuda.cuDevicePrimaryCtxRelease_v2(0))
         """)
+
+
+@pytest.mark.parametrize("nvml", [True, False], ids=["nvml", "no nvml"])
+def test_what_the_driver_rounds_an_allocation_up_to_is_reserved_before(nvml: bool, machine: "Machine") -> None:
+    _settle(machine, granularity_bytes=2 * MIB)
+    machine.share(64 * MIB)
+    for library in [] if nvml else machine.root.glob("usr/lib/*/libnvidia-ml.so*"):
+        library.unlink()
+    machine.run(f"""
+        start()
+        pitch = c_size_t()
+        check(cuda.cuMemAllocPitch_v2(byref(Pointer()), byref(pitch), c_size_t(1000), c_size_t(1025), 4))
+        pointers = []
+        while (made := try_alloc({MIB} + 1))[0] == SUCCESS: pointers.append(made[1])
+        assert len(pointers) == 31, len(pointers)
+        for pointer in pointers: free(pointer)
+        assert info()[0] == {62 * MIB}, info()
+    """)
+    assert read_card(machine.card).peak_bytes == 64 * MIB

@@ -292,21 +292,28 @@ def test_the_bytes_of_a_killed_process_return_to_who_needs_them(machine: "Machin
 
 def test_a_fork_has_a_slot_of_its_own_and_leaves_the_parents_memory_to_the_parent(machine: "Machine") -> None:
     share = machine.share(64 * MIB)
-    machine.run(f"""
+    program = machine.start(f"""
         import os
         start()
         inherited = alloc({20 * MIB})
         child = os.fork()
         if child == 0:
-            cuda.cuMemFree_v2(inherited)
-            assert cuda.cuInit(0) in (SUCCESS, 3)
-            assert info()[0] <= {44 * MIB} if cuda.cuCtxSynchronize() == SUCCESS else True
+            assert cuda.cuMemFree_v2(inherited) != SUCCESS  # which needs its shares
+            say(os.getpid())
+            wait_for_line()
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
         assert info()[0] == {44 * MIB}, info()
         free(inherited)
         assert info()[0] == {64 * MIB}, info()
     """)
+    with program:
+        assert program.stdout is not None
+        child = int(program.stdout.readline())
+        processes = {process.pid: process.memory_bytes for process in read_books(share).processes}
+        assert processes == {program.pid: 20 * MIB, child: 0}
+        program.communicate("\n", timeout=60)
+    assert program.returncode == 0
     assert read_books(share).used_bytes == 0
 
 

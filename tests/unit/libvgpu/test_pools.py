@@ -124,3 +124,39 @@ for allocate in (cuda.cuMemAllocAsync, cuda.cuMemAllocAsync_ptsz):
     )
     assert [read_card(machine.root / "dev" / f"nvidia{i}").peak_bytes for i in (0, 1)] == [0, 60 * MIB]
     assert read_books(second).used_bytes == 0
+
+
+def test_graphs_that_took_turns_do_not_exceed_the_share_when_they_run_at_once(machine: "Machine") -> None:
+    share = machine.share(64 * MIB)
+    machine.run(
+        HELPERS
+        + f"""
+start()
+one, other, spin = new_stream(), new_stream(), kernel()
+
+def new_graph():
+    pointer, graph, executable = Pointer(), c_void_p(), c_void_p()
+    check(cuda.cuStreamBeginCapture_v2(one, 2))
+    check(cuda.cuMemAllocAsync(byref(pointer), c_size_t({40 * MIB}), one))
+    launch(spin, 400_000_000, one)
+    check(cuda.cuMemFreeAsync(pointer, one))
+    check(cuda.cuStreamEndCapture(one, byref(graph)))
+    check(cuda.cuGraphInstantiateWithFlags(byref(executable), graph, c_ulonglong(0)))
+    return executable
+
+first, second = new_graph(), new_graph()
+for graph in (first, second):
+    check(cuda.cuGraphLaunch(graph, one))
+    synchronize()
+for graph in (first, second):  # on one stream they follow each other
+    check(cuda.cuGraphLaunch(graph, one))
+synchronize()
+check(cuda.cuGraphLaunch(first, one))
+assert cuda.cuGraphLaunch(second, other) == OUT_OF_MEMORY
+synchronize()
+check(cuda.cuGraphLaunch(second, other))
+synchronize()
+"""
+    )
+    assert read_card(machine.card).peak_bytes == 40 * MIB
+    assert read_books(share).used_bytes == 0
