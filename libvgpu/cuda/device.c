@@ -128,9 +128,11 @@ CUresult cuInit(unsigned int flags) {
     vgpu_lock(&starting);
     vgpu__callers_find();
     bool first = !process->started;
-    char **environment = first ? vgpu__visible_begin(process) : NULL;
+    char **environment = NULL;
+    bool changed = first && vgpu__visible_begin(process, &environment);
     VGPU_CALL(result, cuInit, flags);
-    vgpu__visible_end(environment);
+    if (changed)
+        vgpu__visible_end(environment);
     process->started |= result == CUDA_SUCCESS;
     vgpu_unlock(&starting);
     if (result == CUDA_SUCCESS)

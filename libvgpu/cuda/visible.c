@@ -103,21 +103,21 @@ static char **copy_environment(const struct devices *devices) {
     return copy;
 }
 
-char **vgpu__visible_begin(struct vgpu_process *process) {
+bool vgpu__visible_begin(struct vgpu_process *process, char ***environment) {
     struct devices devices = {.count = 0};
     if (!list(process, &devices))
-        return NULL;
+        return false;
     const char *setting = getenv(VARIABLE);
     if (setting != NULL)
         narrow(&devices, setting);
-    char **copy = copy_environment(&devices), **own = environ;
+    char **copy = copy_environment(&devices);
     if (copy == NULL)
-        return NULL;
+        return false;
+    *environment = environ;
     environ = copy;
-    return own;
+    return true;
 }
 
 void vgpu__visible_end(char **environment) {
-    if (environment != NULL)
-        environ = environment;
+    environ = environment;
 }

@@ -12,8 +12,9 @@
 
 #include "core/share.h"
 
-/* Around the driver's cuInit. begin returns what end takes; NULL: all cards that there are have a share. */
-char **vgpu__visible_begin(struct vgpu_process *process);
+/* Around the driver's cuInit. begin keeps in *environment what end takes (NULL for a program that has cleared its own);
+ * false: all cards that there are have a share, nothing was changed and nothing is to be ended. */
+bool vgpu__visible_begin(struct vgpu_process *process, char ***environment);
 void vgpu__visible_end(char **environment);
 
 #endif

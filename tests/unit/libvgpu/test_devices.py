@@ -148,3 +148,15 @@ def test_nvml_finds_a_card_by_any_name_only_with_a_share(four_cards: "Machine") 
         """,
     )
     assert output == "6 0 6 0 6 0 6 0 3 3"
+
+
+def test_a_program_that_cleared_its_environment_has_none_after_the_drivers_start(four_cards: "Machine") -> None:
+    code = """
+        nvml_devices()
+        c_library = ctypes.CDLL(None)
+        c_library.getenv.restype = ctypes.c_char_p
+        c_library.clearenv()
+        cuda.cuInit(0)
+        print(c_library.getenv(b"CUDA_VISIBLE_DEVICES"))
+    """
+    assert _look(four_cards, code) == "None"
