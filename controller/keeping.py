@@ -75,6 +75,8 @@ class PoolKeeper:
         self._mode: OfferMode = NoMode("the offer mode is not known yet")
         self._policy = Policy()
         self._clock = sources.clock
+        self._keeps_mode = True
+        """The CRD has a place for the mode; helm does not update that of an older release."""
         self._composer = Composer(sources.clock)
         self._memory = Memory()
         self._fenced: set[str] = set()
@@ -185,14 +187,15 @@ class PoolKeeper:
 
     def _tell(self, node: str, inventory: InventoryStatus, rooms: tuple[OfferedRoom, ...]) -> None:
         """Tell a node's agent how it is offered, and what above what it has, before any claim can hold it."""
-        if (inventory.offer_mode, tuple(inventory.offers or ())) == (self._mode.name, rooms):
+        knows_mode = inventory.offer_mode == self._mode.name or not self._keeps_mode
+        if knows_mode and tuple(inventory.offers or ()) == rooms:
             return
         self._check_lead()
         offers = [room.model_dump(mode="json", by_alias=True) for room in rooms] or None
         target = {"metadata": {"name": node}}
-        self._kube.patch(
-            kube_api.NODE_INVENTORIES, target, {"status": {"offers": offers, "offerMode": self._mode.name}}, "status"
-        )
+        status = {"offers": offers, "offerMode": self._mode.name}
+        stored = self._kube.patch(kube_api.NODE_INVENTORIES, target, {"status": status}, "status")
+        self._keeps_mode = "offerMode" in stored.get("status", {})
 
     def _apply(self, node: str, writes: Plan) -> None:
         for obj in writes.deletes:

@@ -121,11 +121,12 @@ class Node:
         self.kube = FakeKube()
         self.age_s = 0.0
         self.leading = True
+        self.tells_mode = True
         self.inventory: InventoryStatus = STATED
         self.registry = CollectorRegistry()
         sources = Sources(
             node_uid=lambda _: "uid",
-            inventory=lambda _: (True, self.inventory.model_copy(update={"offer_mode": self.keeper.mode.name})),
+            inventory=lambda _: (True, self._inventory()),
             devices=lambda _, inventory: NodeDevices(inventory),
             slices=lambda _: self.kube.objects(SLICES),
             has_seen=lambda _: True,
@@ -140,6 +141,9 @@ class Node:
             metrics=Metrics(self.registry),
         )
         self.keeper.set_mode(ConsumableMode())
+
+    def _inventory(self) -> InventoryStatus:
+        return self.inventory.model_copy(update={"offer_mode": self.keeper.mode.name if self.tells_mode else None})
 
 
 def test_slices_made_after_an_agents_last_heartbeat_are_withdrawn_when_no_other_comes() -> None:
@@ -160,6 +164,22 @@ def test_slices_that_have_seen_a_later_heartbeat_stay_when_the_agent_dies() -> N
     node.age_s = 61
     node.keeper.sync("n1")
     assert len(node.kube.objects(SLICES)) == 1
+
+
+def test_a_crd_of_an_older_release_is_told_the_offer_mode_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    node, patches = Node(), list[object]()
+
+    def patch(*arguments: object) -> dict[str, object]:
+        patches.append(arguments[2])
+        return {"metadata": {"name": "n1"}, "status": {}}
+
+    monkeypatch.setattr(node.kube, "patch", patch)
+    node.tells_mode = False
+
+    node.keeper.sync("n1")
+    node.keeper.sync("n1")
+
+    assert patches == [{"status": {"offers": None, "offerMode": "consumable"}}]
 
 
 def test_who_does_not_lead_writes_nothing() -> None:
