@@ -234,3 +234,56 @@ def test_what_could_not_be_counted_is_refused(machine: "Machine") -> None:
         )
     """)
     assert output == "801 801 801 801 801 801\n"
+
+
+def test_memory_mapped_twice_stays_charged_until_both_mappings_are_gone(machine: "Machine") -> None:
+    share = machine.share(64 * MIB)
+    machine.run(
+        HELPERS
+        + f"""
+start()
+size, zero = c_size_t({40 * MIB}), c_ulonglong(0)
+memory, places = create({40 * MIB}), [Pointer(), Pointer()]
+for place in places:
+    check(cuda.cuMemAddressReserve(byref(place), size, c_size_t(0), Pointer(0), zero))
+    check(cuda.cuMemMap(place, size, c_size_t(0), memory, zero))
+check(cuda.cuMemRelease(memory))
+check(cuda.cuMemUnmap(places[0], size))
+assert info()[0] == {24 * MIB}, info()
+assert try_alloc({25 * MIB})[0] == OUT_OF_MEMORY
+check(cuda.cuMemUnmap(places[1], size))
+assert info()[0] == {64 * MIB}, info()
+"""
+    )
+    assert read_card(machine.card).peak_bytes == 40 * MIB
+    assert read_books(share).used_bytes == 0
+
+
+def test_a_graph_is_charged_in_every_way_of_instantiating_it_again(machine: "Machine") -> None:
+    machine.share(64 * MIB)
+    machine.run(
+        HELPERS
+        + f"""
+start()
+small, big = new_graph(), new_graph()
+memory_node(small, {40 * MIB})
+memory_node(big, {80 * MIB})
+parameters = (c_ulonglong * 4)()
+ways = (
+    lambda made, graph: cuda.cuGraphInstantiate(made, graph, None, None, c_size_t(0)),
+    lambda made, graph: cuda.cuGraphInstantiate_v2(made, graph, None, None, c_size_t(0)),
+    lambda made, graph: cuda.cuGraphInstantiateWithFlags(made, graph, c_ulonglong(0)),
+    lambda made, graph: cuda.cuGraphInstantiateWithParams(made, graph, parameters),
+    lambda made, graph: cuda.cuGraphInstantiateWithParams_ptsz(made, graph, parameters),
+)
+for graph, result in ((big, OUT_OF_MEMORY), (small, SUCCESS)):
+    assert cuda.cuGraphClone(byref(c_void_p()), graph) == NOT_SUPPORTED  # as of any graph with memory nodes
+    for way in ways:
+        executable = c_void_p()
+        check(way(byref(executable), graph))
+        assert cuda.cuGraphLaunch(executable, None) == result
+        synchronize()
+        check(cuda.cuGraphExecDestroy(executable))
+"""
+    )
+    assert read_card(machine.card).peak_bytes == 40 * MIB
