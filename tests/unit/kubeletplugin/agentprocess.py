@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 _START_S = 30.0
-_PACE = {"heartbeat_s": 0.2, "monitor_interval_s": 0.1, "driver_interval_s": 0.1, "collect_interval_s": 0.5}
+_PACE = {"heartbeat_s": 0.02, "monitor_interval_s": 0.02, "driver_interval_s": 0.02, "collect_interval_s": 0.05}
 """Of what an agent does by itself: quick, so that what leaks there is found in the time of a test."""
 
 
