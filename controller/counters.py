@@ -50,7 +50,10 @@ class CountersMode:
         """Return the smallest first; with the counters before them, or GPU by GPU where they must stand together."""
         if self.together:
             return _together(divisions)
-        sets = [counter_set(gpu.name, part.counters) for gpu, part in divisions if part.counters is not None]
+        # By name: the order of the devices is policy and changes with use, and where two slices change the pool is
+        # incomplete for a moment.
+        by_name = sorted(divisions, key=lambda entry: entry[0].name)
+        sets = [counter_set(gpu.name, part.counters) for gpu, part in by_name if part.counters is not None]
         starts = range(0, len(sets), MAX_COUNTER_SETS)
         counters = tuple(SliceContent(counter_sets=tuple(sets[start : start + MAX_COUNTER_SETS])) for start in starts)
         return counters + pack(smallest_first(divisions))

@@ -17,6 +17,7 @@ from controller import eventing
 from controller.caching import ClusterCache
 from controller.describing import describe
 from controller.eventing import Said
+from controller.looking import Looks
 from controller.metrics import Metrics
 from controller.reasoning import explain
 from controller.records import ClaimRecord, InventoryRecord, PodRecord, TemplateRecord
@@ -53,6 +54,7 @@ class PendingKeeper:
         self._instance = instance
         self._metrics = metrics
         self._clock = clock
+        self._looks = Looks(lambda claims: explain(claims, cache.devices(), cache.usage()), clock=clock)
         self._said: dict[tuple[Topic, str], Said] = {}
         self._waiting: set[Key] = set()
         self._quiet: dict[Topic, int] = {}
@@ -93,7 +95,9 @@ class PendingKeeper:
 
     def _explain(self, topic: Topic, key: Key, record: ClaimRecord) -> float | None:
         pods = self._cache.waiting_pods(key)[:_MAX_PODS]
-        note = self._note(record.view, pods[0]) if record.view is not None and pods else ""
+        note = self._note(topic, record.view, pods[0]) if record.view is not None and pods else ""
+        if isinstance(note, float):
+            return note
         if not note:
             self._said.pop((topic, names.EVENT_UNSATISFIABLE), None)
             self._note_waiting(key, waits=False)
@@ -115,14 +119,16 @@ class PendingKeeper:
         looks = self._quiet[topic] = self._quiet.get(topic, 0) + 1
         return min(2.0 ** (looks - 1), _MAX_LOOK_S)
 
-    def _note(self, view: ClaimView, pod: PodRecord) -> str:
-        """Return why a claim waits, or nothing if it does not wait for our devices."""
+    def _note(self, topic: Topic, view: ClaimView, pod: PodRecord) -> str | float:
+        """Return why a claim waits, nothing if it does not wait for our devices, or after how long to look again."""
         if not self._cache.is_ours(view):
             return ""
         records = (self._cache.claim(key) for key in pod.claims)
         views = [record.view for record in records if record is not None and record.view is not None]
         views = [other for other in views if other.allocation is not None or self._cache.is_ours(other)]
-        found = explain(views, self._cache.devices(), self._cache.usage())
+        found = self._looks.look(topic, views)
+        if isinstance(found, float):
+            return found
         mine = [entry for entry in found if entry.claim == f"{view.namespace}/{view.name}" and entry.is_ours]
         return describe(mine)
 
@@ -142,6 +148,7 @@ class PendingKeeper:
         return eventing.due_in_s(said, message.note, now)
 
     def _forget(self, topic: Topic) -> None:
+        self._looks.forget(topic)
         for reason in (names.EVENT_CONFIG_INVALID, names.EVENT_UNSATISFIABLE):
             self._said.pop((topic, reason), None)
         self._quiet.pop(topic, None)

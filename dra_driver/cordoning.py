@@ -93,13 +93,15 @@ def drain(
 
 
 def holders(kube: KubeClient, node: str, gpu: str, driver: str = names.DRIVER_NAME) -> Iterator[Pod]:
-    """Yield the pods whose claims hold a GPU or a part of it."""
+    """Yield the pods whose claims hold a GPU or a part of it; who only looks at it holds nothing."""
     for obj in kube.list(kube_api.claims(kube.resource_api_version()))["items"]:
         try:
             claim = ClaimView.from_object(obj)
         except PermanentError:
             continue
         results = claim.allocation.results if claim.allocation else ()
+        # An observer (adminAccess) takes nothing, and a monitor that a DaemonSet keeps there would come back at once.
+        results = tuple(each for each in results if not each.admin_access)
         if any((each.driver, each.pool, gpu_of(each.device)) == (driver, node, gpu) for each in results):
             yield from ((claim.namespace, each.name) for each in claim.reserved_for if each.resource == "pods")
 

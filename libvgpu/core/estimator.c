@@ -13,6 +13,7 @@ enum {
     LONG_NS = 2 * 1000 * 1000,         /* longer than the turns that processes take: neighbours are in most samples */
     NEW_LONG_NS = 20 * 1000 * 1000,    /* of more than one measurement: too long for turns alone */
     FIRST_LONG_NS = 128 * 1000 * 1000, /* of a single one: the turns of 64 processes */
+    FAR_ENOUGH = 4,                    /* of them in a row are the work's own */
     OUTLIER = 8,                       /* a sample of more than so many estimates is a neighbour's doing */
 };
 
@@ -90,6 +91,10 @@ uint64_t vgpu_estimate_reprice(struct vgpu_estimate *estimate) {
     return gpu_ns;
 }
 
+bool vgpu_estimate_new(const struct vgpu_estimate *estimate) {
+    return load32(&estimate->measured) == 0;
+}
+
 bool vgpu_estimate_unknown(const struct vgpu_estimate *estimate) {
     return load32(&estimate->measured) == 0 && load32(&estimate->number) > 1;
 }
@@ -156,7 +161,12 @@ static void trim_first(struct vgpu_estimate *estimate, uint64_t gpu_ns) {
 
 static void add_sample(struct vgpu_estimate *estimate, const struct vgpu_group *group, uint64_t gpu_ns) {
     struct vgpu_estimate_window *window = &estimate->window[0];
-    if (window->samples == WINDOW) {
+    uint64_t known = load32(&estimate->measured) > 0 ? load64(&estimate->gpu_ns) : 0;
+    bool settled = estimate->window[1].samples > 0 || window->samples >= VGPU_FIRST_SAMPLES;
+    estimate->far = settled && gpu_ns > OUTLIER * known ? estimate->far + 1 : 0;
+    if (estimate->far == 1)
+        estimate->last_ns = 0; /* no pair with what was before */
+    if (window->samples == WINDOW || estimate->far == 1) {
         estimate->window[1] = *window;
         *window = (struct vgpu_estimate_window){0};
     }
@@ -165,7 +175,6 @@ static void add_sample(struct vgpu_estimate *estimate, const struct vgpu_group *
         window->least_ns = least_known(window->least_ns, (gpu_ns + estimate->last_ns) / 2);
     estimate->last_number = group->number;
     estimate->last_ns = gpu_ns;
-    uint64_t known = load32(&estimate->measured) > 0 ? load64(&estimate->gpu_ns) : 0;
     window->samples++;
     store64(&window->shortest_ns, least_known(window->shortest_ns, gpu_ns));
     window->launches += group->launches;
@@ -175,6 +184,13 @@ static void add_sample(struct vgpu_estimate *estimate, const struct vgpu_group *
         trim_first(estimate, gpu_ns);
     else
         window->trimmed_ns += gpu_ns > OUTLIER * known ? OUTLIER * known : gpu_ns;
+    if (estimate->far == FAR_ENOUGH) {
+        estimate->window[1] = (struct vgpu_estimate_window){0};
+        window->trimmed_ns = window->sum_ns;
+        estimate->far = 0;
+    } else if (estimate->far > 0) {
+        store32(&estimate->measure_at, 1); /* the next launch too */
+    }
 }
 
 /* Work that is always longer than the turns, each launch of it measured: what the agent's correction is made for. While

@@ -16,6 +16,9 @@
  * estimate is doubtful: the limiter lets doubtful work run ahead of its payment now and then, so that it is measured
  * again.
  *
+ * A measurement far above the estimate is a neighbour's doing, and counts for little; but several in a row are the
+ * work's own, which has become another, and then they alone count.
+ *
  * A measured launch stands for its group: the launches of its kind since the one measured before. When an estimate
  * changes, what was charged for the groups of the window is settled: charged too little is owed, too much comes back.
  *
@@ -57,6 +60,7 @@ struct vgpu_estimate {
     uint32_t lock;      /* the rest is written under it */
     uint32_t last_number;
     uint32_t random;
+    uint32_t far; /* measurements in a row that were far above the estimate */
     uint64_t last_ns;
     uint64_t first_ns[VGPU_FIRST_SAMPLES]; /* measurements of new work */
     struct vgpu_estimate_window window[2]; /* this one and the one before */
@@ -75,6 +79,9 @@ void vgpu_estimate_count(struct vgpu_estimate *estimate, uint32_t launches, uint
 
 /* A launch was counted for 0, and by now something is known: returns what to charge for it. */
 uint64_t vgpu_estimate_reprice(struct vgpu_estimate *estimate);
+
+/* True if the work was never measured. */
+bool vgpu_estimate_new(const struct vgpu_estimate *estimate);
 
 /* True if the work was launched more than once and never measured. */
 bool vgpu_estimate_unknown(const struct vgpu_estimate *estimate);

@@ -90,9 +90,18 @@ int vgpu_limits_copy(const struct vgpu_limits *limits, struct vgpu_limits *copy)
     return -1;
 }
 
+/* What the agent said counts for this long: it may be dead, and neighbours may have come and gone. */
+static bool is_late(const struct vgpu_limits *limits, uint64_t now_ns) {
+    uint64_t said_at = __atomic_load_n(&limits->steered_at_ns, __ATOMIC_RELAXED);
+    return now_ns > said_at && now_ns - said_at > UINT64_C(10) * 1000 * 1000 * 1000;
+}
+
 uint32_t vgpu_limits_rate_percent(const struct vgpu_limits *limits) {
     uint32_t ceiling = __atomic_load_n(&limits->ceiling_percent, __ATOMIC_RELAXED);
     uint32_t granted = __atomic_load_n(&limits->granted_percent, __ATOMIC_RELAXED);
+    if (limits->policy == VGPU_POLICY_BURST && granted != 0 &&
+        __atomic_load_n(&limits->steered_at_ns, __ATOMIC_RELAXED) != 0 && is_late(limits, vgpu_now_ns()))
+        granted = limits->cores_percent > 0 ? limits->cores_percent : 1;
     uint32_t rate = granted != 0 && granted < ceiling ? granted : ceiling;
     return rate < 1 ? 1 : rate > 100 ? 100 : rate;
 }
@@ -100,7 +109,5 @@ uint32_t vgpu_limits_rate_percent(const struct vgpu_limits *limits) {
 uint32_t vgpu_limits_charge_permille(const struct vgpu_limits *limits, uint64_t now_ns) {
     enum { LEAST = 20, MOST = 20000 };
     uint32_t permille = __atomic_load_n(&limits->charge_permille, __ATOMIC_RELAXED);
-    uint64_t said_at = __atomic_load_n(&limits->steered_at_ns, __ATOMIC_RELAXED);
-    bool late = now_ns > said_at && now_ns - said_at > UINT64_C(10) * 1000 * 1000 * 1000;
-    return late || permille < LEAST || permille > MOST ? 0 : permille;
+    return is_late(limits, now_ns) || permille < LEAST || permille > MOST ? 0 : permille;
 }

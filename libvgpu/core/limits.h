@@ -45,7 +45,8 @@ static inline int64_t vgpu_limits_settled_ns(const struct vgpu_limits *limits) {
     return __atomic_load_n(&limits->settled_ns, __ATOMIC_RELAXED);
 }
 
-/* GPU time that the share may use now, 1..100 percent: what the agent grants, never above the ceiling. */
+/* GPU time that the share may use now, 1..100 percent: what the agent grants, never above the ceiling. Where
+ * it has granted something and not said so again for ten seconds, the share's guarantee. */
 uint32_t vgpu_limits_rate_percent(const struct vgpu_limits *limits);
 
 #endif

@@ -81,9 +81,11 @@ CUresult cuCtxCreate_v4(CUcontext *ctx, CUctxCreateParams *params, unsigned int 
         CUcontext context = NULL;                                                                                      \
         if (vgpu__attached() && (result = (find)) != CUDA_SUCCESS)                                                     \
             break;                                                                                                     \
-        vgpu__launch_leave_context(context);                                                                           \
+        vgpu__launch_context_ending(context);                                                                          \
         VGPU_CALL(result, symbol, what);                                                                               \
-        if (result == CUDA_SUCCESS && context != NULL && (ended))                                                      \
+        bool over = result == CUDA_SUCCESS && context != NULL && (ended);                                              \
+        vgpu__launch_context_ended(context, over);                                                                     \
+        if (over)                                                                                                      \
             context_gone(context);                                                                                     \
     } while (0)
 
@@ -222,9 +224,11 @@ CUresult cuDevicePrimaryCtxReset_v2(CUdevice dev) {
 static void release_primary(CUcontext primary, CUdevice dev) {
     CUresult result;
     vgpu__enter(&primaries);
-    vgpu__launch_leave_context(primary);
+    vgpu__launch_context_ending(primary);
     VGPU_CALL(result, cuDevicePrimaryCtxRelease_v2, dev);
-    if (result == CUDA_SUCCESS && primary_ended(dev, primary))
+    bool ended = result == CUDA_SUCCESS && primary_ended(dev, primary);
+    vgpu__launch_context_ended(primary, ended);
+    if (ended)
         context_gone(primary);
     vgpu__leave(&primaries);
 }
@@ -258,6 +262,7 @@ CUresult cuGreenCtxCreate(CUgreenCtx *green, CUdevResourceDesc desc, CUdevice de
 CUresult cuGreenCtxDestroy(CUgreenCtx green) {
     CUresult result;
     CUcontext own = NULL, primary = NULL;
+    bool primary_over = false;
     struct vgpu_charge known = {0};
     struct vgpu_charge replaced;
     VGPU_ENTER(cuGreenCtxDestroy, green);
@@ -267,8 +272,12 @@ CUresult cuGreenCtxDestroy(CUgreenCtx green) {
     if (result == CUDA_SUCCESS)
         result = find_primary((CUdevice)known.bytes, &primary);
     if (result == CUDA_SUCCESS) {
-        vgpu__launch_leave_context(own);
+        vgpu__launch_context_ending(own);
+        vgpu__launch_context_ending(primary);
         VGPU_CALL(result, cuGreenCtxDestroy, green);
+        vgpu__launch_context_ended(own, result == CUDA_SUCCESS);
+        primary_over = result == CUDA_SUCCESS && primary != NULL && primary_ended((CUdevice)known.bytes, primary);
+        vgpu__launch_context_ended(primary, primary_over);
     }
     if (result != CUDA_SUCCESS) {
         vgpu_ptrmap_put(&known, &replaced);
@@ -277,7 +286,7 @@ CUresult cuGreenCtxDestroy(CUgreenCtx green) {
     vgpu__pools_context_gone(own);
     if (own != primary && primary != NULL)
         vgpu_ptrmap_hand_over(own, primary);
-    if (primary != NULL && primary_ended((CUdevice)known.bytes, primary))
+    if (primary_over)
         context_gone(primary);
     vgpu__footprint_settle(known.device);
     return result;

@@ -15,6 +15,7 @@
 
 #include <stddef.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 static void format_uuid(const CUuuid *uuid, char text[48]) {
     const unsigned char *b = (const unsigned char *)uuid->bytes;
@@ -137,6 +138,9 @@ CUresult cuInit(unsigned int flags) {
     vgpu_unlock(&starting);
     if (result == CUDA_SUCCESS)
         find_only_device(process);
+    /* After the driver's own, and so called before them. */
+    if (first && result == CUDA_SUCCESS)
+        atexit(vgpu__launch_process_ends);
     return result;
 }
 

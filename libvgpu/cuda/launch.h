@@ -40,15 +40,21 @@ static inline CUstream vgpu__per_thread(CUstream stream) {
 void vgpu__launch_renew(uint64_t key);
 void vgpu__launch_renew_all(void);
 
-/* A stream capture begins (+1) or ends (-1): what is launched into it runs later, and nothing may be measured
- * meanwhile. */
+/* A stream capture begins (+1) or ends (-1): what is launched into it runs later. */
 void vgpu__launch_capture(int change);
 
 /* True if the stream is being captured: what is put on it runs, and takes memory, when its graph is launched. */
 bool vgpu__launch_captured(CUstream stream);
 
-/* A context is about to end, and with it the events in it. */
-void vgpu__launch_leave_context(CUcontext context);
+/* Around a call that may end a context (NULL: none), and with it the events in it. */
+void vgpu__launch_context_ending(CUcontext context);
+void vgpu__launch_context_ended(CUcontext context, bool ended);
+
+/* The application waited for its work: what is done by now is paid now. */
+void vgpu__launch_synchronized(void);
+
+/* The process ends: what it has not paid, the share owes. */
+void vgpu__launch_process_ends(void);
 
 /* In a fork's child. */
 void vgpu__launch_forget(void);

@@ -7,6 +7,7 @@
 #include "core/limiter.h"
 #include "cuda/footprint.h"
 #include "cuda/launch.h"
+#include "cuda/place.h"
 #include "cuda/sampling.h"
 #include "cuda/thread.h"
 
@@ -15,7 +16,7 @@
 #define thread vgpu__thread
 
 enum {
-    GUESS_NS = 1000 * 1000, /* of a launch that cannot be measured, if no other was */
+    GUESS_NS = 100 * 1000 * 1000, /* of a launch that cannot be measured, if no other was */
     UNKNOWN_WAIT_NS = 1000 * 1000 *
         1000, /* for the first measurement, at each launch; not for ever: it may wait for what this thread does next */
     UNKNOWN_STEP_NS = 20 * 1000,
@@ -23,6 +24,7 @@ enum {
     PROBE_NS = 100 * 1000 * 1000, /* how long, and as long again, doubtful work waits for its payment */
     QUEUE_NS = 8 * 1000 * 1000,   /* predicted GPU time that may be queued */
     QUEUE_LEAST = 2,              /* pieces of work that may */
+    QUEUE_UNKNOWN = 8,            /* pieces of work that were never measured */
     QUEUE_STEP_NS = 100 * 1000,
     QUEUE_LONGEST_STEP_NS = 1000 * 1000,
     QUEUE_WAIT_NS = 100 * 1000 * 1000,
@@ -34,17 +36,10 @@ void vgpu__launch_capture(int change) {
     __atomic_fetch_add(&vgpu__captures, change, __ATOMIC_RELAXED);
 }
 
-void vgpu__launch_leave_context(CUcontext context) {
-    if (context == NULL)
-        return;
-    vgpu__sample_drop(context);
-    vgpu_estimator_renew(); /* its functions end with it */
-}
-
 void vgpu__launch_forget(void) {
     thread = (struct vgpu__thread){0};
     vgpu__captures = 0;
-    vgpu__sample_drop(NULL);
+    vgpu__sample_forget();
     vgpu_estimator_forget();
 }
 
@@ -57,6 +52,10 @@ void vgpu__launch_renew(uint64_t key) {
 void vgpu__launch_renew_all(void) {
     vgpu__sample_disown(NULL);
     vgpu_estimator_renew();
+}
+
+static bool something_is_captured(void) {
+    return __atomic_load_n(&vgpu__captures, __ATOMIC_RELAXED) > 0;
 }
 
 uint64_t vgpu__launch_key(const void *handle, uint64_t blocks) {
@@ -77,12 +76,12 @@ static void harvest(CUcontext context) {
 }
 
 /* New work is launched again and again, and nobody knows yet what it takes: let the first measurement come in. Where
- * none is under way, go on as soon as there is a pair of events to measure this launch with. What was launched
- * meanwhile is paid in full when it was measured, so nothing is guessed here. */
+ * none is under way, this launch is measured. What was launched meanwhile is paid in full when it was measured, so
+ * nothing is guessed here. */
 static void wait_for_measurement(CUcontext context, struct vgpu_estimate *estimate) {
     uint64_t start = vgpu_now_ns(), now = start, step = UNKNOWN_STEP_NS;
     while (vgpu_estimate_unknown(estimate) && now - start < UNKNOWN_WAIT_NS) {
-        if (__atomic_load_n(&estimate->under_way, __ATOMIC_RELAXED) == 0 && vgpu__sample_possible())
+        if (__atomic_load_n(&estimate->under_way, __ATOMIC_RELAXED) == 0)
             break;
         vgpu_sleep_ns(step);
         step = step < UNKNOWN_LONGEST_STEP_NS ? 2 * step : step;
@@ -92,13 +91,20 @@ static void wait_for_measurement(CUcontext context, struct vgpu_estimate *estima
     thread.throttled_ns += now - start;
 }
 
+static bool is_enough(const struct vgpu_device *device) {
+    if (vgpu__sample_pending() < QUEUE_LEAST)
+        return false;
+    return vgpu_limiter_inflight_ns(device) > QUEUE_NS || vgpu__sample_unknown() >= QUEUE_UNKNOWN;
+}
+
 /* Enough is queued: go on when some of it is done. So a share that has to give way has little that still runs, and what
  * the bucket gains while neighbours have the GPU is kept. Two pieces of work may always be there, one that runs and one
- * that follows it. Where nothing moves for a while, the queue may wait for what this thread does next. */
+ * that follows it. Work that nobody knows may be of any length: few of it may be there. Where nothing moves for a
+ * while, the queue may wait for what this thread does next. */
 static void wait_for_queue(CUcontext context, struct vgpu_device *device) {
     static uint64_t stalled_at_ns; /* the work that nobody waits for again before some of it is done */
     uint64_t start = vgpu_now_ns(), now = start, step = QUEUE_STEP_NS;
-    while (vgpu_limiter_inflight_ns(device) > QUEUE_NS && vgpu__sample_pending() >= QUEUE_LEAST) {
+    while (is_enough(device)) {
         uint64_t finished_ns = __atomic_load_n(&device->finished_ns, __ATOMIC_RELAXED);
         if (__atomic_load_n(&stalled_at_ns, __ATOMIC_RELAXED) == finished_ns + 1)
             break;
@@ -136,44 +142,51 @@ static void pay(struct vgpu_device *device, CUcontext context, struct vgpu_estim
 
 /* Off the hot path: no credit left, something to measure, or time to tell the books. */
 static void settle(struct vgpu__launch *launch, struct vgpu_estimate *estimate, bool sample, uint64_t gpu_ns) {
-    CUcontext context = NULL;
-    CUresult result;
+    struct vgpu__place place;
     vgpu__thread_watch();
     if (gpu_ns == 0)
         vgpu__footprint_suspect(thread.device); /* its code may have been loaded by the first launch */
-    VGPU_CALL(result, cuCtxGetCurrent, &context);
-    bool measurable =
-        result == CUDA_SUCCESS && context != NULL && __atomic_load_n(&vgpu__captures, __ATOMIC_RELAXED) <= 0;
-    if (measurable) {
-        harvest(context);
+    vgpu__place_enter(&place, launch->stream, something_is_captured());
+    if (place.context != NULL) {
+        harvest(place.context);
         if (vgpu_limiter_holds(thread.device)) {
             if (vgpu_estimate_unknown(estimate))
-                wait_for_measurement(context, estimate);
-            wait_for_queue(context, thread.device);
+                wait_for_measurement(place.context, estimate);
+            wait_for_queue(place.context, thread.device);
         }
     }
     if (gpu_ns == 0)
         vgpu__thread_charge(vgpu_estimate_reprice(estimate));
-    if (thread.credit_ns < 0 || vgpu_limiter_suspended(thread.device))
-        pay(thread.device, measurable ? context : NULL, estimate);
+    /* What is new costs nothing before it is measured: its credit never ends, but it runs after older debts too. */
+    if (thread.credit_ns < 0 || vgpu_estimate_new(estimate) || vgpu_limiter_suspended(thread.device))
+        pay(thread.device, place.context, estimate);
     uint64_t mark_ns = vgpu__thread_account();
-    if (sample && measurable)
-        launch->sample = vgpu__sample_begin(context, launch->stream, estimate, thread.device, mark_ns);
+    if (sample && place.context != NULL)
+        launch->sample = vgpu__sample_begin(place.context, launch->stream, estimate, thread.device, mark_ns);
+    if (launch->sample == NULL && vgpu_estimate_new(estimate))
+        vgpu__thread_charge(GUESS_NS);
+    vgpu__place_leave(&place);
 }
 
 bool vgpu__launch_captured(CUstream stream) {
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
     CUresult result;
-    if (__atomic_load_n(&vgpu__captures, __ATOMIC_RELAXED) <= 0)
+    if (!something_is_captured())
         return false; /* no call of the driver: the usual case */
     VGPU_CALL(result, cuStreamIsCapturing, stream, &status);
     return result == CUDA_SUCCESS && status != CU_STREAM_CAPTURE_STATUS_NONE;
 }
 
-static struct vgpu_device *device_of_launch(struct vgpu_process *process, CUresult *result) {
-    CUcontext context;
+static struct vgpu_device *device_of(struct vgpu_process *process, CUstream stream, CUresult *result) {
     struct vgpu_device *device = __atomic_load_n(&process->only_device, __ATOMIC_RELAXED);
-    return device != NULL ? device : vgpu__cuda_current(&context, result);
+    struct vgpu__place place;
+    CUcontext context;
+    if (device != NULL)
+        return device;
+    vgpu__place_enter(&place, stream, false);
+    device = vgpu__cuda_current(&context, result);
+    vgpu__place_leave(&place);
+    return device;
 }
 
 /* A launch in the middle of a call of the driver, or of the payment for another launch: a signal handler's. What was
@@ -199,7 +212,7 @@ CUresult vgpu__launch_begin(struct vgpu__launch *launch, uint64_t key, CUstream 
     if (process == NULL)
         return CUDA_ERROR_NOT_PERMITTED;
     CUresult result = CUDA_SUCCESS;
-    struct vgpu_device *device = device_of_launch(process, &result);
+    struct vgpu_device *device = device_of(process, stream, &result);
     if (device == NULL)
         return result;
     if (vgpu__launch_captured(stream))
@@ -230,4 +243,53 @@ CUresult vgpu__launch_begin(struct vgpu__launch *launch, uint64_t key, CUstream 
 void vgpu__launch_end(struct vgpu__launch *launch, CUresult result) {
     if (launch->sample != NULL)
         vgpu__sample_end(launch->sample, launch->stream, result == CUDA_SUCCESS);
+}
+
+/* ---- What is paid after the work ---- */
+
+void vgpu__launch_synchronized(void) {
+    struct vgpu_process *process = vgpu_process();
+    struct vgpu__place place;
+    CUresult result;
+    if (process == NULL || vgpu__sample_pending() <= 0 || vgpu__inside > 0 || thread.busy > 0)
+        return;
+    thread.busy++;
+    vgpu__place_enter(&place, NULL, something_is_captured());
+    struct vgpu_device *device = place.context != NULL ? device_of(process, NULL, &result) : NULL;
+    if (device != NULL) {
+        vgpu__thread_watch();
+        if (device != thread.device)
+            vgpu__thread_turn_to(device);
+        harvest(place.context);
+        vgpu__thread_account();
+    }
+    vgpu__place_leave(&place);
+    thread.busy--;
+}
+
+void vgpu__launch_context_ending(CUcontext context) {
+    struct vgpu__place place;
+    if (context == NULL)
+        return;
+    if (vgpu__sample_pending() > 0) {
+        vgpu__place_enter_context(&place, context, something_is_captured());
+        if (place.context != NULL)
+            vgpu__launch_synchronized();
+        vgpu__place_leave(&place);
+    }
+    vgpu__sample_hold(context);
+}
+
+void vgpu__launch_context_ended(CUcontext context, bool ended) {
+    if (context == NULL)
+        return;
+    vgpu__sample_let_go(context, ended);
+    if (ended)
+        vgpu_estimator_renew(); /* its functions ended with it */
+}
+
+/* Amid of a call of the driver it might hold what another one waits for. */
+void vgpu__launch_process_ends(void) {
+    if (vgpu__process != NULL && vgpu__sample_pending() > 0)
+        vgpu__sample_finish(vgpu__inside == 0 && thread.busy == 0);
 }

@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "cuda/sampling.h"
 
+#include "core/clock.h"
+
 #include <stddef.h>
 
-enum { PAIRS = 64 };
-/* FREE has no events; IDLE has; BUSY belongs to the thread that made it so; PENDING waits for its end event. */
-enum { FREE = 0, IDLE, BUSY, PENDING };
+enum { PAIRS = 256 };
+/* FREE has no events; IDLE has; BUSY belongs to the thread that made it so; PENDING waits for its end event. The last
+ * two are IDLE and PENDING in a context that may be ending. */
+enum { FREE = 0, IDLE, BUSY, PENDING, HELD_IDLE, HELD_PENDING };
 
 struct vgpu__sample {
     int state;
@@ -14,10 +17,11 @@ struct vgpu__sample {
     struct vgpu_estimate *estimate;
     struct vgpu_group group;
     struct vgpu_device *device;
-    uint64_t mark_ns;
+    uint64_t mark_ns, begun_ns;
 };
 
 static struct vgpu__sample samples[PAIRS];
+static int known;   /* pairs that ever were more than FREE */
 static int pending; /* about how many: spares the walk when there is none */
 
 static bool become(struct vgpu__sample *sample, int from, int to) {
@@ -48,9 +52,22 @@ static void destroy_events(const struct vgpu__sample *sample) {
     (void)ignored;
 }
 
+/* The sample is on its way to a result (+1) or has one (-1). */
+static void count(const struct vgpu__sample *sample, int change) {
+    __atomic_fetch_add(&pending, change, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&sample->estimate->under_way, (uint32_t)change, __ATOMIC_RELAXED);
+}
+
+static void know(int i) {
+    int before = __atomic_load_n(&known, __ATOMIC_RELAXED);
+    while (before <= i &&
+           !__atomic_compare_exchange_n(&known, &before, i + 1, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+        continue;
+}
+
 /* A pair of this context, ours to use. */
 static struct vgpu__sample *find_pair(CUcontext context) {
-    for (int i = 0; i < PAIRS; i++) {
+    for (int i = 0; i < __atomic_load_n(&known, __ATOMIC_RELAXED); i++) {
         struct vgpu__sample *sample = &samples[i];
         if (!become(sample, IDLE, BUSY))
             continue;
@@ -64,27 +81,14 @@ static struct vgpu__sample *find_pair(CUcontext context) {
             continue;
         if (used)
             destroy_events(&samples[i]);
+        else
+            know(i);
         if (create_events(&samples[i], context))
             return &samples[i];
         leave(&samples[i], FREE);
         return NULL;
     }
     return NULL;
-}
-
-bool vgpu__sample_possible(void) {
-    for (int i = 0; i < PAIRS; i++) {
-        int state = __atomic_load_n(&samples[i].state, __ATOMIC_RELAXED);
-        if (state == FREE || state == IDLE)
-            return true;
-    }
-    return false;
-}
-
-/* The sample is on its way to a result (+1) or has one (-1). */
-static void count(const struct vgpu__sample *sample, int change) {
-    __atomic_fetch_add(&pending, change, __ATOMIC_RELAXED);
-    __atomic_fetch_add(&sample->estimate->under_way, (uint32_t)change, __ATOMIC_RELAXED);
 }
 
 struct vgpu__sample *vgpu__sample_begin(CUcontext context, CUstream stream, struct vgpu_estimate *estimate,
@@ -96,6 +100,7 @@ struct vgpu__sample *vgpu__sample_begin(CUcontext context, CUstream stream, stru
     sample->estimate = estimate;
     sample->device = device;
     sample->mark_ns = mark_ns;
+    sample->begun_ns = vgpu_now_ns();
     VGPU_CALL(result, cuEventRecord, sample->start, stream);
     if (result != CUDA_SUCCESS) {
         leave(sample, IDLE);
@@ -150,7 +155,7 @@ int64_t vgpu__sample_harvest(CUcontext context) {
     int64_t owed_ns = 0;
     if (vgpu__sample_pending() <= 0)
         return 0;
-    for (int i = 0; i < PAIRS; i++) {
+    for (int i = 0; i < __atomic_load_n(&known, __ATOMIC_RELAXED); i++) {
         struct vgpu__sample *sample = &samples[i];
         if (!become(sample, PENDING, BUSY))
             continue;
@@ -164,7 +169,7 @@ int64_t vgpu__sample_harvest(CUcontext context) {
 
 void vgpu__sample_disown(struct vgpu_estimate *estimate) {
     static struct vgpu_estimate nobody;
-    for (int i = 0; i < PAIRS; i++) {
+    for (int i = 0; i < __atomic_load_n(&known, __ATOMIC_RELAXED); i++) {
         struct vgpu__sample *sample = &samples[i];
         if (!become(sample, PENDING, BUSY))
             continue;
@@ -177,23 +182,83 @@ void vgpu__sample_disown(struct vgpu_estimate *estimate) {
     }
 }
 
-void vgpu__sample_drop(CUcontext context) {
-    for (int i = 0; i < PAIRS; i++) {
+int vgpu__sample_unknown(void) {
+    int unknown = 0;
+    for (int i = 0; i < __atomic_load_n(&known, __ATOMIC_RELAXED); i++) {
         struct vgpu__sample *sample = &samples[i];
-        if (context == NULL) {
-            leave(sample, FREE);
-        } else if (become(sample, PENDING, BUSY)) {
-            bool gone = sample->context == context;
-            if (gone) {
-                vgpu_estimate_ungroup(sample->estimate, &sample->group);
-                vgpu_limiter_finished(sample->device, sample->mark_ns);
-                count(sample, -1);
-            }
-            leave(sample, gone ? FREE : PENDING);
-        } else if (become(sample, IDLE, BUSY)) {
-            leave(sample, sample->context == context ? FREE : IDLE);
+        if (!become(sample, PENDING, BUSY))
+            continue;
+        unknown += vgpu_estimate_new(sample->estimate);
+        leave(sample, PENDING);
+    }
+    return unknown;
+}
+
+static void owe(struct vgpu_device *device, int64_t gpu_ns) {
+    vgpu_limiter_settle(device, gpu_ns);
+    vgpu_limiter_account(device, 0, gpu_ns > 0 ? (uint64_t)gpu_ns : 0, 0);
+}
+
+/* Without a result: its work took no longer than from its begin until now, and no part of that is to be paid twice. */
+static void give_up(struct vgpu__sample *sample, uint64_t *paid_until_ns) {
+    uint64_t now = vgpu_now_ns(), from = sample->begun_ns > *paid_until_ns ? sample->begun_ns : *paid_until_ns;
+    int64_t owed_ns = (int64_t)(now > from ? now - from : 0) - (int64_t)sample->group.charged_ns;
+    *paid_until_ns = now;
+    count(sample, -1);
+    vgpu_limiter_finished(sample->device, sample->mark_ns);
+    if (owed_ns > 0)
+        owe(sample->device, owed_ns);
+}
+
+void vgpu__sample_hold(CUcontext context) {
+    for (int i = 0; i < __atomic_load_n(&known, __ATOMIC_RELAXED); i++) {
+        struct vgpu__sample *sample = &samples[i];
+        bool waits = become(sample, PENDING, BUSY);
+        if (!waits && !become(sample, IDLE, BUSY))
+            continue;
+        if (sample->context == context)
+            leave(sample, waits ? HELD_PENDING : HELD_IDLE);
+        else
+            leave(sample, waits ? PENDING : IDLE);
+    }
+}
+
+void vgpu__sample_let_go(CUcontext context, bool ended) {
+    uint64_t paid_until_ns = 0;
+    for (int i = 0; i < __atomic_load_n(&known, __ATOMIC_RELAXED); i++) {
+        struct vgpu__sample *sample = &samples[i];
+        bool waits = become(sample, HELD_PENDING, BUSY);
+        if (!waits && !become(sample, HELD_IDLE, BUSY))
+            continue;
+        if (sample->context != context) {
+            leave(sample, waits ? HELD_PENDING : HELD_IDLE);
+            continue;
+        }
+        if (ended && waits)
+            give_up(sample, &paid_until_ns);
+        leave(sample, ended ? FREE : waits ? PENDING : IDLE);
+    }
+}
+
+void vgpu__sample_finish(bool driver_may_be_asked) {
+    uint64_t paid_until_ns = 0;
+    for (int i = 0; i < __atomic_load_n(&known, __ATOMIC_RELAXED); i++) {
+        struct vgpu__sample *sample = &samples[i];
+        if (!become(sample, PENDING, BUSY))
+            continue;
+        if (driver_may_be_asked)
+            owe(sample->device, harvest_one(sample));
+        else
+            leave(sample, PENDING);
+        if (become(sample, PENDING, BUSY)) {
+            give_up(sample, &paid_until_ns);
+            leave(sample, IDLE);
         }
     }
-    if (context == NULL)
-        __atomic_store_n(&pending, 0, __ATOMIC_RELAXED);
+}
+
+void vgpu__sample_forget(void) {
+    for (int i = 0; i < PAIRS; i++)
+        leave(&samples[i], FREE);
+    __atomic_store_n(&pending, 0, __ATOMIC_RELAXED);
 }

@@ -12,12 +12,9 @@
 struct vgpu__sample;
 
 /* Record the start of a measurement on a stream of the current context; its end is the end of all work up to a mark
- * (limiter.h). NULL: not now (no free pair). */
+ * (limiter.h). NULL: not now. */
 struct vgpu__sample *vgpu__sample_begin(CUcontext context, CUstream stream, struct vgpu_estimate *estimate,
                                         struct vgpu_device *device, uint64_t mark_ns);
-
-/* True if vgpu__sample_begin would find a pair. */
-bool vgpu__sample_possible(void);
 
 /* Record its end; `launched` false: the launch failed, forget it. */
 void vgpu__sample_end(struct vgpu__sample *sample, CUstream stream, bool launched);
@@ -32,7 +29,18 @@ int vgpu__sample_pending(void);
 /* What was measured for an estimate (NULL: for any) is not what it stands for now: let nothing of it come in. */
 void vgpu__sample_disown(struct vgpu_estimate *estimate);
 
-/* A context ends: its events are gone. NULL: all contexts (in a fork's child). */
-void vgpu__sample_drop(CUcontext context);
+/* How many measurements of work that was never measured have no result yet. */
+int vgpu__sample_unknown(void);
+
+/* Around a call that may end a context, and with it the events in it: nobody uses them meanwhile. If it has ended, work
+ * without a result is charged for the time since it began. */
+void vgpu__sample_hold(CUcontext context);
+void vgpu__sample_let_go(CUcontext context, bool ended);
+
+/* The process ends: the same for all that has no result even now. */
+void vgpu__sample_finish(bool driver_may_be_asked);
+
+/* In a fork's child. */
+void vgpu__sample_forget(void);
 
 #endif

@@ -101,6 +101,17 @@ def test_a_drain_evicts_the_pods_of_a_gpu_and_of_its_slots_and_no_others() -> No
     assert [obj["metadata"]["name"] for obj in kube.objects(CLAIMS)] == ["other"]
 
 
+def test_a_drain_leaves_observers_alone() -> None:
+    kube = Cluster()
+    state_inventory(kube, "n1", status(A))
+    observer = held("observer", A.name)
+    observer["status"]["allocation"]["devices"]["results"][0]["adminAccess"] = True
+    kube.create(CLAIMS, observer)
+    lines: list[str] = []
+    drain(kube, "n1", A.name, timeout_s=0, report=lines.append, driver=DRIVER)
+    assert lines == [f"n1/{A.name}: cordoned", f"n1/{A.name}: drained"]
+
+
 def test_a_drain_that_a_budget_stops_says_who_is_left() -> None:
     kube = Cluster()
     kube.protected = "whole"

@@ -371,4 +371,20 @@ for _ in range(3): try_launch(function, 0)
 synchronize()""",
         limits={"cores_percent": 50},
     ),
+    "synchronized": Scenario(
+        """
+event, p = c_void_p(), Pointer()
+if take(lambda: cuda.cuMemFree_v2(p), cuda.cuMemAlloc_v2, byref(p), c_size_t(MIB)):
+    try_launch(function, 0, stream)
+    cuda.cuEventCreate(byref(event), 0)
+    cuda.cuEventRecord(event, stream)
+    fn(v)(*{"cuCtxSynchronize": (), "cuEventSynchronize": (event,)}.get(v, (stream,)))
+    cuda.cuEventDestroy_v2(event)
+""",
+        ("cuCtxSynchronize", "cuStreamSynchronize", "cuStreamSynchronize_ptsz", "cuEventSynchronize"),
+        setup="""context, stream = start(), c_void_p()
+check(cuda.cuStreamCreate(byref(stream), 1))
+function = kernel("none")""",
+        limits={"cores_percent": 50},
+    ),
 }

@@ -79,6 +79,14 @@ def test_a_burst_share_falls_back_to_what_the_agent_grants(machine: "Machine") -
     assert _percent(machine, program.pid, 2) == pytest.approx(20, abs=2)
 
 
+def test_a_grant_that_the_agent_has_not_repeated_for_ten_seconds_is_the_guarantee_again(machine: "Machine") -> None:
+    said_ns = time.monotonic_ns() - 11_000_000_000
+    machine.share(cores_percent=20, ceiling_percent=100, policy=Policy.BURST, granted_percent=97, steered_at_ns=said_ns)
+    with machine.start(LOAD.format(seconds=1, gpu_ns=1_000_000, after="")) as program:
+        program.communicate(timeout=60)
+    assert _percent(machine, program.pid, 1) == pytest.approx(20, abs=4)
+
+
 def test_the_agent_can_correct_what_is_charged(machine: "Machine") -> None:
     machine.share(1 << 30, cores_percent=20, charge_permille=500, steered_at_ns=time.monotonic_ns())
     with machine.start(LOAD.format(seconds=2, gpu_ns=1_000_000, after="")) as program:
