@@ -87,7 +87,7 @@ def test_the_folder_of_the_container_wins_over_the_environment(machine: "Machine
 @namespaces
 def test_containers_with_pid_namespaces_of_their_own_share_one_claim(machine: "Machine") -> None:
     share = machine.share(100 * MIB)
-    hold = _program(f"start(); alloc({45 * MIB}); import os; say(os.getpid()); wait_for_line()")
+    hold = _program(f"start(); alloc({44 * MIB}); import os; say(os.getpid()); wait_for_line()")
     options = ["-p", "-f", "--kill-child"]
     with _unshared(machine, options, hold) as one, _unshared(machine, options, hold) as two:
         for holder in (one, two):
@@ -95,11 +95,11 @@ def test_containers_with_pid_namespaces_of_their_own_share_one_claim(machine: "M
             assert holder.stdout.readline() == "1\n"  # both are process 1 where they live
         assert [process.pid for process in read_books(share).processes] == [1, 1]
         # Nobody is taken for dead because of his pid...
-        machine.run(f"start(); assert try_alloc({11 * MIB})[0] == OUT_OF_MEMORY; alloc({10 * MIB})")
-        assert read_books(share).used_bytes == 90 * MIB
+        machine.run(f"start(); assert try_alloc({14 * MIB})[0] == OUT_OF_MEMORY; alloc({12 * MIB})")
+        assert read_books(share).used_bytes == 88 * MIB
         # ...and who dies is found dead from any namespace.
         one.kill()
         one.wait()
-        machine.run(f"start(); alloc({55 * MIB})")
+        machine.run(f"start(); alloc({56 * MIB})")
         two.communicate("\n", timeout=60)
     assert read_books(share).used_bytes == 0
