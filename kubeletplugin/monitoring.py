@@ -13,7 +13,7 @@ from pathlib import Path
 from api.errors import StateError
 from kubeletplugin.ledgers import Ledger
 from kubeletplugin.preparedclaims import PreparedClaim
-from libvgpu.shares import Books, BooksReader, Limits, LimitsReader
+from libvgpu.shares import Books, BooksReader, Limits, LimitsReader, cut_back
 
 _log = logging.getLogger(__name__)
 _ROUNDS_TO_WARN = 3
@@ -102,6 +102,9 @@ class Monitor:
         try:
             share.read(claim)
         except StateError as error:
+            if behind := cut_back(self._shares_dir / name):
+                extra = {"claim_uid": claim.uid, "share": name, "bytes": behind}
+                _log.warning("a container wrote behind the end of its books; cut back", extra=extra)
             # Once is not worth a word: the claim may be half-way through being prepared or undone.
             share.failures += 1
             if share.failures == _ROUNDS_TO_WARN:

@@ -172,6 +172,25 @@ def _check_header(path: Path, raw: bytes) -> None:
     expect(path, "slot_size", books.slot_size, _SLOT_BYTES)
 
 
+def cut_back(directory: Path) -> int:
+    """Take from the books of a share what somebody has written behind their end; return how many bytes that was.
+
+    Containers may write their books, which lie on the node's disk and count for no pod's ephemeral storage.
+    """
+    expected: int = layout().constants.VGPU_BOOKS_FILE_BYTES
+    try:
+        descriptor = os.open(directory / names.BOOKS_FILE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError:
+        return 0
+    try:
+        behind = os.fstat(descriptor).st_size - expected
+        if behind > 0:
+            os.ftruncate(descriptor, expected)
+    finally:
+        os.close(descriptor)
+    return max(behind, 0)
+
+
 def is_in_use(directory: Path) -> bool:
     """Return whether a living process has a slot in the books of a share."""
     constants = layout().constants

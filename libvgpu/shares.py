@@ -13,7 +13,7 @@ from api import names
 from api.errors import StateError
 from api.vgpuconfig import Policy
 from libvgpu import booksfile, files, limitsfile
-from libvgpu.booksfile import Books, BooksReader, ProcessUsage, is_in_use, read_books
+from libvgpu.booksfile import Books, BooksReader, ProcessUsage, cut_back, is_in_use, read_books
 from libvgpu.layout import layout
 from libvgpu.limitsfile import Limits, LimitsReader, read_limits
 
@@ -27,6 +27,7 @@ __all__ = [
     "change_limits",
     "create_new_share",
     "create_share",
+    "cut_back",
     "is_in_use",
     "read_books",
     "read_limits",

@@ -86,3 +86,22 @@ def test_books_that_a_tenant_damaged_cost_that_share_its_figures_only(
 
     assert [reading.limits.share for reading in node.monitor.readings()] == ["good-0"]
     assert [record.getMessage() for record in caplog.records] == ["share cannot be read"]  # once, not five times
+
+
+def test_what_a_container_writes_behind_the_end_of_its_books_is_taken_off_the_nodes_disk(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    share = node.add("greedy", 20, Policy.FIXED)
+    use(share, 1_000_000_000)
+    with (share / "books").open("ab") as file:
+        file.write(bytes(1 << 20))
+
+    with caplog.at_level(logging.WARNING):
+        for _ in range(5):
+            node.monitor.run_once()
+
+    assert (share / "books").stat().st_size == layout().constants.VGPU_BOOKS_FILE_BYTES
+    assert [reading.books.gpu_time_ns for reading in node.monitor.readings()] == [1_000_000_000]
+    assert [record.getMessage() for record in caplog.records] == [
+        "a container wrote behind the end of its books; cut back"
+    ]
