@@ -199,11 +199,14 @@ static void owe(struct vgpu_device *device, int64_t gpu_ns) {
     vgpu_limiter_account(device, 0, gpu_ns > 0 ? (uint64_t)gpu_ns : 0, 0);
 }
 
-/* Without a result: its work took no longer than from its begin until now, and no part of that is to be paid twice. */
-static void give_up(struct vgpu__sample *sample, uint64_t *paid_until_ns) {
-    uint64_t now = vgpu_now_ns(), from = sample->begun_ns > *paid_until_ns ? sample->begun_ns : *paid_until_ns;
-    int64_t owed_ns = (int64_t)(now > from ? now - from : 0) - (int64_t)sample->group.charged_ns;
-    *paid_until_ns = now;
+/* Without a result: its work took no longer than from its begin until now. `paid_from_ns` is from when on that time is
+ * paid already, by another one. */
+static void give_up(struct vgpu__sample *sample, uint64_t *paid_from_ns) {
+    int64_t owed_ns = -(int64_t)sample->group.charged_ns;
+    if (sample->begun_ns < *paid_from_ns) {
+        owed_ns += (int64_t)(*paid_from_ns - sample->begun_ns);
+        *paid_from_ns = sample->begun_ns;
+    }
     count(sample, -1);
     vgpu_limiter_finished(sample->device, sample->mark_ns);
     if (owed_ns > 0)
@@ -224,7 +227,7 @@ void vgpu__sample_hold(CUcontext context) {
 }
 
 void vgpu__sample_let_go(CUcontext context, bool ended) {
-    uint64_t paid_until_ns = 0;
+    uint64_t paid_from_ns = vgpu_now_ns();
     for (int i = 0; i < __atomic_load_n(&known, __ATOMIC_RELAXED); i++) {
         struct vgpu__sample *sample = &samples[i];
         bool waits = become(sample, HELD_PENDING, BUSY);
@@ -235,23 +238,25 @@ void vgpu__sample_let_go(CUcontext context, bool ended) {
             continue;
         }
         if (ended && waits)
-            give_up(sample, &paid_until_ns);
+            give_up(sample, &paid_from_ns);
         leave(sample, ended ? FREE : waits ? PENDING : IDLE);
     }
 }
 
 void vgpu__sample_finish(bool driver_may_be_asked) {
-    uint64_t paid_until_ns = 0;
+    uint64_t paid_from_ns = vgpu_now_ns();
     for (int i = 0; i < __atomic_load_n(&known, __ATOMIC_RELAXED); i++) {
         struct vgpu__sample *sample = &samples[i];
+        struct vgpu_device *device;
         if (!become(sample, PENDING, BUSY))
             continue;
+        device = sample->device;
         if (driver_may_be_asked)
-            owe(sample->device, harvest_one(sample));
+            owe(device, harvest_one(sample));
         else
             leave(sample, PENDING);
         if (become(sample, PENDING, BUSY)) {
-            give_up(sample, &paid_until_ns);
+            give_up(sample, &paid_from_ns);
             leave(sample, IDLE);
         }
     }

@@ -123,7 +123,17 @@ def test_work_that_still_runs_when_its_process_or_context_ends_is_paid_as_far_as
     end: str, machine: Machine
 ) -> None:
     share = machine.share(cores_percent=CORES)
-    machine.run(f"import time; start(); launch(kernel(), 100_000_000); time.sleep(0.05); {end}")
+    machine.run(f"""
+    import time
+    start()
+    streams = [c_void_p(), c_void_p()]
+    for stream in streams:
+        check(cuda.cuStreamCreate(byref(stream), 1))
+    launch(kernel(), 100_000_000, streams[0])
+    time.sleep(0.05)
+    launch(kernel("another"), 100_000_000, streams[1])
+    {end}
+    """)
     assert read_books(share).gpu_time_ns >= 50_000_000
 
 
