@@ -112,6 +112,27 @@ def test_two_devices_of_one_numa_node_are_found_and_others_are_not_mixed(
     assert sorted(tenant.gets("pair", example("one-numa-node"))) == [each.name for each in pair]
 
 
+@pytest.mark.parametrize(
+    ("attribute", "fact", "values"),
+    [
+        ("vgpu.dra-driver.io/linkIsland", "link_island", ("island-a", "island-b", "")),
+        ("resource.kubernetes.io/pcieRoot", "pcie_root", ("pci0000:17", "pci0000:64", "pci0000:a0")),
+    ],
+)
+def test_two_gpus_that_are_joined_are_found_and_where_there_are_no_more_the_claim_waits(
+    cluster: Cluster, start_controller: Start, attribute: str, fact: str, values: tuple[str, str, str]
+) -> None:
+    alone, joined, other = values
+    pair = [facts(number, memory_bytes=6 * GI, **{fact: joined}) for number in (1, 2)]
+    tenant = Tenant(cluster, fact.replace("_", "-"), facts(0, **{fact: alone}), *pair, facts(3, **{fact: other}))
+    start_controller("a")
+    spec = example("one-link-island", "vgpu.dra-driver.io/linkIsland", attribute)
+    assert sorted(tenant.gets("pair", spec)) == [each.name for each in pair]
+    # The two GPUs with room are on their own each.
+    tenant.ask("more", spec)
+    tenant.waits("more")
+
+
 def test_a_model_is_chosen_by_its_attributes_and_a_mig_device_by_its_type(
     cluster: Cluster, start_controller: Start
 ) -> None:
