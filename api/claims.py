@@ -23,6 +23,17 @@ _OUR_CAPACITIES = frozenset({names.CAPACITY_MEMORY, names.CAPACITY_CORES, names.
 
 
 @dataclass(frozen=True, slots=True)
+class Toleration:
+    """Taints of devices that a request puts up with; empty fields stand for any."""
+
+    key: str = ""
+    operator: str = ""
+    """Exists, or Equal (the default)."""
+    value: str = ""
+    effect: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceRequest:
     """One device request of a claim, or one alternative of it (`parent/name` in a firstAvailable list)."""
 
@@ -35,6 +46,7 @@ class DeviceRequest:
     count: int
     """Devices wanted; 0 stands for all that match (allocationMode All)."""
     admin_access: bool
+    tolerations: tuple[Toleration, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +214,13 @@ def _read_exact(name: str, exact: Object, where: str) -> DeviceRequest:
         selectors=tuple(s["cel"]["expression"] for s in exact.get("selectors") or [] if s.get("cel")),
         count=0 if everything else exact.get("count", 1),
         admin_access=bool(exact.get("adminAccess")),
+        tolerations=tuple(_read_toleration(entry) for entry in exact.get("tolerations") or []),
     )
+
+
+def _read_toleration(entry: Object) -> Toleration:
+    fields = (intern(entry.get(name) or "") for name in ("key", "operator", "value", "effect"))
+    return Toleration(*fields)
 
 
 def _read_allocation(allocation: Object, where: str) -> Allocation:

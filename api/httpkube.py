@@ -108,6 +108,14 @@ class HTTPKubeClient(KubeClient):
             return ()
         return tuple(version["version"] for version in found["versions"])
 
+    @override
+    def served_kinds(self, group: str, version: str) -> frozenset[str]:
+        try:
+            found = self._get(f"/apis/{group}/{version}")
+        except NotFoundError:
+            return frozenset()
+        return frozenset(kind["name"] for kind in found["resources"])
+
     def _get(self, path: str) -> JSON:
         if self._connections is None:
             return self._request("GET", path)

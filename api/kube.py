@@ -61,6 +61,11 @@ def device_classes(version: str) -> Resource:
     return Resource(names.RESOURCE_GROUP, version, "deviceclasses", namespaced=False)
 
 
+def taint_rules(version: str) -> Resource:
+    """DeviceTaintRules of a version of resource.k8s.io."""
+    return Resource(names.RESOURCE_GROUP, version, "devicetaintrules", namespaced=False)
+
+
 @dataclass(frozen=True)
 class Selection:
     """Which objects of a kind: all, or those of a namespace, and those that match selectors."""
@@ -124,6 +129,10 @@ class KubeClient(ABC):
     @abstractmethod
     def served_versions(self, group: str) -> tuple[str, ...]:
         """Return the versions of an API group that the server serves; empty if it does not know the group."""
+
+    @abstractmethod
+    def served_kinds(self, group: str, version: str) -> frozenset[str]:
+        """Return the plurals that a version of an API group serves; empty if the server does not know the version."""
 
     def resource_api_version(self) -> str:
         """Return the best version of resource.k8s.io that server and driver share.

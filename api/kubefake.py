@@ -30,6 +30,7 @@ class FakeKube(KubeClient):
     def __init__(self, versions: Mapping[str, tuple[str, ...]] | None = None) -> None:
         """Start empty; `versions` says which versions of API groups are served (default: resource.k8s.io/v1)."""
         self._versions = dict(versions if versions is not None else {names.RESOURCE_GROUP: ("v1",)})
+        self._kinds: set[Resource] = set()
         self._objects: dict[_Key, JSON] = {}
         self._events: list[tuple[int, Resource, WatchEvent]] = []
         self._changed = threading.Condition()
@@ -54,6 +55,11 @@ class FakeKube(KubeClient):
         """Serve other versions from now on, as after an upgrade; objects stay in the version that they came in."""
         with self._changed:
             self._versions = dict(versions)
+
+    def set_kinds(self, *kinds: Resource) -> None:
+        """Name the kinds that not every API server serves, and this one does from now on."""
+        with self._changed:
+            self._kinds = set(kinds)
 
     def objects(self, resource: Resource) -> _Objects:
         """Return copies of all objects of a kind, by namespace and name."""
@@ -147,6 +153,12 @@ class FakeKube(KubeClient):
         with self._changed:
             self._answer("get", f"/apis/{group}")
             return self._versions.get(group, ())
+
+    @override
+    def served_kinds(self, group: str, version: str) -> frozenset[str]:
+        with self._changed:
+            self._answer("get", f"/apis/{group}/{version}")
+            return frozenset(kind.plural for kind in self._kinds if (kind.group, kind.version) == (group, version))
 
     def _answer(self, verb: str, path: str) -> None:
         self.requests.append((verb, path))

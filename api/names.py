@@ -25,6 +25,8 @@ NODE_INVENTORY_PLURAL: Final = "nodeinventories"
 RESOURCE_GROUP: Final = "resource.k8s.io"
 RESOURCE_VERSIONS: Final = ("v1", "v1beta2", "v1beta1")
 """Versions of resource.k8s.io that the driver speaks, best first."""
+TAINT_RULE_VERSIONS: Final = ("v1", "v1beta2", "v1alpha3")
+"""Versions of resource.k8s.io that may have DeviceTaintRules, best first: 1.37, 1.36, and 1.33 to 1.35."""
 
 DEVICE_CLASS_ANY: Final = "vgpu"
 
@@ -154,5 +156,6 @@ REASON_INSUFFICIENT_CORES: Final = "CardInsufficientCore"
 REASON_INSUFFICIENT_SHARES: Final = "CardSharesExhausted"
 REASON_UNHEALTHY: Final = "CardUnhealthy"
 REASON_CORDONED: Final = "CardCordoned"
+REASON_TAINTED: Final = "CardTainted"
 REASON_NOT_SELECTED: Final = "CardNotSelected"
 REASON_EXCLUSIVE: Final = "CardInUse"

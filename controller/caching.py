@@ -7,42 +7,26 @@ import logging
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from api import kube as kube_api
-from api import names
 from api.claims import ClaimView, Object
-from api.kube import KubeClient, Resource, Selection
+from api.kube import KubeClient
 from api.nodeinventory import InventorySpec, InventoryStatus
 from controller.counting import DeviceKey, Ledger, Usage
 from controller.deciding import HEARTBEAT_LIMIT_S, Pulse
+from controller.fitting import OfferedDevice
+from controller.kinds import Kinds
 from controller.migrating import holdings
 from controller.offering import Withheld
 from controller.policies import NodeDevices
 from controller.probing import PROBE_NODE
-from controller.reasoning import OfferedDevice
-from controller.records import (
-    ClaimRecord,
-    InventoryRecord,
-    NodeRecord,
-    PodRecord,
-    TemplateRecord,
-    claim_trimmer,
-    class_trimmer,
-    node_trimmer,
-    template_trimmer,
-    trim_inventory,
-    trim_pod,
-    trim_slice,
-)
+from controller.records import ClaimRecord, InventoryRecord, NodeRecord, PodRecord, TemplateRecord
+from controller.rulewatching import RuleWatch
 from controller.snapshots import DeviceIndex
+from controller.tainting import tainted
 from controller.waiting import WaitingPods
-from controller.watching import Key, Kind, Watcher
+from controller.watching import Key
 
 log = logging.getLogger(__name__)
-
-UNSCHEDULED = Selection(fields="spec.nodeName=")
-"""Pods that no scheduler has placed yet: the only ones that can wait for a claim."""
 
 
 @dataclass(frozen=True)
@@ -77,22 +61,25 @@ class ClusterCache:
         self._pools: dict[str, dict[str, Object]] = {}
         self._waiting = WaitingPods()
         self.pulse = Pulse()
-        self._kinds = _Kinds(self, kube, version)
+        self._kinds = Kinds(self, kube, version)
+        self._rules = RuleWatch(kube, driver, self.on_rules)
 
     def start(self) -> None:
         """Start all watches."""
         for watcher in self._kinds.all:
             watcher.start()
+        self._rules.start()
 
     def stop(self) -> None:
         """End all watches; what they still receive is not reported."""
         for watcher in self._kinds.all:
             watcher.stop()
+        self._rules.stop()
 
     def join(self, timeout_s: float) -> bool:
         """Wait for the ends of the watches; return whether they all ended."""
         ended = [watcher.join(timeout_s) for watcher in self._kinds.all]
-        return all(ended)
+        return all([*ended, self._rules.join(timeout_s)])
 
     def unsynced(self) -> list[str]:
         """Return the kinds that have not been listed yet."""
@@ -178,9 +165,10 @@ class ClusterCache:
         return any(self._kinds.classes.get(("", request.device_class)) for request in view.requests)
 
     def devices(self) -> list[OfferedDevice]:
-        """Return the devices of all nodes."""
+        """Return the devices of all nodes, with the taints of DeviceTaintRules."""
         with self._lock:
-            return self._index.devices()
+            found = self._index.devices()
+        return tainted(found, self._rules.rules())
 
     def device_counts(self) -> tuple[int, int]:
         """Return the number of devices offered and withheld."""
@@ -262,6 +250,13 @@ class ClusterCache:
     def on_class(self, key: Key, _old: bool | None, _new: bool | None) -> None:
         """A DeviceClass came, changed or went, and with it the answer to which of the waiting claims are ours."""
         self._listeners.device_class(key)
+        self._look_at_waiting()
+
+    def on_rules(self) -> None:
+        """A DeviceTaintRule for our devices came, changed or went: waiting claims may have another reason."""
+        self._look_at_waiting()
+
+    def _look_at_waiting(self) -> None:
         with self._lock:
             waiting = self._waiting.claims()
         for claim in waiting:
@@ -269,31 +264,8 @@ class ClusterCache:
 
     def on_outage_end(self) -> None:
         """The API server answers again."""
+        self._rules.look_again()
         self._listeners.outage_end()
-
-
-class _Kinds:
-    """The watchers, one per kind."""
-
-    def __init__(self, cache: ClusterCache, kube: KubeClient, version: str) -> None:
-        driver = cache.driver
-        templates = Resource(names.RESOURCE_GROUP, version, "resourceclaimtemplates", namespaced=True)
-        ours = Selection(fields=f"spec.driver={driver}")
-        self.nodes = Watcher(kube, Kind(kube_api.NODES, node_trimmer(cache.node_labels), cache.on_node))
-        self.inventories = Watcher(kube, Kind(kube_api.NODE_INVENTORIES, trim_inventory, cache.on_inventory))
-        self.slices = Watcher(
-            kube,
-            Kind(kube_api.slices(version), trim_slice, cache.on_slice, cache.index_slice, ours),
-            cache.on_outage_end,
-        )
-        self.classes = Watcher(kube, Kind(kube_api.device_classes(version), class_trimmer(driver), cache.on_class))
-        self.claims = Watcher(kube, Kind(kube_api.claims(version), claim_trimmer(driver), cache.on_claim))
-        self.templates = Watcher(kube, Kind(templates, template_trimmer(driver), cache.on_template))
-        self.pods = Watcher(kube, Kind(kube_api.PODS, trim_pod, cache.on_pod, selection=UNSCHEDULED))
-
-    @property
-    def all(self) -> list[Watcher[Any]]:
-        return [self.nodes, self.inventories, self.slices, self.classes, self.claims, self.templates, self.pods]
 
 
 def _pool(old: Object | None, new: Object | None) -> str:

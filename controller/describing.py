@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from controller.reasoning import RequestExplanation, plural, selects, show_amount
+from controller.fitting import plural, show_amount
+from controller.reasoning import RequestExplanation, selects
 from controller.selecting import read_selectors
 
 MAX_NOTE = 1024

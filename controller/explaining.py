@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from api import kube as kube_api
 from api import names
 from api.claims import ClaimView
-from api.errors import NotFoundError
+from api.errors import KubeError, NotFoundError
 from api.kube import KubeClient, Selection
 from api.quantities import format_bytes
 from controller.counting import Ledger
@@ -26,7 +26,10 @@ from controller.records import (
     trim_pod,
     trim_slice,
 )
+from controller.rulewatching import served_rules
 from controller.snapshots import DeviceIndex
+from controller.tainting import tainted
+from controller.taintrules import TaintRule, rule_trimmer
 
 _NO_LIMIT = 1 << 20
 """A terminal shows every device; only events are short."""
@@ -79,7 +82,9 @@ class _Cluster:
                 index.note_slice(obj["metadata"]["name"], trim_slice(obj))
         for obj in kube.list(kube_api.NODE_INVENTORIES)["items"]:
             _note_withheld(index, obj["metadata"]["name"], trim_inventory(obj))
-        self.devices = index.devices()
+        self.remark = ""
+        """What could not be looked at, and why; empty: all was."""
+        self.devices = tainted(index.devices(), self._rules())
         trim_class = class_trimmer(driver)
         self.classes = {
             obj["metadata"]["name"] for obj in kube.list(kube_api.device_classes(version))["items"] if trim_class(obj)
@@ -89,6 +94,18 @@ class _Cluster:
             if record is not None and record.view is not None:
                 ledger.note(record.view.uid, record.view.allocation)
         self.usage = ledger.usage()
+
+    def _rules(self) -> list[TaintRule]:
+        trim = rule_trimmer(self.driver)
+        try:
+            served = served_rules(self._kube)
+            found = self._kube.list(served)["items"] if served is not None else []
+        except KubeError as error:
+            if error.status != 403:
+                raise
+            self.remark = f"taints by DeviceTaintRules are not looked at: {error}"
+            return []
+        return [rule for rule in map(trim, found) if rule is not None]
 
     def claim(self, namespace: str, name: str) -> ClaimRecord | str:
         """Return a claim, or a sentence about why there is nothing to explain."""
@@ -125,6 +142,8 @@ def _report(found: Iterable[ClaimRecord | str], cluster: _Cluster) -> str:
             views.append(record.view)
     for explanation in explain(views, cluster.devices, cluster.usage):
         lines += _reasons(explanation)
+    if cluster.remark and any(view.allocation is None for view in views):
+        lines.append(cluster.remark)
     return "\n".join(lines)
 
 

@@ -14,8 +14,8 @@ from api.quantities import parse_count
 from api.slices import Capacity, Device, read_counter_set, read_device
 from api.slots import gpu_of
 from controller.counting import DeviceKey
+from controller.fitting import OfferedDevice
 from controller.offering import Withheld
-from controller.reasoning import OfferedDevice
 
 
 class DeviceIndex:

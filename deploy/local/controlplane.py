@@ -135,7 +135,7 @@ def _api_server(layout: Layout, facts: Facts) -> list[str]:
         f"--audit-log-path={layout.audit_log}",
         "--audit-log-maxsize=50",  # MB
         "--audit-log-maxbackup=1",
-        f"--runtime-config={versions.runtime_config(facts.kubernetes)}",
+        f"--runtime-config={versions.runtime_config(facts.kubernetes, facts.feature_gates)}",
         *_gates(facts),
     ]
     if addresses.subnet is None:

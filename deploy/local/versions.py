@@ -16,6 +16,14 @@ GATES_VARIABLE = "VGPU_K8S_FEATURE_GATES"
 
 FeatureGates = Mapping[str, bool]
 
+_TAINT_RULES = {
+    33: ("DRADeviceTaints", "v1alpha3"),
+    34: ("DRADeviceTaints", "v1alpha3"),
+    35: ("DRADeviceTaintRules", "v1alpha3"),
+    36: ("DRADeviceTaintRules", "v1beta2"),
+}
+"""By minor version, the gate of DeviceTaintRules, and the version of the API in which its scheduler reads them."""
+
 
 def pinned() -> dict[str, Path]:
     """Return the go.mod of each version that is pinned, such as `1.36.3`, the oldest first."""
@@ -64,12 +72,16 @@ def feature_gates(version: str, chosen: FeatureGates) -> dict[str, bool]:
     return {**needed, **chosen}
 
 
-def runtime_config(version: str) -> str:
+def runtime_config(version: str, gates: FeatureGates) -> str:
     """Return the API server's --runtime-config by which it serves Dynamic Resource Allocation.
 
-    Beta versions are off unless asked for, as an administrator of a cluster of that version has to do too.
+    Beta versions are off unless asked for, as an administrator of a cluster of that version has to do too. Where the
+    gate of DeviceTaintRules is on in `gates`, the version that has them is served as well.
     """
     served = {32: ("v1beta1",), 33: ("v1beta1", "v1beta2")}.get(minor(version), ("v1",))
+    gate, added = _TAINT_RULES.get(minor(version), ("", ""))
+    if gates.get(gate):
+        served += (added,)
     return ",".join(f"resource.k8s.io/{name}=true" for name in served)
 
 

@@ -23,6 +23,8 @@ _RARE = {
         "events.k8s.io/events delete": "its text is another now",
         "resource.k8s.io/deviceclasses delete": "classes of former settings",
         "resource.k8s.io/deviceclasses update": "classes that somebody changed",
+        "resource.k8s.io/devicetaintrules list": "API servers that serve them: from 1.37 on, before that behind a gate",
+        "resource.k8s.io/devicetaintrules watch": "the same again",
         "vgpu.dra-driver.io/nodeinventories delete": "of Nodes that are gone",
         "vgpu.dra-driver.io/nodeinventories/status patch": "GPUs of which more is offered than there is",
     },

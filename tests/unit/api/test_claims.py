@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from api.claims import AllocationResult, ClaimView, OpaqueConfig, vgpu_config
+from api.claims import AllocationResult, ClaimView, OpaqueConfig, Toleration, vgpu_config
 from api.errors import ClaimError, ConfigError
 from api.vgpuconfig import Policy
 
@@ -44,6 +44,14 @@ def test_alternatives_are_named_after_their_request() -> None:
     alternatives = [{"name": "large", **_EXACT}, {"name": "small", **_EXACT, "count": 2}]
     requests = ClaimView.from_object(_claim({"name": "gpu", "firstAvailable": alternatives})).requests
     assert [(request.name, request.count) for request in requests] == [("gpu/large", 1), ("gpu/small", 2)]
+
+
+def test_tolerations_are_read_from_every_form_of_a_request() -> None:
+    tolerant = {**_EXACT, "tolerations": [{"key": "k", "operator": "Exists", "effect": "NoSchedule"}, {"value": "v"}]}
+    alternatives = [{"name": "d", **tolerant}]
+    for form in ({"exactly": tolerant}, tolerant, {"firstAvailable": alternatives}):
+        (request,) = ClaimView.from_object(_claim({"name": "gpu", **form})).requests
+        assert request.tolerations == (Toleration("k", "Exists", "", "NoSchedule"), Toleration(value="v"))
 
 
 def test_consumed_capacity_is_found_with_and_without_a_domain() -> None:

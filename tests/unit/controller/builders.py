@@ -159,3 +159,16 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 10.0) -> None
     while not condition():
         assert time.monotonic() < deadline, f"not so within {timeout_s} s: {condition}"
         time.sleep(0.01)
+
+
+def taint_rule(
+    name: str = "maintenance", *, effect: str = "NoSchedule", value: str = "", **selector: object
+) -> dict[str, Any]:
+    """A DeviceTaintRule with the key `example.com/repair`; no selector selects all devices."""
+    taint = {"key": "example.com/repair", "effect": effect, **({"value": value} if value else {})}
+    return {
+        "apiVersion": "resource.k8s.io/v1",
+        "kind": "DeviceTaintRule",
+        "metadata": {"name": name},
+        "spec": {"deviceSelector": selector, "taint": taint},
+    }

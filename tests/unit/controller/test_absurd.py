@@ -106,7 +106,8 @@ def test_an_inventory_that_cannot_be_read_gets_an_event_that_says_what_was_found
 ) -> None:
     add_node(kube)
     state_inventory(kube, "n1", status(facts()))
-    wait_until(lambda: kube.objects(SLICES))
+    # And not that of a node which does not exist, with which the mode is tried out.
+    wait_until(lambda: [obj for obj in kube.objects(SLICES) if obj["spec"]["nodeName"] == "n1"])
     kube.patch(kube_api.NODE_INVENTORIES, {"metadata": {"name": "n1"}}, {"spec": {"memoryScaling": 1e308}})
     wait_until(lambda: notes(kube, "n1"))
     assert notes(kube, "n1") == [

@@ -30,6 +30,7 @@ from tests.unit.controller.builders import (
     result,
     state_inventory,
     status,
+    taint_rule,
     wait_until,
 )
 
@@ -530,3 +531,28 @@ def test_scaling_is_offered_marked_and_told_to_the_agent_until_it_is_taken_back(
     wait_until(lambda: "offers" not in kube.objects(kube_api.NODE_INVENTORIES)[0]["status"])
     wait_until(lambda: "10Gi" in str(slices(kube)[SLICE_N1]["spec"]["devices"][0]["capacity"]["memory"]["value"]))
     controller.stop()
+
+
+def test_a_claim_that_a_rule_keeps_from_every_device_is_told_which(
+    kube: FakeKube,
+) -> None:
+    rules = kube_api.taint_rules("v1")
+    kube.set_kinds(rules)
+    add_node(kube)
+    state_inventory(kube, "n1", status(facts()))
+    controller = make_controller(kube)
+    controller.start()
+    try:
+        wait_until(lambda: SLICE_N1 in slices(kube))
+        wait_until(controller.idle)
+        kube.create(CLAIMS, claim("waits", memory="1Gi"))
+        kube.create(kube_api.PODS, pod("p", "waits"))
+        kube.create(rules, taint_rule(pool="n1"))
+        wait_until(lambda: len(kube.objects(kube_api.EVENTS)) == 2)
+        (note,) = {event["note"] for event in kube.objects(kube_api.EVENTS)}
+        assert note == (
+            "ResourceClaim demo/waits: request gpu (memory 1Gi): 0 of 1 device can serve it: "
+            f"n1/{facts().name}: CardTainted (DeviceTaintRule maintenance: example.com/repair:NoSchedule)"
+        )
+    finally:
+        controller.stop()

@@ -3,7 +3,8 @@
 import pytest
 
 from api import kube as kube_api
-from api.errors import NotFoundError
+from api.errors import KubeError, NotFoundError
+from api.kube import JSON, Resource, Selection
 from api.kubefake import FakeKube
 from controller.consumable import ConsumableMode
 from controller.counters import CountersMode
@@ -24,10 +25,12 @@ from tests.unit.controller.builders import (
     result,
     state_inventory,
     status,
+    taint_rule,
 )
 
 CONFIG = {"apiVersion": "vgpu.dra-driver.io/v1alpha1", "kind": "VGPUConfig", "cores": 0}
 GPU = facts().name
+RULES = kube_api.taint_rules("v1")
 
 
 @pytest.fixture
@@ -112,3 +115,36 @@ def test_devices_on_counters_that_others_have_drawn_on_say_what_is_left() -> Non
     assert lines[0] == "ResourceClaim demo/waits: request gpu (memory at least 9Gi): 0 of 7 devices can serve it"
     assert lines[1] == f"  n1/{GPU}-slot-4096m-25c-0: CardNotSelected (memory 4Gi, asked at least 9Gi)"
     assert lines[-1] == f"  n1/{GPU}: CardInsufficientMemory (memory: 8Gi of {GPU} left, it needs 16Gi)"
+
+
+def test_a_device_that_a_rule_taints_names_the_rule(kube: FakeKube) -> None:
+    kube.set_kinds(RULES)
+    kube.create(RULES, taint_rule(pool="n1"))
+    kube.create(CLAIMS, claim("waits", memory="1Gi"))
+    assert explain_claim(kube, "demo", "waits").splitlines() == [
+        "ResourceClaim demo/waits: request gpu (memory 1Gi): 0 of 2 devices can serve it",
+        f"  n1/{GPU}: CardTainted (DeviceTaintRule maintenance: example.com/repair:NoSchedule)",
+        f"  n1/{facts(1).name}: CardUnhealthy (Xid 79)",
+    ]
+
+
+class ClosedKube(FakeKube):
+    """An API server that does not show DeviceTaintRules to this user."""
+
+    def list(self, resource: Resource, selection: Selection = Selection()) -> JSON:  # noqa: B008 -- frozen
+        if resource == RULES:
+            raise KubeError("devicetaintrules is forbidden", 403)
+        return super().list(resource, selection)
+
+
+def test_rules_that_the_user_may_not_read_are_said_to_be_left_out() -> None:
+    closed = ClosedKube()
+    closed.set_kinds(RULES)
+    closed.create(CLASSES, device_class())
+    closed.create(CLAIMS, claim("waits", memory="1Gi"))
+    closed.create(CLAIMS, claim("held", results=[result(GPU)]))
+    assert explain_claim(closed, "demo", "waits").splitlines() == [
+        "ResourceClaim demo/waits: request gpu (memory 1Gi): no node offers a device; is the node agent running?",
+        "taints by DeviceTaintRules are not looked at: devicetaintrules is forbidden",
+    ]
+    assert "DeviceTaintRules" not in explain_claim(closed, "demo", "held")

@@ -8,7 +8,8 @@ import pytest
 from api.claims import ClaimView
 from controller.counting import DeviceKey, Ledger, Usage
 from controller.describing import describe
-from controller.reasoning import OfferedDevice, RequestExplanation, amounts, explain
+from controller.fitting import OfferedDevice, amounts
+from controller.reasoning import RequestExplanation, explain
 from tests.unit.controller.builders import DRIVER, GI, claim, request, result
 
 MI = 1 << 20

@@ -23,10 +23,25 @@ def test_a_version_that_no_module_pins_is_refused_with_those_that_are() -> None:
 
 
 def test_versions_before_dynamic_resource_allocation_was_general_are_told_to_serve_it() -> None:
-    assert versions.runtime_config("1.32.10") == "resource.k8s.io/v1beta1=true"
-    assert versions.runtime_config("1.34.10") == "resource.k8s.io/v1=true"
+    assert versions.runtime_config("1.32.10", {}) == "resource.k8s.io/v1beta1=true"
+    assert versions.runtime_config("1.34.10", {}) == "resource.k8s.io/v1=true"
     assert versions.feature_gates("1.33.0", {}) == {"DynamicResourceAllocation": True}
     assert versions.feature_gates("1.34.10", {"DRAConsumableCapacity": True}) == {"DRAConsumableCapacity": True}
+
+
+@pytest.mark.parametrize(
+    ("version", "gates", "served"),
+    [
+        ("1.34.10", {"DRADeviceTaints": True}, "resource.k8s.io/v1=true,resource.k8s.io/v1alpha3=true"),
+        ("1.36.3", {"DRADeviceTaintRules": True}, "resource.k8s.io/v1=true,resource.k8s.io/v1beta2=true"),
+        ("1.36.3", {"DRADeviceTaintRules": False}, "resource.k8s.io/v1=true"),
+        ("1.37.1", {"DRADeviceTaintRules": True}, "resource.k8s.io/v1=true"),
+    ],
+)
+def test_the_gate_of_taint_rules_brings_the_version_that_has_them(
+    version: str, gates: dict[str, bool], served: str
+) -> None:
+    assert versions.runtime_config(version, gates) == served
 
 
 def test_the_environment_chooses_for_a_cluster_that_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
