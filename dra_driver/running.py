@@ -175,17 +175,25 @@ def run_command(command: Sequence[str], environment: Mapping[str, str], lock: in
     program = shutil.which(command[0], path=environment.get("PATH"))
     if program is None:
         raise ConfigError(f"command: found {command[0]!r}, expected a program on the PATH or its path")
-    try:
-        process = subprocess.Popen([program, *command[1:]], env=dict(environment), pass_fds=(lock,))
-    except OSError as error:
-        raise ConfigError(f"command: {program}: {error.strerror}") from error
+    started: list[subprocess.Popen[bytes]] = []
+    early: list[int] = []
 
     def forward(number: int, _frame: FrameType | None) -> None:
-        process.send_signal(number)
+        if started:
+            started[0].send_signal(number)
+        else:
+            early.append(number)
 
+    # First of all: a signal that ends us while the command starts would leave it behind.
     before = {number: signal.signal(number, forward) for number in _FORWARDED}
     try:
+        process = subprocess.Popen([program, *command[1:]], env=dict(environment), pass_fds=(lock,))
+        started.append(process)
+        for number in early:
+            process.send_signal(number)
         status = process.wait()
+    except OSError as error:
+        raise ConfigError(f"command: {program}: {error.strerror}") from error
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

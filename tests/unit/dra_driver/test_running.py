@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,6 +74,28 @@ def test_a_signal_is_passed_on_to_the_command(shares: Path, root: Path) -> None:
         process.terminate()
         assert process.stdout.read() == "ended\n"
     assert process.returncode == 9
+
+
+class InterruptedStart(subprocess.Popen[bytes]):
+    """A command during whose start a signal comes."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def test_a_signal_that_comes_while_the_command_starts_is_passed_on_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missed: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _frame: missed.append(number))
+    monkeypatch.setattr(subprocess, "Popen", InterruptedStart)
+    try:
+        with (tmp_path / "lock").open("w") as lock:
+            status = running.run_command(["sleep", "10"], {"PATH": os.defpath}, lock.fileno())
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert (status, missed) == (128 + signal.SIGUSR1, [])
 
 
 def test_commands_with_one_name_join_one_share(shares: Path, root: Path) -> None:
