@@ -20,7 +20,11 @@ _EXAMPLES = sorted((ROOT / "deploy/examples").glob("*.yaml"))
 _NO_DISTINCT = "distinctAttribute comes with consumable capacity"
 _NO_FIRST_AVAILABLE = "firstAvailable comes with Kubernetes 1.34"
 _MISSING = {
-    "": {"mig": "no simulated GPU is in MIG mode", "one-numa-node": "simulated GPUs are on no NUMA node"},
+    "": {
+        "mig": "no simulated GPU is in MIG mode",
+        "one-link-island": "no links join simulated GPUs",
+        "one-numa-node": "simulated GPUs are on no NUMA node",
+    },
     "v1beta1": {"first-available": _NO_FIRST_AVAILABLE},
     "v1beta2": {"first-available": _NO_FIRST_AVAILABLE},
     "counters": {"two-shares": _NO_DISTINCT},
