@@ -48,7 +48,9 @@ class Composer:
         bare, withheld = memory.recall("policy", policy.gpus, replace(devices, holdings={}))
         gpus = [memory.recall(("held", gpu.name), _hold, gpu, devices.held(gpu.name)) for gpu in bare]
         gpus = self._orders.arrange(node, policy.order(devices), gpus)
-        gone = self._withdrawals.gone(node, gpus, published)
+        # Before anything of a node is offered, its agent is told how (see `keeping`).
+        is_new = not stored and not devices.inventory.offer_mode
+        gone = self._withdrawals.gone(node, gpus, published, is_new=is_new)
         gpus = [memory.recall(("situated", gpu.name), situate, gpu, mode, published, gone) for gpu in gpus]
         divisions = [(gpu, memory.recall(("division", gpu.name), _divide, mode, gpu)) for gpu in gpus]
         memory.keep_only({"published", "policy"} | {(part, gpu.name) for gpu in gpus for part in _PARTS})
@@ -59,6 +61,11 @@ class Composer:
         """Return after how many seconds the offer may be another one though nothing changed; None: never."""
         dues = [self._withdrawals.due_in_s(node), self._orders.due_in_s(node)]
         return min((due for due in dues if due is not None), default=None)
+
+    def note_offered(self, node: str, slices: Iterable[Object]) -> None:
+        """Take over what was put on offer and is not among the stored slices, or will not be any more."""
+        for obj in slices:
+            self._withdrawals.note_offered(node, read_published((obj,)))
 
     def forget(self, node: str) -> None:
         """Forget a node that is gone."""

@@ -86,6 +86,8 @@ class PoolKeeper:
         self._created_under: dict[str, datetime] = {}
         self._written: dict[str, tuple[str, float]] = {}
         """By node, the resourceVersion of the last own write, and when that was."""
+        self._offered: dict[str, dict[str, Object]] = {}
+        """By node and name, slices as they were written since the last look at the stored ones: sent, or answered."""
 
     @property
     def mode(self) -> OfferMode:
@@ -129,8 +131,12 @@ class PoolKeeper:
         )
         action = decide(state, self._driver)
         stored = self._sources.slices(node)
+        self._note_unseen(node, stored)
         if action is Action.WITHDRAW:
-            self._apply(node, plan(None, stored))
+            try:
+                self._apply(node, plan(None, stored))
+            finally:
+                self._composer.note_offered(node, stored)
             self._forget(node)
             if state.node_uid is None and has_inventory:
                 return self._clean_up(node, state.heartbeat_age_s)
@@ -169,6 +175,14 @@ class PoolKeeper:
             self._written.pop(node, None)
             return False
         return True
+
+    def _note_unseen(self, node: str, stored: Sequence[Object]) -> None:
+        """Tell the composer of own slices that the cache never showed: somebody changed or removed them at once."""
+        versions = {obj["metadata"]["resourceVersion"] for obj in stored}
+        written = self._offered.pop(node, {}).values()
+        self._composer.note_offered(
+            node, (obj for obj in written if obj["metadata"].get("resourceVersion") not in versions)
+        )
 
     def _publish(self, node: str, node_uid: str, inventory: InventoryStatus, stored: Sequence[Object]) -> None:
         devices = self._sources.devices(node, inventory)
@@ -225,6 +239,9 @@ class PoolKeeper:
 
     def _write(self, node: str, operation: str, obj: Object) -> None:
         self._check_lead()
+        name = obj["metadata"]["name"]
+        offered = self._offered.setdefault(node, {})
+        offered[name] = obj  # an answer that is lost says nothing about what took effect
         try:
             if operation == "create":
                 stored = self._kube.create(self._resource, obj)
@@ -233,9 +250,9 @@ class PoolKeeper:
         except (ConflictError, NotFoundError):
             self._metrics.conflicts.inc()
             raise
+        offered[name] = stored
         self._metrics.writes.labels(operation).inc()
         self._written[node] = (str(stored["metadata"]["resourceVersion"]), self._clock())
-        name = obj["metadata"]["name"]
         log.info(
             "wrote slice",
             extra={"slice": name, "operation": operation, "devices": len(obj["spec"].get("devices") or [])},

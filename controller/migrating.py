@@ -33,9 +33,11 @@ class Published:
     """By GPU."""
 
     def shown(self, gpu: str) -> Amount:
-        """Return how much of a GPU can be allocated by what is on offer."""
-        mine = [form for form in self.forms.values() if gpu_of(form.name) == gpu and form.kind is not Kind.COUNTED]
-        return total(form.amount for form in mine) + self.counters.get(gpu, Amount())
+        """Return how much of a GPU can be allocated by what is on offer; counters, if a device draws on them."""
+        mine = [form for form in self.forms.values() if gpu_of(form.name) == gpu]
+        shown = total(form.amount for form in mine if form.kind is not Kind.COUNTED)
+        counted = any(form.kind is Kind.COUNTED for form in mine)
+        return shown + self.counters.get(gpu, Amount()) if counted else shown
 
 
 def read_published(slices: Iterable[Object]) -> Published:
@@ -90,24 +92,43 @@ def holdings(usage: Mapping[str, Usage]) -> dict[str, list[Holding]]:
     return found
 
 
+@dataclass
+class _Inherited:
+    """What is not known of a node when it is looked at for the first time."""
+
+    due: float
+    """Until then, what another leader withdrew may be allocated yet."""
+    noted: set[str] = field(default_factory=set)
+    """GPUs of which it is noted what that leader may have withdrawn."""
+
+
 class Withdrawals:
     """Devices that were on offer lately and are not any more. One thread at a time may work on a node."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Begin with nothing known: what another leader withdrew just now is found out by what is missing."""
         self._clock = clock
-        self._begun = clock()
         self._seen: dict[str, Published] = {}
+        self._inherited: dict[str, _Inherited] = {}
         self._gone: dict[str, dict[tuple[str, Kind], tuple[Form, float]]] = {}
 
-    def gone(self, node: str, gpus: Sequence[GPU], published: Published) -> tuple[Form, ...]:
-        """Return what was on offer of a node's GPUs lately and may be allocated yet."""
+    def gone(self, node: str, gpus: Sequence[GPU], published: Published, *, is_new: bool = False) -> tuple[Form, ...]:
+        """Return what was on offer of a node's GPUs lately and may be allocated yet.
+
+        Args:
+            node: its name.
+            gpus: those that may be offered now.
+            published: what is on offer now.
+            is_new: nothing of the node was ever offered, as far as can be seen.
+        """
+        now = self._clock()
+        # Counted from the first look: what was withdrawn before that cannot have been later.
+        inherited = self._inherited.setdefault(node, _Inherited(now if is_new else now + WITHDRAWAL_S))
         if node in self._seen:
             self._note_vanished(node, self._seen[node], published)
-        else:
-            self._assume(node, gpus, published)
+        if now < inherited.due:
+            self._assume(inherited, node, gpus, published)
         self._seen[node] = published
-        now = self._clock()
         gone = {key: entry for key, entry in self._gone.get(node, {}).items() if entry[1] > now}
         self._gone[node] = gone
         return tuple(form for form, _ in gone.values())
@@ -131,24 +152,35 @@ class Withdrawals:
         dues = [due for _, due in self._gone.get(node, {}).values()]
         return max(min(dues) - self._clock(), 0.0) if dues else None
 
+    def note_offered(self, node: str, published: Published) -> None:
+        """Take over what was put on offer and is not seen on offer: somebody may have withdrawn it already."""
+        self._note_vanished(node, published, Published())
+
     def forget(self, node: str) -> None:
         """Take all of a node that is gone for withdrawn, and forget what was withdrawn long ago."""
+        if node not in self._seen:
+            # For the second time, or never looked at: it has not come back.
+            self._inherited.pop(node, None)
         self._note_vanished(node, self._seen.pop(node, Published()), Published())
         now = self._clock()
         for other in self._gone.keys() - self._seen.keys():
             if all(due <= now for _, due in self._gone[other].values()):
                 del self._gone[other]
 
-    def _assume(self, node: str, gpus: Sequence[GPU], published: Published) -> None:
-        """Take what a new leader finds unoffered of a GPU for withdrawn by the one before it."""
-        due = self._begun + WITHDRAWAL_S
-        if not published.forms and not published.counters:
-            return
+    def _assume(self, inherited: _Inherited, node: str, gpus: Sequence[GPU], published: Published) -> None:
+        """Take what a new leader finds unoffered of a GPU for withdrawn by the one before it.
+
+        That may be all there is: a change of the mode withdraws everything first. And a GPU that is broken at the first
+        look may have been withdrawn a moment before that, and be well a moment later.
+        """
         for gpu in gpus:
+            if gpu.name in inherited.noted:
+                continue
+            inherited.noted.add(gpu.name)
             missing = (gpu.room - published.shown(gpu.name)).clamped()
             if missing.memory_bytes or missing.cores_percent:
                 form = Form(gpu.name, Kind.SLOT, missing)
-                self._gone.setdefault(node, {})[form.name, form.kind] = (form, due)
+                self._gone.setdefault(node, {})[form.name, form.kind] = (form, inherited.due)
 
 
 def situate(gpu: GPU, mode: OfferMode, published: Published, gone: Iterable[Form]) -> GPU:

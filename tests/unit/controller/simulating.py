@@ -1,6 +1,9 @@
 """What a scheduler makes of slices, for the tests that let anything happen in any order. The GPUs have 16 GiB."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
+
+from hypothesis import settings
 
 from api import names
 from api.claims import Object
@@ -14,6 +17,21 @@ Claims = dict[str, tuple[str, Amount | None]]
 """Device and amount by claim; None: the device as it is."""
 
 ROOM = Amount(16 * GI, names.CORES_PER_DEVICE)
+
+
+def chances(examples: int) -> settings:
+    """How long a state machine is tried: always the same examples; with VGPU_CHANCES=10, ten times as many others.
+
+    A failure prints the steps that lead to it, as the code of a test.
+    """
+    factor = int(os.environ.get("VGPU_CHANCES", "0"))
+    return settings(
+        max_examples=examples * max(factor, 1),
+        stateful_step_count=30,
+        deadline=None,
+        derandomize=not factor,
+        print_blob=True,
+    )
 
 
 def usage(claims: Claims) -> dict[str, Usage]:
@@ -43,8 +61,26 @@ def schedule(claim: str, slices: Iterable[Object], claims: Claims, choice: int, 
         claims[claim] = (name, amount)
 
 
+def fill(slices: Iterable[Object], claims: Claims) -> None:
+    """Give claims all that a scheduler that knows these slices can give."""
+    published = _known(slices)
+    for form in published.forms.values():
+        found = _free(form, published, claims)
+        if found is not None:
+            claims[f"filled-{len(claims)}"] = found
+
+
 def _schedulable(slices: Iterable[Object], claims: Claims) -> Iterator[tuple[str, Amount | None]]:
-    """Yield what a scheduler that knows these slices and all claims could allocate, and what is left of it.
+    """Yield what a scheduler that knows these slices and all claims could allocate, and what is left of it."""
+    published = _known(slices)
+    for form in published.forms.values():
+        found = _free(form, published, claims)
+        if found is not None:
+            yield found
+
+
+def _known(slices: Iterable[Object]) -> Published:
+    """Return what a scheduler makes of slices.
 
     It takes the newest generation of a pool, if that is complete by what its first slice says of it.
     """
@@ -53,16 +89,19 @@ def _schedulable(slices: Iterable[Object], claims: Claims) -> Iterator[tuple[str
     pool = [obj for obj in slices if obj["spec"]["pool"]["generation"] == newest]
     pool.sort(key=lambda obj: str(obj["metadata"]["name"]))
     if not pool or len(pool) != pool[0]["spec"]["pool"]["resourceSliceCount"]:
-        return
-    published = read_published(pool)
-    for form in published.forms.values():
-        held = [amount for device, amount in claims.values() if device == form.name]
-        if form.kind is Kind.SHARED:
-            left = form.amount - total(amount for amount in held if amount)
-            if None not in held and left.memory_bytes > 0 and left.cores_percent >= 0:
-                yield form.name, left
-        elif not held and (form.kind is not Kind.COUNTED or _counters_fit(form, published, claims)):
-            yield form.name, None
+        return Published()
+    return read_published(pool)
+
+
+def _free(form: Form, published: Published, claims: Claims) -> tuple[str, Amount | None] | None:
+    """Return a device with what a claim can have of it (None: the device as it is); None: nothing."""
+    held = [amount for device, amount in claims.values() if device == form.name]
+    if form.kind is Kind.SHARED:
+        left = form.amount - total(amount for amount in held if amount)
+        is_free = None not in held and left.memory_bytes > 0 and left.cores_percent >= 0
+        return (form.name, left) if is_free else None
+    is_free = not held and (form.kind is not Kind.COUNTED or _counters_fit(form, published, claims))
+    return (form.name, None) if is_free else None
 
 
 def _counters_fit(form: Form, published: Published, claims: Claims) -> bool:

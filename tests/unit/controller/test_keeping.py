@@ -6,6 +6,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from api.errors import ConflictError
+from api.kube import NODE_INVENTORIES
 from api.kubefake import FakeKube
 from api.nodeinventory import InventoryStatus
 from controller.consumable import ConsumableMode
@@ -14,7 +15,7 @@ from controller.keeping import PoolKeeper, Sources
 from controller.leading import NotLeadingError
 from controller.metrics import Metrics
 from controller.policies import NodeDevices
-from tests.unit.controller.builders import DRIVER, SLICES, facts, status
+from tests.unit.controller.builders import DRIVER, SLICES, facts, state_inventory, status
 
 HEARTBEAT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 STATED = status(facts(), heartbeat=HEARTBEAT)
@@ -119,9 +120,9 @@ class Node:
 
     def __init__(self) -> None:
         self.kube = FakeKube()
+        state_inventory(self.kube, "n1", STATED)
         self.age_s = 0.0
         self.leading = True
-        self.tells_mode = True
         self.inventory: InventoryStatus = STATED
         self.registry = CollectorRegistry()
         sources = Sources(
@@ -143,7 +144,12 @@ class Node:
         self.keeper.set_mode(ConsumableMode())
 
     def _inventory(self) -> InventoryStatus:
-        return self.inventory.model_copy(update={"offer_mode": self.keeper.mode.name if self.tells_mode else None})
+        (told,) = self.kube.objects(NODE_INVENTORIES)
+        return self.inventory.model_copy(update={"offer_mode": told["status"].get("offerMode")})
+
+    def tell(self, mode: str) -> None:
+        """As a keeper does before it offers anything."""
+        self.kube.patch(NODE_INVENTORIES, {"metadata": {"name": "n1"}}, {"status": {"offerMode": mode}}, "status")
 
 
 def test_slices_made_after_an_agents_last_heartbeat_are_withdrawn_when_no_other_comes() -> None:
@@ -174,7 +180,6 @@ def test_a_crd_of_an_older_release_is_told_the_offer_mode_once(monkeypatch: pyte
         return {"metadata": {"name": "n1"}, "status": {}}
 
     monkeypatch.setattr(node.kube, "patch", patch)
-    node.tells_mode = False
 
     node.keeper.sync("n1")
     node.keeper.sync("n1")
@@ -200,6 +205,7 @@ def test_who_does_not_lead_writes_nothing() -> None:
 
 def test_a_write_that_somebody_was_faster_with_is_counted_and_left_to_the_next_try() -> None:
     node = Node()
+    node.tell("consumable")
     node.kube.fail_next(ConflictError("already exists", 409))
     with pytest.raises(ConflictError):
         node.keeper.sync("n1")

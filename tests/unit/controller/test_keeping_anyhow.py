@@ -7,15 +7,14 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from prometheus_client import CollectorRegistry
 
 from api.errors import KubeError
-from api.kube import JSON, Resource
+from api.kube import JSON, NODE_INVENTORIES, Resource
 from api.kubefake import FakeKube
-from api.nodeinventory import InventoryStatus
+from api.nodeinventory import InventoryStatus, NodeInventory
 from api.offerrules import OfferRule
 from controller.consumable import ConsumableMode
 from controller.counters import CountersMode
@@ -25,10 +24,19 @@ from controller.migrating import WITHDRAWAL_S, holdings
 from controller.offering import OfferMode
 from controller.policies import NodeDevices, Policy
 from controller.slots import SlotsMode
-from tests.unit.controller.builders import DRIVER, GI, SLICES, facts, status
-from tests.unit.controller.simulating import Claims, assert_nothing_is_given_twice, schedule, usage
+from tests.unit.controller.builders import DRIVER, GI, SLICES, facts, state_inventory, status
+from tests.unit.controller.simulating import Claims, assert_nothing_is_given_twice, chances, fill, schedule, usage
 
 MODES: list[OfferMode] = [ConsumableMode(), CountersMode(), CountersMode(together=True), SlotsMode()]
+Layout = tuple[dict[str, str | int], ...]
+LAYOUTS: list[Layout] = [
+    (),
+    ({"memory": "2Gi", "count": 3},),
+    ({"memory": "6Gi", "count": 3},),
+    ({"memory": "16Gi", "count": 3},),
+    ({"memory": "2Gi", "cores": 80}, {"memory": "4Gi", "cores": 30}),
+]
+"""The last one has sizes that do not fit into a GPU together."""
 STATUSES = [409, 429, 500, 503, None]
 
 
@@ -56,6 +64,13 @@ class ShakyKube(FakeKube):
         stored: JSON = self._shaken(lambda: super(ShakyKube, self).replace(resource, obj, subresource))
         return stored
 
+    def patch(
+        self, resource: Resource, target: Mapping[str, Any], patch: Mapping[str, Any], subresource: str | None = None
+    ) -> JSON:
+        """Patch, with what goes wrong."""
+        stored: JSON = self._shaken(lambda: super(ShakyKube, self).patch(resource, target, patch, subresource))
+        return stored
+
     def delete(self, resource: Resource, obj: Mapping[str, Any], grace_s: int | None = None) -> None:
         """Delete, with what goes wrong."""
         self._shaken(lambda: super(ShakyKube, self).delete(resource, obj, grace_s))
@@ -64,8 +79,10 @@ class ShakyKube(FakeKube):
         if self.before:
             self.before.pop(0)()
         answer = write()
-        self.history.append(self.objects(SLICES))
-        self.since.append(self.now)
+        stored = self.objects(SLICES)
+        if stored != self.history[-1]:
+            self.history.append(stored)
+            self.since.append(self.now)
         if self.after:
             self.after.pop(0)()
         return answer
@@ -88,10 +105,18 @@ class World:
     def __init__(self) -> None:
         self.kube = ShakyKube()
         self.node_uid = "uid-1"
+        self.has_node = True
         self.broken: set[int] = set()
         self.claims: Claims = {}
         self.mode: OfferMode = MODES[0]
         self.policy = Policy()
+        state_inventory(self.kube, "n1", self.inventory())
+
+    def told(self) -> str | None:
+        """How the node's agent was told that its devices are offered."""
+        inventory = NodeInventory.from_object(self.kube.get(NODE_INVENTORIES, "n1"))
+        assert inventory.status is not None
+        return inventory.status.offer_mode
 
     def known_lately(self) -> list[list[JSON]]:
         """The states of the slices that a scheduler may still decide by, the latest first."""
@@ -113,10 +138,11 @@ class Leader:
         self.world = world
         self.position = len(world.kube.history) - 1
         self.claims = dict(world.claims)
+        self.told = world.told()
         self.may_write = True
         sources = Sources(
-            node_uid=lambda _: world.node_uid,
-            inventory=lambda _: (True, world.inventory().model_copy(update={"offer_mode": self.keeper.mode.name})),
+            node_uid=lambda _: world.node_uid if world.has_node else None,
+            inventory=lambda _: (True, world.inventory().model_copy(update={"offer_mode": self.told})),
             devices=lambda _, inventory: NodeDevices(inventory, holdings=holdings(usage(self.claims))),
             slices=lambda _: list(world.kube.history[self.position]),
             has_seen=self._has_seen,
@@ -149,6 +175,7 @@ class Leader:
     def catch_up(self) -> None:
         self.position = len(self.world.kube.history) - 1
         self.claims = dict(self.world.claims)
+        self.told = self.world.told()
 
 
 class Anyhow(RuleBasedStateMachine):
@@ -171,16 +198,19 @@ class Anyhow(RuleBasedStateMachine):
         for _ in range(syncs):
             self.sync()
 
-    @rule(memory=st.sampled_from(["", "2Gi", "6Gi", "16Gi"]), taints=st.booleans())
-    def change_policy(self, memory: str, taints: bool) -> None:
-        size = [{"memory": memory, "count": 3}]
-        rules = (OfferRule.model_validate({"slots": size, "menu": size}),) if memory else ()
+    @rule(layout=st.sampled_from(LAYOUTS), taints=st.booleans())
+    def change_policy(self, layout: Layout, taints: bool) -> None:
+        rules = (OfferRule.model_validate({"slots": layout, "menu": layout}),) if layout else ()
         self.world.policy = Policy(rules, taints=taints)
         self.leader.configure()
 
     @rule(gpu=st.integers(0, 1), healthy=st.booleans())
     def change_health(self, gpu: int, healthy: bool) -> None:
         (self.world.broken.discard if healthy else self.world.broken.add)(gpu)
+
+    @rule(is_there=st.booleans())
+    def change_whether_there_is_a_node(self, is_there: bool) -> None:
+        self.world.has_node = is_there
 
     @rule()
     def replace_the_node(self) -> None:
@@ -278,11 +308,19 @@ class Anyhow(RuleBasedStateMachine):
 
     @invariant()
     def no_byte_is_given_twice(self) -> None:
+        """Nor could be, by what a scheduler knew lately, and then by what it knows."""
         assert_nothing_is_given_twice(self.world.claims)
+        now = self.world.kube.history[-1]
+        for known in self.world.known_lately()[1:4]:
+            claims = dict(self.world.claims)
+            fill(known, claims)
+            fill(now, claims)
+            assert_nothing_is_given_twice(claims)
 
     def teardown(self) -> None:
         """Once it is over, the wanted slices are there, whole, and nothing is written any more."""
         self.world.claims.clear()
+        self.world.has_node = True
         self.leader.configure()
         self._settle(self.world, self.leader)
         fresh = World()
@@ -314,5 +352,54 @@ def _kinds(world: World) -> list[list[str]]:
     ]
 
 
-Anyhow.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None, derandomize=True)
+Anyhow.TestCase.settings = chances(40)
 TestAnyhow = Anyhow.TestCase
+
+
+def test_a_leader_that_finds_nothing_on_offer_waits_for_what_the_one_before_it_withdrew() -> None:
+    state = Anyhow()
+    state.sync()
+    state.change_mode(mode=SlotsMode(), syncs=0)
+    state.sync()
+    state.change_leader_in_the_middle_of_a_write(good=0, rounds=1)
+    state.sync_with_a_lost_answer(good=0)
+    state.allocate(all_of_it=False, choice=1, late=2, times=1)
+    state.allocate(all_of_it=False, choice=227, late=0, times=4)
+    state.no_byte_is_given_twice()
+    state.wait(seconds=WITHDRAWAL_S + 1)
+    state.sync()
+    state.allocate(all_of_it=False, choice=227, late=0, times=4)
+    state.no_byte_is_given_twice()
+    assert len(state.world.claims) > 1
+    state.teardown()
+
+
+def test_what_was_removed_before_its_keeper_saw_it_on_offer_counts_as_taken() -> None:
+    state = Anyhow()
+    state.sync()
+    state.edit_by_somebody_else(choice=0, how="delete")
+    state.change_mode(mode=SlotsMode(), syncs=1)
+    state.no_byte_is_given_twice()
+    assert state.world.kube.objects(SLICES)[0]["spec"]["devices"] == []
+    state.wait(seconds=WITHDRAWAL_S + 1)
+    state.sync()
+    assert len(state.world.kube.objects(SLICES)[0]["spec"]["devices"]) == 6
+    state.teardown()
+
+
+def test_what_was_removed_though_its_write_was_never_answered_counts_as_taken() -> None:
+    state = Anyhow()
+    state.sync_with_a_lost_answer(good=1)
+    state.edit_by_somebody_else(choice=0, how="delete")
+    state.change_mode(mode=SlotsMode(), syncs=1)
+    state.no_byte_is_given_twice()
+    state.teardown()
+
+
+def test_counters_that_no_device_draws_on_any_more_count_as_taken() -> None:
+    state = Anyhow()
+    state.change_mode(mode=CountersMode(), syncs=2)
+    state.change_mode(mode=ConsumableMode(), syncs=0)
+    state.change_leader_in_the_middle_of_a_write(good=2, rounds=1)
+    state.no_byte_is_given_twice()
+    state.teardown()

@@ -4,7 +4,6 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -19,7 +18,7 @@ from controller.policies import NodeDevices, Policy
 from controller.publishing import Plan, Pool, plan
 from controller.slots import SlotsMode
 from tests.unit.controller.builders import DRIVER, GI, facts, status
-from tests.unit.controller.simulating import Claims, assert_nothing_is_given_twice, schedule, usage
+from tests.unit.controller.simulating import Claims, assert_nothing_is_given_twice, chances, schedule, usage
 
 CONSUMABLE, COUNTERS, SLOTS = ConsumableMode(), CountersMode(), SlotsMode()
 TOGETHER = CountersMode(together=True)
@@ -40,13 +39,16 @@ class Node:
     claims: Claims = field(default_factory=dict)
     broken: set[int] = field(default_factory=set)
     taints: bool = True
+    told: str | None = None
+    """How its agent was told that its devices are offered."""
 
     def __post_init__(self) -> None:
         self.composer = Composer(lambda: self.now)
 
     def plan(self) -> Plan:
         devices = [facts(n, memory_bytes=16 * GI, healthy=n not in self.broken) for n in range(self.gpus)]
-        node = NodeDevices(status(*devices), holdings=holdings(usage(self.claims)))
+        stated = status(*devices).model_copy(update={"offer_mode": self.told})
+        node = NodeDevices(stated, holdings=holdings(usage(self.claims)))
         policy = Policy(self.rules, taints=self.taints, menu=self.mode.name == "counters")
         stored = [self.stored[name] for name in sorted(self.stored)]
         offer = self.composer.compose("n1", node, self.mode, policy, stored)
@@ -164,6 +166,57 @@ def test_a_new_leader_waits_for_what_the_former_one_has_just_withdrawn() -> None
     assert node.room() == "12Gi"
 
 
+def test_a_new_leader_offers_a_new_node_at_once() -> None:
+    node = Node(mode=SLOTS)
+    node.sync()
+    assert len(node.offered()) == 3
+
+
+def test_a_new_leader_waits_where_nothing_is_on_offer_any_more_and_the_agent_was_told_of_an_offer() -> None:
+    node = Node(mode=CONSUMABLE)
+    node.sync()
+    node.told = CONSUMABLE.name
+    node.mode = SLOTS
+    node.stored.clear()
+    node.composer = Composer(lambda: node.now)
+    node.sync()
+    assert node.offered() == []
+    node.now += WITHDRAWAL_S + 1
+    node.sync()
+    assert len(node.offered()) == 3
+
+
+def test_a_new_leader_waits_for_what_was_withdrawn_of_a_gpu_that_is_well_again_after_its_first_look() -> None:
+    node = Node(gpus=2, mode=CONSUMABLE, taints=False)
+    node.sync()
+    node.broken = {0}
+    node.sync()
+    node.mode = SLOTS
+    node.composer = Composer(lambda: node.now)
+    node.sync()
+    node.now += 2
+    node.broken = set()
+    node.sync()
+    assert not [name for name in node.offered() if "slot" in name]
+    node.settle()
+    assert len(node.offered()) == 6
+
+
+def test_what_a_leader_withdraws_of_a_node_that_it_never_offered_counts_as_taken_when_the_node_is_back() -> None:
+    node = Node(mode=CONSUMABLE)
+    node.sync()
+    node.composer = Composer(lambda: node.now)
+    node.now += WITHDRAWAL_S + 1
+    node.composer.note_offered("n1", list(node.stored.values()))
+    node.composer.forget("n1")
+    node.stored.clear()
+    node.mode = SLOTS
+    node.sync()
+    assert node.offered() == []
+    node.settle()
+    assert len(node.offered()) == 3
+
+
 def test_what_is_withdrawn_counts_as_taken_from_when_that_is_seen_however_long_the_write_took() -> None:
     node = Node(mode=SLOTS)
     node.sync()
@@ -261,5 +314,5 @@ class Fleet(RuleBasedStateMachine):
         assert kinds[0] == kinds[1]
 
 
-Fleet.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None, derandomize=True)
+Fleet.TestCase.settings = chances(60)
 TestFleet = Fleet.TestCase
