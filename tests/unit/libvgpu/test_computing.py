@@ -284,6 +284,7 @@ def test_new_kernels_behind_a_blocked_stream_are_charged_for_what_they_take(mach
         go.set()
         synchronize()
         launch(function, 1_000_000, stream)
+        synchronize()
     """)
     assert read_books(share).gpu_time_ns == pytest.approx(4e6, rel=0.2)
 
