@@ -96,33 +96,7 @@ CUresult cuLaunchCooperativeKernel_ptsz(CUfunction function, unsigned int grid_x
 }
 
 /* One kernel per device, each paid on its own, and measured from before all of them to behind them: nothing of ours may
- * stand between. The context of its stream is made current for that. */
-static CUresult enter(CUstream stream) {
-    CUcontext context = NULL;
-    CUresult result;
-    VGPU_CALL(result, cuStreamGetCtx, stream, &context);
-    if (result == CUDA_SUCCESS)
-        VGPU_CALL(result, cuCtxPushCurrent_v2, context);
-    return result;
-}
-
-static void leave(void) {
-    CUcontext context;
-    CUresult ignored;
-    VGPU_CALL(ignored, cuCtxPopCurrent_v2, &context);
-    (void)ignored;
-}
-
-static void end_all(struct vgpu__launch *launches, const CUDA_LAUNCH_PARAMS *list, unsigned int count,
-                    CUresult result) {
-    for (unsigned int i = 0; i < count; i++) {
-        if (launches[i].sample == NULL || enter(list[i].hStream) != CUDA_SUCCESS)
-            continue;
-        vgpu__launch_end(&launches[i], result);
-        leave();
-    }
-}
-
+ * stand between. */
 CUresult cuLaunchCooperativeKernelMultiDevice(CUDA_LAUNCH_PARAMS *list, unsigned int count, unsigned int flags) {
     struct vgpu__launch launches[VGPU_MAX_ORDINALS];
     CUresult result = CUDA_SUCCESS;
@@ -132,16 +106,12 @@ CUresult cuLaunchCooperativeKernelMultiDevice(CUDA_LAUNCH_PARAMS *list, unsigned
     for (; result == CUDA_SUCCESS && paid < count; paid++) {
         const CUDA_LAUNCH_PARAMS *one = &list[paid];
         uint64_t key = vgpu__launch_key(one->function, blocks(one->gridDimX, one->gridDimY, one->gridDimZ));
-        launches[paid].sample = NULL;
-        result = enter(one->hStream);
-        if (result != CUDA_SUCCESS)
-            break;
         result = vgpu__launch_begin(&launches[paid], key, one->hStream);
-        leave();
     }
     if (result == CUDA_SUCCESS)
         VGPU_CALL(result, cuLaunchCooperativeKernelMultiDevice, list, count, flags);
-    end_all(launches, list, paid, result);
+    for (unsigned int i = 0; i < paid; i++)
+        vgpu__launch_end(&launches[i], result);
     return result;
 }
 
