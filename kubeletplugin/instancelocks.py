@@ -70,7 +70,7 @@ class InstanceLocks:
                 if time.monotonic() >= deadline_s:
                     raise TransientError(
                         f"{self._path}: byte {byte} held by another instance of the agent for more than "
-                        f"{timeout_s:g} s, expected it to be free by then"
+                        f"{timeout_s:.3g} s, expected it to be free by then"
                     ) from error
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from api.errors import StateError
+from api.deadlines import left_s
+from api.errors import StateError, TransientError
 from api.names import ClaimUID
 from kubeletplugin.files import FolderSync, fsync_directory, fsync_file, remove, write_atomically, write_durably
 from kubeletplugin.instancelocks import InstanceLocks
@@ -29,7 +30,7 @@ _MODE = 0o600
 _DECISION = 0
 """The lock of a decision."""
 _DECISION_S = 10.0
-"""What a decision of another instance may take at most: it does no network I/O."""
+"""What a decision of others may take at most: it does no network I/O. Less where the deadline of a call is nearer."""
 _NUMBER_BYTES = 8
 _UNKNOWN = -1
 
@@ -154,7 +155,7 @@ class Ledger:
     @contextmanager
     def _deciding(self) -> Iterator[None]:
         """Keep all others from deciding, with their decisions in memory."""
-        with self._lock, self._instances.hold(_DECISION, _DECISION_S):
+        with self._alone(), self._instances.hold(_DECISION, left_s(_DECISION_S)):
             if self._number() != self._seen:
                 self._take_over()
             yield
@@ -162,11 +163,25 @@ class Ledger:
     @contextmanager
     def _looking(self) -> Iterator[None]:
         """See all decisions; waits for others only if there are new ones."""
-        with self._lock:
+        with self._alone():
             if self._number() != self._seen:
-                with self._instances.hold(_DECISION, _DECISION_S):
+                with self._instances.hold(_DECISION, left_s(_DECISION_S)):
                     self._take_over()
             yield
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep the other threads out. One of them may wait for another instance: those behind it wait no longer."""
+        timeout_s = left_s(_DECISION_S)
+        if not self._lock.acquire(timeout=timeout_s):
+            raise TransientError(
+                f"records of claims in {self._folder}: another thread of the agent is at them for more than "
+                f"{timeout_s:.3g} s, expected it to be done by then"
+            )
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     @contextmanager
     def _changing(self) -> Iterator[None]:

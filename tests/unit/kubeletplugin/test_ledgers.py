@@ -3,12 +3,14 @@
 import json
 import logging
 import os
+import re
 import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from api.deadlines import within
 from api.errors import StateError, TransientError
 from api.names import ClaimUID, DeviceName
 from kubeletplugin.ledgers import Ledger, Prepared
@@ -224,6 +226,45 @@ def test_an_instance_that_decides_for_ever_is_not_waited_for(tmp_path: Path, mon
         return CLAIM
 
     stuck.reserve(CLAIM.uid, decide)
+
+
+def test_a_call_waits_for_a_decision_of_another_instance_no_longer_than_its_deadline(tmp_path: Path) -> None:
+    stuck, opened = ledger(tmp_path), ledger(tmp_path)
+
+    def decide(_prepared: Prepared) -> PreparedClaim:
+        stuck._set_number(99)  # there is something new to see
+        with within(0.01):
+            for ask in (opened.prepared, lambda: opened.get(CLAIM.uid), lambda: opened.remove(CLAIM.uid)):
+                with pytest.raises(TransientError, match=r"another instance of the agent for more than 0\.0\d+ s"):
+                    ask()
+        return CLAIM
+
+    stuck.reserve(CLAIM.uid, decide)
+
+
+def test_a_call_waits_for_other_threads_no_longer_than_its_deadline(tmp_path: Path) -> None:
+    opened = ledger(tmp_path)
+
+    def look() -> None:
+        with within(0.01), pytest.raises(TransientError) as caught:
+            opened.get(CLAIM.uid)
+        messages.append(re.sub(r"0\.0\d+ s", "0.01 s", str(caught.value)))
+
+    messages: list[str] = []
+    behind = threading.Thread(target=look)
+
+    def decide(_prepared: Prepared) -> PreparedClaim:
+        behind.start()
+        behind.join()
+        return CLAIM
+
+    opened.reserve(CLAIM.uid, decide)
+
+    (message,) = messages
+    assert message == (
+        f"records of claims in {tmp_path}: another thread of the agent is at them for more than 0.01 s, expected it to "
+        "be done by then"
+    )
 
 
 def test_a_record_is_made_durable_by_the_one_who_answers_with_it(
