@@ -86,7 +86,14 @@ class OfferedRoom(_Model):
 class InventoryStatus(_Model):
     """What the agent saw last."""
 
-    node_uid: Annotated[str, Field(description="UID of the Node object; slices are owned by it.", alias="nodeUID")]
+    node_uid: Annotated[
+        str,
+        Field(
+            description="UID of the Node object; slices are owned by it. The controller empties it where the Node is "
+            "another by now: the agent looks again.",
+            alias="nodeUID",
+        ),
+    ]
     driver_name: Annotated[str, Field(description="Driver name that the agent registered with the kubelet.")]
     agent_version: Annotated[str, Field(description="Version of the node agent.")] = ""
     heartbeat_time: Annotated[datetime, Field(description="When the agent was last alive; renewed while it runs.")]

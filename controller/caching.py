@@ -108,10 +108,9 @@ class ClusterCache:
             holdings=holdings(usage),
         )
 
-    def inventory(self, node: str) -> tuple[bool, InventoryStatus | None]:
-        """Say whether a node has an inventory, and return what it states."""
-        record = self._kinds.inventories.get(("", node))
-        return record is not None, record.status if record else None
+    def inventory(self, node: str) -> InventoryRecord | None:
+        """Return a node's inventory."""
+        return self._kinds.inventories.get(("", node))
 
     def slices(self, pool: str) -> list[Object]:
         """Return the stored slices of a pool, by name."""
@@ -148,11 +147,6 @@ class ClusterCache:
         """Return a template that is wrong."""
         return self._kinds.templates.get(key)
 
-    def unreadable_inventory(self, key: Key) -> InventoryRecord | None:
-        """Return an inventory that is wrong."""
-        record = self._kinds.inventories.get(key)
-        return record if record is not None and record.problem else None
-
     def waiting_pods(self, claim: Key) -> list[PodRecord]:
         """Return the pods that the scheduler could not place and that name a claim, by name."""
         with self._lock:
@@ -186,20 +180,23 @@ class ClusterCache:
         """A Node came, went, or was replaced under the same name."""
         if old != new:
             self._listeners.pool(key[1])
+        if (old is None) != (new is None):
+            self._listeners.inventory(key)
 
     def on_inventory(self, key: Key, old: InventoryRecord | None, new: InventoryRecord | None) -> None:
         """An agent stated something. A mere heartbeat is no work, unless it is the first after a silence."""
         node = key[1]
         was_dead = self.pulse.age_s(node) > HEARTBEAT_LIMIT_S
         status = new.status if new else None
-        if (old.problem if old else "") != (new.problem if new else ""):
-            if new is not None and new.problem:
-                log.warning("cannot read an inventory, its slices stay as they are", extra={"error": new.problem})
-            self._listeners.inventory(key)
+        before, after = (record.problem if record else "" for record in (old, new))
+        if after and before != after:
+            log.warning("cannot read an inventory, its slices stay as they are", extra={"error": after})
         if new is None or status is not None:
             self.pulse.note(node, status.heartbeat_time if status else None)
         if was_dead or _facts(old) != _facts(new):
             self._listeners.pool(node)
+        if _wishes(old) != _wishes(new):
+            self._listeners.inventory(key)
 
     def index_slice(self, key: Key, old: Object | None, new: Object | None) -> None:
         """A slice of our driver came, changed or went: by us or by somebody else."""
@@ -277,5 +274,10 @@ def _pool(old: Object | None, new: Object | None) -> str:
 def _facts(record: InventoryRecord | None) -> object:
     """Return what an inventory states, without the heartbeat; a new spelling of an unreadable one counts too."""
     if record is None or record.status is None:
-        return record
+        return record and (record.problem, record.spec)
     return record.spec, record.status.model_copy(update={"heartbeat_time": None})
+
+
+def _wishes(record: InventoryRecord | None) -> object:
+    """Return what may be worth an event on an inventory."""
+    return record and (record.problem, record.spec)

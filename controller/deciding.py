@@ -34,19 +34,39 @@ class NodeState:
     heartbeat_age_s: float = 0.0
     created_under: datetime | None = None
     """Heartbeat that was the agent's last when slices were last created."""
+    owners: frozenset[str] = frozenset()
+    """UIDs of the Nodes that own the stored slices."""
+
+    def is_of_another_node(self) -> bool:
+        """Say whether what the inventory states is of a Node that had the name before."""
+        return self.inventory is not None and self.inventory.node_uid != self.node_uid
 
 
 def decide(state: NodeState, driver: str) -> Action:
     """Say what to do with a node's pool.
 
+    A Node that was deleted and registered again is another one, maybe another machine with other GPUs: of what was
+    stated or offered for the one before it, nothing is on offer.
+    """
+    if state.node_uid is None or not state.has_inventory:
+        return Action.WITHDRAW
+    action = _by_inventory(state, driver)
+    if action is Action.KEEP and state.owners - {state.node_uid}:
+        return Action.WITHDRAW
+    return action
+
+
+def _by_inventory(state: NodeState, driver: str) -> Action:
+    """Say what to do by what the agent states.
+
     The kubelet removes the slices of a driver that it lost, 30 s after the connection broke; by its heartbeat the
     agent looks alive for some seconds more. What is created in that time is withdrawn again if no further heartbeat
     comes.
     """
-    if state.node_uid is None or not state.has_inventory:
-        return Action.WITHDRAW
     if state.inventory is None or state.inventory.driver_name != driver:
         return Action.KEEP
+    if state.is_of_another_node():
+        return Action.WITHDRAW
     if state.heartbeat_age_s <= HEARTBEAT_LIMIT_S:
         return Action.PUBLISH
     return Action.WITHDRAW if state.created_under == state.inventory.heartbeat_time else Action.KEEP

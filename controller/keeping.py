@@ -4,7 +4,6 @@ Used by `terms`. What to do with a pool is `deciding.decide`, what to offer is `
 `publishing.plan`.
 """
 
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from api import kube as kube_api
 from api.claims import Object
 from api.errors import ConflictError, NotFoundError
 from api.kube import KubeClient
-from api.nodeinventory import InventoryStatus, OfferedRoom
+from api.nodeinventory import InventoryStatus
 from controller.comparing import lost_fields
 from controller.composing import Composer
 from controller.deciding import HEARTBEAT_LIMIT_S, Action, NodeState, decide
@@ -24,8 +23,10 @@ from controller.metrics import Metrics
 from controller.offering import NoMode, OfferMode, Withheld
 from controller.policies import NodeDevices, Policy
 from controller.probing import dropped_fields
-from controller.publishing import FENCE, Plan, Pool, Settled, generation, plan, settle
+from controller.publishing import FENCE, Plan, Pool, Settled, generation, owners, plan, settle
+from controller.records import InventoryRecord
 from controller.remembering import Memory
+from controller.telling import InventoryTeller
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class Sources:
     """Where a pool keeper reads the state of the cluster: the caches."""
 
     node_uid: Callable[[str], str | None]
-    inventory: Callable[[str], tuple[bool, InventoryStatus | None]]
+    inventory: Callable[[str], InventoryRecord | None]
     devices: Callable[[str, InventoryStatus], NodeDevices]
     """What an inventory states, with all else that decides about a node's offer."""
     slices: Callable[[str], Sequence[Object]]
@@ -75,8 +76,7 @@ class PoolKeeper:
         self._mode: OfferMode = NoMode("the offer mode is not known yet")
         self._policy = Policy()
         self._clock = sources.clock
-        self._keeps_mode = True
-        """The CRD has a place for the mode; helm does not update that of an older release."""
+        self._teller = InventoryTeller(kube, self._check_lead, sources.clock)
         self._composer = Composer(sources.clock)
         self._memory = Memory()
         self._fenced: set[str] = set()
@@ -121,26 +121,22 @@ class PoolKeeper:
         """
         if self._is_behind(node):
             return _CACHE_POLL_S
-        has_inventory, inventory = self._sources.inventory(node)
+        record = self._sources.inventory(node)
+        stored = self._sources.slices(node)
         state = NodeState(
             node_uid=self._sources.node_uid(node),
-            has_inventory=has_inventory,
-            inventory=inventory,
+            has_inventory=record is not None,
+            inventory=record.status if record is not None else None,
             heartbeat_age_s=self._sources.heartbeat_age_s(node),
             created_under=self._created_under.get(node),
+            owners=owners(stored),
         )
         action = decide(state, self._driver)
-        stored = self._sources.slices(node)
         self._note_unseen(node, stored)
         if action is Action.WITHDRAW:
-            try:
-                self._apply(node, plan(None, stored))
-            finally:
-                self._composer.note_offered(node, stored)
-            self._forget(node)
-            if state.node_uid is None and has_inventory:
-                return self._clean_up(node, state.heartbeat_age_s)
-        elif action is Action.PUBLISH:
+            self._withdraw(node, stored)
+            return self._look_after(node, state, record)
+        if action is Action.PUBLISH:
             assert state.inventory is not None
             assert state.node_uid is not None
             self._publish(node, state.node_uid, state.inventory, stored)
@@ -150,6 +146,23 @@ class PoolKeeper:
             return min((due for due in dues if due is not None), default=None)
         return None
 
+    def _withdraw(self, node: str, stored: Sequence[Object]) -> None:
+        try:
+            self._apply(node, plan(None, stored))
+        finally:
+            self._composer.note_offered(node, stored)
+        self._forget(node)
+
+    def _look_after(self, node: str, state: NodeState, record: InventoryRecord | None) -> float | None:
+        """Bring the inventory in order of a node of which nothing is offered."""
+        if record is not None and state.node_uid is not None and state.is_of_another_node():
+            is_alive = state.heartbeat_age_s <= HEARTBEAT_LIMIT_S
+            return self._teller.ask_anew(node, record, state.node_uid) if is_alive else None
+        self._teller.forget(node)
+        if record is not None and state.node_uid is None:
+            return self._teller.clean_up(node, record, state.heartbeat_age_s)
+        return None
+
     def _forget(self, node: str) -> None:
         self._settled.pop(node, None)
         self._created_under.pop(node, None)
@@ -157,16 +170,6 @@ class PoolKeeper:
         self._memory.forget(node)
         self._fenced.discard(node)
         self._composer.forget(node)
-
-    def _clean_up(self, node: str, heartbeat_age_s: float) -> float | None:
-        """Remove the inventory of a Node that is gone, once its agent is gone too: it may be about to come back."""
-        if heartbeat_age_s <= HEARTBEAT_LIMIT_S:
-            return HEARTBEAT_LIMIT_S - heartbeat_age_s + 1.0
-        self._check_lead()
-        with contextlib.suppress(NotFoundError):
-            self._kube.delete(kube_api.NODE_INVENTORIES, {"metadata": {"name": node}})
-            log.info("deleted the inventory of a node that is gone", extra={"node": node})
-        return None
 
     def _is_behind(self, node: str) -> bool:
         """Say whether the cache does not show the own writes yet: a plan made on it would undo or repeat them."""
@@ -188,7 +191,8 @@ class PoolKeeper:
         devices = self._sources.devices(node, inventory)
         offer = self._composer.compose(node, devices, self._mode, self._policy, stored)
         self._withheld[node] = offer.withheld
-        self._tell(node, inventory, offer.rooms)
+        self._teller.forget(node)
+        self._teller.tell_offer(node, inventory, self._mode.name, offer.rooms)
         pool = Pool(self._driver, node, node_uid, offer.slices, self.version)
         settled = dict(self._settled.get(node, {}))
         step = 1 if node in self._fenced else FENCE
@@ -198,18 +202,6 @@ class PoolKeeper:
         self._apply(node, writes)
         if generation((*writes.updates, *writes.creates)) > generation(stored):
             self._fenced.add(node)
-
-    def _tell(self, node: str, inventory: InventoryStatus, rooms: tuple[OfferedRoom, ...]) -> None:
-        """Tell a node's agent how it is offered, and what above what it has, before any claim can hold it."""
-        knows_mode = inventory.offer_mode == self._mode.name or not self._keeps_mode
-        if knows_mode and tuple(inventory.offers or ()) == rooms:
-            return
-        self._check_lead()
-        offers = [room.model_dump(mode="json", by_alias=True) for room in rooms] or None
-        target = {"metadata": {"name": node}}
-        status = {"offers": offers, "offerMode": self._mode.name}
-        stored = self._kube.patch(kube_api.NODE_INVENTORIES, target, {"status": status}, "status")
-        self._keeps_mode = "offerMode" in stored.get("status", {})
 
     def _apply(self, node: str, writes: Plan) -> None:
         for obj in writes.deletes:

@@ -15,12 +15,14 @@ from api.events import Message, Subject
 from api.kube import KubeClient
 from controller import eventing
 from controller.caching import ClusterCache
+from controller.deciding import HEARTBEAT_LIMIT_S
 from controller.describing import describe
 from controller.eventing import Said
 from controller.looking import Looks
 from controller.metrics import Metrics
 from controller.reasoning import explain
 from controller.records import ClaimRecord, InventoryRecord, PodRecord, TemplateRecord
+from controller.telling import kept_for
 from controller.watching import Key
 
 _MAX_PODS = 10
@@ -70,7 +72,24 @@ class PendingKeeper:
             return self._sync_claim(topic.key)
         if topic.kind == "template":
             return self._sync_problem(topic, names.EVENT_CONFIG_INVALID, self._cache.template(topic.key))
-        return self._sync_problem(topic, names.EVENT_INVENTORY_INVALID, self._cache.unreadable_inventory(topic.key))
+        return self._sync_inventory(topic)
+
+    def _sync_inventory(self, topic: Topic) -> float | None:
+        node = topic.key[1]
+        record = self._cache.inventory(node)
+        delays = [self._sync_problem(topic, names.EVENT_INVENTORY_INVALID, record)]
+        if record is None or self._cache.node_uid(node) is not None or not kept_for(record):
+            self._said.pop((topic, names.EVENT_INVENTORY_KEPT), None)
+        else:
+            # A Node that is away for a moment is nothing to tell.
+            wait_s = HEARTBEAT_LIMIT_S - self._cache.pulse.age_s(node)
+            note = (
+                f"its Node is gone; kept for what it says: {kept_for(record)}. If that is not to count when a Node "
+                f"{node} comes back: kubectl delete nodeinventory {node}"
+            )
+            message = Message(names.EVENT_INVENTORY_KEPT, note, "Cleaning")
+            delays.append(wait_s if wait_s > 0 else self._say(topic, message, [(record.subject, None)]))
+        return min((delay for delay in delays if delay is not None), default=None)
 
     def _sync_claim(self, key: Key) -> float | None:
         topic = Topic("claim", key)
@@ -79,7 +98,7 @@ class PendingKeeper:
             self._forget(topic)
             return None
         delays = [
-            self._sync_problem(topic, names.EVENT_CONFIG_INVALID, record if record.problem else None),
+            self._sync_problem(topic, names.EVENT_CONFIG_INVALID, record),
             self._explain(topic, key, record),
         ]
         return min((delay for delay in delays if delay is not None), default=None)
@@ -88,7 +107,7 @@ class PendingKeeper:
         self, topic: Topic, reason: str, wrong: ClaimRecord | TemplateRecord | InventoryRecord | None
     ) -> float | None:
         """Say what is wrong with an object; None: nothing is, or it is gone."""
-        if wrong is None or wrong.subject is None:
+        if wrong is None or not wrong.problem:
             self._said.pop((topic, reason), None)
             return None
         return self._say(topic, Message(reason, wrong.problem, "Checking"), [(wrong.subject, None)])

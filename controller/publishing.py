@@ -112,6 +112,11 @@ def generation(slices: Iterable[Object]) -> int:
     return max((int(obj["spec"]["pool"].get("generation", 0)) for obj in slices), default=0)
 
 
+def owners(slices: Iterable[Object]) -> frozenset[str]:
+    """Return the UIDs of the Nodes that own slices."""
+    return frozenset(str(owner.get("uid")) for obj in slices for owner in obj["metadata"].get("ownerReferences") or ())
+
+
 def render(pool: Pool, generation: int) -> Iterator[dict[str, Any]]:
     """Yield the ResourceSlices of a pool at a generation, as JSON of the pool's API version."""
     for index, content in enumerate(pool.slices):

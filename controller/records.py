@@ -46,13 +46,16 @@ class PodRecord:
 
 @dataclass(frozen=True, slots=True)
 class InventoryRecord:
-    """A NodeInventory; `status` is None if its agent has not looked yet, or wrote what cannot be read (`problem`)."""
+    """A NodeInventory."""
 
+    subject: Subject
+    version: str
+    """Its resourceVersion."""
     status: InventoryStatus | None
-    problem: str = ""
+    """None: its agent has not looked yet, or wrote what cannot be read."""
     spec: InventorySpec = field(default_factory=InventorySpec)
-    subject: Subject | None = None
-    """Of one that cannot be read."""
+    problem: str = ""
+    """Why it cannot be read; empty: it can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,14 +147,14 @@ def _claim_names(pod: Object) -> list[str]:
 
 
 def trim_inventory(obj: Object) -> InventoryRecord:
-    """Keep an inventory's status."""
+    """Keep what an inventory states, and what an operator wishes."""
+    metadata = obj["metadata"]
+    subject = Subject(names.GROUP_VERSION, names.NODE_INVENTORY_KIND, "", metadata["name"], metadata["uid"])
     try:
         inventory = NodeInventory.from_object(obj)
-        return InventoryRecord(inventory.status, spec=inventory.spec)
     except StateError as error:
-        metadata = obj["metadata"]
-        subject = Subject(names.GROUP_VERSION, names.NODE_INVENTORY_KIND, "", metadata["name"], metadata["uid"])
-        return InventoryRecord(None, str(error), subject=subject)
+        return InventoryRecord(subject, metadata["resourceVersion"], None, problem=str(error))
+    return InventoryRecord(subject, metadata["resourceVersion"], inventory.status, inventory.spec)
 
 
 def trim_slice(obj: Object) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from kubeletplugin.linkislands import islands
 
 _log = logging.getLogger(__name__)
 _HEARTBEAT = "heartbeatTime"
+_NODE_UID = "nodeUID"
 OFFERS_FILE = "offers.json"
 """In the state folder."""
 
@@ -52,6 +53,13 @@ class InventoryWriter:
         Raises:
             KubeError: the API server did not take it; the next call tries again with everything.
         """
+        self._write(found, now or datetime.now(UTC))
+        if self._stored is not None and self._stored.get(_NODE_UID) != self._node_uid:
+            # By the controller: the Node was deleted and registered anew under this agent, with another UID.
+            self._node_uid = ""
+            self._write(found, now or datetime.now(UTC))
+
+    def _write(self, found: Discovery, now: datetime) -> None:
         if not self._node_uid:
             self._node_uid = self._client.get(kube.NODES, self._node_name)["metadata"]["uid"]
         found_islands = islands(found.devices)
@@ -59,7 +67,7 @@ class InventoryWriter:
             node_uid=self._node_uid,
             driver_name=self._driver_name,
             agent_version=self._agent_version,
-            heartbeat_time=now or datetime.now(UTC),
+            heartbeat_time=now,
             devices=[_facts(device, found_islands.get(device.name, "")) for device in found.devices],
             message=found.message,
         )

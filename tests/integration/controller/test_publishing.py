@@ -74,6 +74,20 @@ def test_the_api_server_stores_the_slice_as_it_was_written(cluster: Cluster, sta
     assert again["metadata"]["resourceVersion"] == slice_["metadata"]["resourceVersion"], "written more than once"
 
 
+def test_garbage_collection_takes_the_slices_of_a_node_that_is_deleted_and_leaves_its_inventory_with_its_cordons(
+    cluster: Cluster, start_controller: Start
+) -> None:
+    cluster.add_node("collected", facts())
+    controller = start_controller("a")
+    published(cluster, "collected")
+    controller.stop()
+    named = {"metadata": {"name": "collected"}}
+    cluster.kube.patch(kube_api.NODE_INVENTORIES, named, {"spec": {"cordonedDevices": [facts().name]}})
+    cluster.kube.delete(kube_api.NODES, named)
+    wait_until(lambda: not cluster.slices("collected"), timeout_s=60)
+    assert cluster.kube.get(kube_api.NODE_INVENTORIES, "collected")["spec"]["cordonedDevices"] == [facts().name]
+
+
 def test_a_deleted_slice_comes_back_and_an_edit_is_undone(cluster: Cluster, start_controller: Start) -> None:
     cluster.add_node("kept", facts())
     start_controller("a")

@@ -10,13 +10,15 @@ from prometheus_client import CollectorRegistry
 
 from api import kube as kube_api
 from api import names, nodeinventory
-from api.errors import ConflictError
+from api.errors import ConflictError, NotFoundError
+from api.events import Subject
 from api.kube import KubeClient
 from api.nodeinventory import DeviceFacts, InventoryStatus
 from controller.composing import Composer
 from controller.controller import Controller, ControllerSettings
 from controller.offering import Offer, OfferMode
 from controller.policies import NodeDevices, Policy
+from controller.records import InventoryRecord
 
 DRIVER = names.DRIVER_NAME
 GI = 1 << 30
@@ -50,13 +52,20 @@ def facts(number: int = 0, **changes: Any) -> DeviceFacts:
     return DeviceFacts(**values | changes)
 
 
-def status(*devices: DeviceFacts, node_uid: str = "node-uid", heartbeat: datetime | None = None) -> InventoryStatus:
-    """What an agent states that is alive now."""
+def status(*devices: DeviceFacts, node_uid: str = "", heartbeat: datetime | None = None) -> InventoryStatus:
+    """What an agent states that is alive now; without a UID it is of the Node that there is (see `state_inventory`)."""
     return InventoryStatus(
         node_uid=node_uid,
         driver_name=DRIVER,
         heartbeat_time=heartbeat or datetime.now(UTC),
         devices=list(devices),
+    )
+
+
+def record(stated: InventoryStatus | None, node: str = "n1") -> InventoryRecord:
+    """What a cache keeps of an inventory."""
+    return InventoryRecord(
+        Subject(names.GROUP_VERSION, names.NODE_INVENTORY_KIND, "", node, f"uid-{node}"), "1", stated
     )
 
 
@@ -136,7 +145,10 @@ def add_node(kube: KubeClient, name: str = "n1") -> str:
 
 
 def state_inventory(kube: KubeClient, node: str, stated: InventoryStatus) -> None:
-    """Write what an agent states."""
+    """Write what an agent states, which asks for its Node's UID."""
+    with contextlib.suppress(NotFoundError):
+        uid = kube.get(kube_api.NODES, node)["metadata"]["uid"]
+        stated = stated.model_copy(update={"node_uid": stated.node_uid or uid})
     obj = nodeinventory.to_object(node, stated)
     with contextlib.suppress(ConflictError):
         kube.create(kube_api.NODE_INVENTORIES, obj)

@@ -13,7 +13,7 @@ from api.errors import KubeError
 from api.kube import JSON, Resource
 from api.kubefake import FakeKube
 from api.offerrules import OfferRule
-from controller import probing, terms
+from controller import migrating, probing, telling, terms
 from controller.controller import Controller
 from tests.unit.controller.builders import (
     CLAIMS,
@@ -156,8 +156,8 @@ def test_a_mere_heartbeat_writes_nothing(kube: FakeKube, controller: Controller)
     wait_until(lambda: SLICE_N1 in slices(kube))
     version = settled(kube, controller)[SLICE_N1]["metadata"]["resourceVersion"]
     state_inventory(kube, "n1", first.model_copy(update={"heartbeat_time": datetime.now(UTC)}))
-    state_inventory(kube, "n2", status(facts(2)))
     add_node(kube, "n2")
+    state_inventory(kube, "n2", status(facts(2)))
     wait_until(lambda: len(slices(kube)) == 2)
     assert slices(kube)[SLICE_N1]["metadata"]["resourceVersion"] == version
 
@@ -219,25 +219,107 @@ def test_slices_go_with_the_node_or_its_inventory(kube: FakeKube, controller: Co
     wait_until(lambda: not slices(kube))
 
 
+def inventories(kube: FakeKube) -> list[str]:
+    return [obj["metadata"]["name"] for obj in kube.objects(kube_api.NODE_INVENTORIES)]
+
+
 def test_the_inventory_of_a_node_that_is_gone_goes_once_its_agent_is_silent(
     kube: FakeKube, controller: Controller
 ) -> None:
     state_inventory(kube, "gone", status(facts(), heartbeat=datetime.now(UTC) - timedelta(minutes=5)))
     state_inventory(kube, "young", status(facts()))
-    wait_until(lambda: [obj["metadata"]["name"] for obj in kube.objects(kube_api.NODE_INVENTORIES)] == ["young"])
+    wait_until(lambda: inventories(kube) == ["young"])
     wait_until(controller.idle)
-    assert [obj["metadata"]["name"] for obj in kube.objects(kube_api.NODE_INVENTORIES)] == ["young"]
+    assert inventories(kube) == ["young"]
 
 
-def test_a_node_that_is_made_anew_under_its_name_owns_the_slices(kube: FakeKube, controller: Controller) -> None:
+def test_a_cordon_outlives_its_node_and_holds_when_the_node_is_registered_again(
+    kube: FakeKube, controller: Controller
+) -> None:
+    long_ago = datetime.now(UTC) - timedelta(minutes=5)
+    state_inventory(kube, "n1", status(facts(0), facts(1), heartbeat=long_ago))
+    spec = {"cordonedDevices": [facts(1).uuid]}
+    kube.patch(kube_api.NODE_INVENTORIES, {"metadata": {"name": "n1"}}, {"spec": spec})
+    state_inventory(kube, "gone", status(facts(2), heartbeat=long_ago))
+    wait_until(lambda: inventories(kube) == ["n1"])
+    wait_until(lambda: events(kube, "n1"))
+    (event,) = events(kube, "n1")
+    assert event["reason"] == "VGPUInventoryKept"
+    assert event["note"] == (
+        f"its Node is gone; kept for what it says: cordonedDevices: {facts(1).uuid}. If that is not to count when a "
+        "Node n1 comes back: kubectl delete nodeinventory n1"
+    )
+
     add_node(kube)
-    state_inventory(kube, "n1", status(facts()))
+    state_inventory(kube, "n1", status(facts(0), facts(1)))
+
+    wait_until(lambda: SLICE_N1 in slices(kube))
+    assert taints(kube) == [[], ["vgpu.dra-driver.io/cordoned"]]
+
+
+def test_a_node_that_is_made_anew_under_its_name_offers_nothing_until_its_own_agent_has_looked(
+    kube: FakeKube, controller: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrating, "WITHDRAWAL_S", 0.05)
+    add_node(kube)
+    state_inventory(kube, "n1", status(facts(0)))
     wait_until(lambda: SLICE_N1 in slices(kube))
     kube.delete(kube_api.NODES, {"metadata": {"name": "n1"}})
     uid = add_node(kube)
-    wait_until(
-        lambda: [obj["metadata"]["ownerReferences"][0]["uid"] for obj in slices(kube).values()] == [uid],
-    )
+    wait_until(lambda: not slices(kube))
+    assert settled(kube, controller) == {}
+    state_inventory(kube, "n1", status(facts(1)))
+    wait_until(lambda: _offered(kube) == [facts(1).name])
+    assert [owner["uid"] for owner in slices(kube)[SLICE_N1]["metadata"]["ownerReferences"]] == [uid]
+
+
+def _offered(kube: FakeKube) -> list[str]:
+    return [device["name"] for obj in slices(kube).values() for device in obj["spec"]["devices"]]
+
+
+def test_a_node_that_was_replaced_while_no_controller_ran_offers_nothing_of_the_one_before_it(
+    kube: FakeKube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrating, "WITHDRAWAL_S", 0.05)
+    add_node(kube)
+    state_inventory(kube, "n1", status(facts(0)))
+    first = make_controller(kube)
+    first.start()
+    wait_until(lambda: SLICE_N1 in slices(kube))
+    first.stop()
+    kube.delete(kube_api.NODES, {"metadata": {"name": "n1"}})
+    add_node(kube)
+    second = make_controller(kube, "b")
+    second.start()
+    wait_until(lambda: not slices(kube))
+    assert settled(kube, second) == {}
+    state_inventory(kube, "n1", status(facts(1)))
+    wait_until(lambda: _offered(kube) == [facts(1).name])
+    second.stop()
+
+
+def test_a_node_that_was_renamed_offers_its_gpus_under_its_new_name_alone(
+    kube: FakeKube, controller: Controller
+) -> None:
+    add_node(kube)
+    state_inventory(kube, "n1", status(facts(0)))
+    wait_until(lambda: SLICE_N1 in slices(kube))
+    kube.delete(kube_api.NODES, {"metadata": {"name": "n1"}})
+    add_node(kube, "n2")
+    state_inventory(kube, "n2", status(facts(0)))
+    wait_until(lambda: list(slices(kube)) == ["00000-n2-vgpu.dra-driver.io"])
+
+
+def test_an_agent_that_outlived_its_node_is_asked_which_one_it_is_on(
+    kube: FakeKube, controller: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telling, "_DOUBT_S", 0.05)
+    add_node(kube)
+    state_inventory(kube, "n1", status(facts(0)))
+    wait_until(lambda: SLICE_N1 in slices(kube))
+    kube.delete(kube_api.NODES, {"metadata": {"name": "n1"}})
+    add_node(kube)
+    wait_until(lambda: not kube.get(kube_api.NODE_INVENTORIES, "n1")["status"]["nodeUID"])
 
 
 def test_more_than_128_devices_take_several_slices_of_one_generation(kube: FakeKube, controller: Controller) -> None:
@@ -334,10 +416,10 @@ def test_an_api_server_that_is_away_for_a_while_costs_nothing_but_time(kube: Fak
 
 def test_a_write_that_fails_is_tried_again(kube: FakeKube, controller: Controller) -> None:
     wait_until(controller.idle)
-    add_node(kube)
+    uid = add_node(kube)
     wait_until(controller.idle)
     kube.create(kube_api.NODE_INVENTORIES, {"metadata": {"name": "n1"}})
-    stated = status(facts()).model_dump(mode="json", by_alias=True, exclude_none=True)
+    stated = status(facts(), node_uid=uid).model_dump(mode="json", by_alias=True, exclude_none=True)
     kube.patch(kube_api.NODE_INVENTORIES, {"metadata": {"name": "n1"}}, {"status": stated}, "status")
     kube.fail_next(KubeError("boom", 500))
     wait_until(lambda: SLICE_N1 in slices(kube))

@@ -15,10 +15,11 @@ from controller.keeping import PoolKeeper, Sources
 from controller.leading import NotLeadingError
 from controller.metrics import Metrics
 from controller.policies import NodeDevices
-from tests.unit.controller.builders import DRIVER, SLICES, facts, state_inventory, status
+from tests.unit.controller.builders import DRIVER, SLICES, facts, record, state_inventory, status
 
 HEARTBEAT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-STATED = status(facts(), heartbeat=HEARTBEAT)
+STATED = status(facts(), node_uid="uid", heartbeat=HEARTBEAT)
+OF_ANOTHER = STATED.model_copy(update={"node_uid": "uid-of-another"})
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,10 @@ STATED = status(facts(), heartbeat=HEARTBEAT)
         (NodeState("uid", has_inventory=True, inventory=None), Action.KEEP),
         (NodeState("uid", has_inventory=False, inventory=None), Action.WITHDRAW),
         (NodeState(None, has_inventory=True, inventory=STATED), Action.WITHDRAW),
+        (NodeState("uid", has_inventory=True, inventory=OF_ANOTHER), Action.WITHDRAW),
+        (NodeState("uid", has_inventory=True, inventory=OF_ANOTHER, heartbeat_age_s=61), Action.WITHDRAW),
+        (NodeState("uid", has_inventory=True, inventory=None, owners=frozenset({"uid"})), Action.KEEP),
+        (NodeState("uid", has_inventory=True, inventory=None, owners=frozenset({"uid-of-another"})), Action.WITHDRAW),
         (
             NodeState("uid", has_inventory=True, inventory=STATED, heartbeat_age_s=61, created_under=HEARTBEAT),
             Action.WITHDRAW,
@@ -127,7 +132,7 @@ class Node:
         self.registry = CollectorRegistry()
         sources = Sources(
             node_uid=lambda _: "uid",
-            inventory=lambda _: (True, self._inventory()),
+            inventory=lambda _: record(self._inventory()),
             devices=lambda _, inventory: NodeDevices(inventory),
             slices=lambda _: self.kube.objects(SLICES),
             has_seen=lambda _: True,
@@ -165,7 +170,7 @@ def test_slices_made_after_an_agents_last_heartbeat_are_withdrawn_when_no_other_
 def test_slices_that_have_seen_a_later_heartbeat_stay_when_the_agent_dies() -> None:
     node = Node()
     node.keeper.sync("n1")
-    node.inventory = status(facts(), heartbeat=HEARTBEAT + timedelta(seconds=20))
+    node.inventory = status(facts(), node_uid="uid", heartbeat=HEARTBEAT + timedelta(seconds=20))
     assert node.keeper.sync("n1") is None
     node.age_s = 61
     node.keeper.sync("n1")
@@ -196,7 +201,7 @@ def test_who_does_not_lead_writes_nothing() -> None:
     node.leading = True
     node.keeper.sync("n1")
     node.leading = False
-    node.inventory = status(heartbeat=HEARTBEAT)
+    node.inventory = status(node_uid="uid", heartbeat=HEARTBEAT)
     with pytest.raises(NotLeadingError):
         node.keeper.sync("n1")
     (stored,) = node.kube.objects(SLICES)

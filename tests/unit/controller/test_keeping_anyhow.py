@@ -24,7 +24,7 @@ from controller.migrating import WITHDRAWAL_S, holdings
 from controller.offering import OfferMode
 from controller.policies import NodeDevices, Policy
 from controller.slots import SlotsMode
-from tests.unit.controller.builders import DRIVER, GI, SLICES, facts, state_inventory, status
+from tests.unit.controller.builders import DRIVER, GI, SLICES, facts, record, state_inventory, status
 from tests.unit.controller.simulating import Claims, assert_nothing_is_given_twice, chances, fill, schedule, usage
 
 MODES: list[OfferMode] = [ConsumableMode(), CountersMode(), CountersMode(together=True), SlotsMode()]
@@ -104,7 +104,7 @@ class World:
 
     def __init__(self) -> None:
         self.kube = ShakyKube()
-        self.node_uid = "uid-1"
+        self.node_uid = self.stated_uid = "uid-1"
         self.has_node = True
         self.broken: set[int] = set()
         self.claims: Claims = {}
@@ -128,7 +128,8 @@ class World:
         return self.kube.now - WITHDRAWAL_S
 
     def inventory(self) -> InventoryStatus:
-        return status(*(facts(n, memory_bytes=16 * GI, healthy=n not in self.broken) for n in range(2)))
+        devices = (facts(n, memory_bytes=16 * GI, healthy=n not in self.broken) for n in range(2))
+        return status(*devices, node_uid=self.stated_uid)
 
 
 class Leader:
@@ -142,7 +143,7 @@ class Leader:
         self.may_write = True
         sources = Sources(
             node_uid=lambda _: world.node_uid if world.has_node else None,
-            inventory=lambda _: (True, world.inventory().model_copy(update={"offer_mode": self.told})),
+            inventory=lambda _: record(world.inventory().model_copy(update={"offer_mode": self.told})),
             devices=lambda _, inventory: NodeDevices(inventory, holdings=holdings(usage(self.claims))),
             slices=lambda _: list(world.kube.history[self.position]),
             has_seen=self._has_seen,
@@ -217,9 +218,15 @@ class Anyhow(RuleBasedStateMachine):
         self.world.node_uid = f"uid-{int(self.world.node_uid[4:]) + 1}"
 
     @rule()
+    def let_the_agent_look_which_node_it_is_on(self) -> None:
+        self.world.stated_uid = self.world.node_uid
+
+    @rule()
     def sync(self) -> None:
         self.leader.catch_up()
         self.leader.sync()
+        if self.world.node_uid != self.world.stated_uid:
+            assert self.world.kube.objects(SLICES) == [], "what a Node of this name had before is on offer"
 
     @rule()
     def sync_with_stale_caches(self) -> None:
@@ -321,11 +328,12 @@ class Anyhow(RuleBasedStateMachine):
         """Once it is over, the wanted slices are there, whole, and nothing is written any more."""
         self.world.claims.clear()
         self.world.has_node = True
+        self.world.stated_uid = self.world.node_uid
         self.leader.configure()
         self._settle(self.world, self.leader)
         fresh = World()
         fresh.mode, fresh.policy, fresh.broken = self.world.mode, self.world.policy, self.world.broken
-        fresh.node_uid = self.world.node_uid
+        fresh.node_uid = fresh.stated_uid = self.world.node_uid
         self._settle(fresh, Leader(fresh))
         # Which of several equal slots are on offer does not matter.
         assert _kinds(self.world) == _kinds(fresh)

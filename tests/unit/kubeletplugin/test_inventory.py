@@ -126,6 +126,26 @@ def test_an_inventory_that_somebody_deleted_comes_back_whole(client: FakeKube, w
     assert [device.name for device in status.devices] == [gpu(0).name]
 
 
+def test_an_agent_that_is_asked_states_which_node_it_is_on_by_now(client: FakeKube, writer: InventoryWriter) -> None:
+    writer.write(discovery(gpu(0)), NOW)
+    client.delete(kube.NODES, {"metadata": {"name": NODE}})
+    made = client.create(kube.NODES, {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}})
+    client.patch(kube.NODE_INVENTORIES, {"metadata": {"name": NODE}}, {"status": {"nodeUID": ""}}, "status")
+
+    writer.write(discovery(gpu(0)), LATER)
+
+    status = stored(client).status
+    assert status is not None
+    assert status.node_uid == made["metadata"]["uid"]
+    assert [device.name for device in status.devices] == [gpu(0).name]
+
+
+def test_a_node_asks_for_its_uid_once(client: FakeKube, writer: InventoryWriter) -> None:
+    for _ in range(3):
+        writer.write(discovery(gpu(0)), NOW)
+    assert client.requests.count(("get", f"/api/v1/nodes/{NODE}")) == 1
+
+
 def test_an_outage_is_raised_and_the_next_write_states_everything(client: FakeKube, writer: InventoryWriter) -> None:
     writer.write(discovery(gpu(0)), NOW)
     client.set_down(True)
