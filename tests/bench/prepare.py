@@ -1,7 +1,7 @@
 """How long the node agent takes to prepare and undo claims: `python -m tests.bench.prepare [--kubeconfig F]`.
 
 The agent runs in a process of its own, as it does on a node, and is called over its socket. Claims are read from a
-real API server if a kubeconfig is given, else from a small HTTP server in a third process. Called by `make bench`.
+real API server if a kubeconfig is given, else from answers that a third process has ready. Called by `make bench`.
 """
 
 import argparse
@@ -12,12 +12,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +34,8 @@ from kubeletplugin.nodestates import NodePaths, NodeState
 from kubeletplugin.planning import NodeView, plan
 from kubeletplugin.restoring import restore
 from libvgpu.paths import library_path
+from tests.bench.cannedanswers import CannedAnswers
+from tests.bench.kubeletcalls import KubeletCalls
 from tests.bench.processes import cpu_s
 from tests.unit.kubeletplugin.builders import CLAIMS, NODE, claim_object, discovery, gpu, result
 from tests.unit.kubeletplugin.fakekubelet import FakeKubelet, Ref
@@ -100,16 +99,26 @@ def _measure_calls(root: Path, kubeconfig: str, refs: Sequence[Ref], rounds: int
             kubelet.prepare(ref)
             kubelet.unprepare(ref)
         single, burst = refs[:rounds], refs[rounds:]
-        before_s = cpu_s(Path("/proc") / agent)
-        _print("prepare, one at a time", [_timed(kubelet.prepare, ref) for ref in single])
-        print(f"{'  agent, CPU per call':45} {(cpu_s(Path('/proc') / agent) - before_s) / len(single) * 1e3:12.2f} ms")
-        _print("prepare again", [_timed(kubelet.prepare, ref) for ref in single])
-        _print("unprepare, one at a time", [_timed(kubelet.unprepare, ref) for ref in single])
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            for name, call in (("prepare", kubelet.prepare), ("unprepare", kubelet.unprepare)):
-                _print(f"{name}, {_AT_ONCE} calls at once", _all_at_once(pool, call, burst))
-        _print(f"prepare, one call with {_AT_ONCE} claims", [_timed(kubelet.prepare, *burst)])
-        _print(f"unprepare, one call with {_AT_ONCE} claims", [_timed(kubelet.unprepare, *burst)])
+        calls = stack.enter_context(contextlib.closing(KubeletCalls(kubelet.info.endpoint)))
+        calls.prepare(single[:1])
+        calls.unprepare(single[:1])
+        process = Path("/proc") / agent
+
+        def measure(name: str, claims: int, act: Callable[[], list[float]]) -> None:
+            before_s = cpu_s(process)
+            _print(name, act())
+            print(f"{'  agent, CPU per claim':45} {(cpu_s(process) - before_s) / claims * 1e3:12.2f} ms")
+
+        for name, call in (
+            ("prepare", calls.prepare),
+            ("prepare again", calls.prepare),
+            ("unprepare", calls.unprepare),
+        ):
+            measure(f"{name}, one at a time", rounds, lambda: [call([ref])[0] for ref in single])  # noqa: B023 - called at once
+        for name, call in (("prepare", calls.prepare), ("unprepare", calls.unprepare)):
+            measure(f"{name}, {_AT_ONCE} calls at once", _AT_ONCE, lambda: call(*([ref] for ref in burst)))  # noqa: B023
+        for name, call in (("prepare", calls.prepare), ("unprepare", calls.unprepare)):
+            measure(f"{name}, one call with {_AT_ONCE} claims", _AT_ONCE, lambda: call(burst))  # noqa: B023
         _print(
             "  floor: a file with fsync, rename, fsync", [_timed(_fsync_floor, root, ref.uid) for ref in refs[:rounds]]
         )
@@ -171,16 +180,6 @@ def _timed(call: Callable[..., Any], *arguments: Any) -> float:
     start = time.perf_counter()
     call(*arguments)
     return time.perf_counter() - start
-
-
-def _all_at_once(pool: ThreadPoolExecutor, call: Callable[..., Any], refs: Sequence[Ref]) -> list[float]:
-    barrier = threading.Barrier(len(refs))
-
-    def wait_and_call(ref: Ref) -> float:
-        barrier.wait()
-        return _timed(call, ref)
-
-    return list(pool.map(wait_and_call, refs))
 
 
 def _print(name: str, seconds: Sequence[float]) -> None:
@@ -266,50 +265,17 @@ def _cdi_dir() -> Iterator[Path]:
         yield Path(folder)
 
 
-class _ClaimHandler(BaseHTTPRequestHandler):
-    """Answers a GET of a claim, and what the agent asks once."""
-
-    protocol_version = "HTTP/1.1"
-    wbufsize = -1  # one segment per answer: no waiting for the peer's delayed acknowledgement
-    answers: dict[str, bytes]
-
-    def do_GET(self) -> None:
-        answer = self.answers.get(self.path)
-        self._answer(200, answer) if answer else self._answer(404, b'{"message": "not found"}')
-
-    def do_PATCH(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self._answer(200, b'{"metadata": {}, "status": {}}')
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name is the base class's
-        pass
-
-    def _answer(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-
 def _serve_claims(file: Path) -> None:
-    group = {"versions": [{"version": "v1"}]}
     answers: dict[str, Any] = {
         kube.NODES.path(name=NODE): {"metadata": {"uid": "node-uid"}},
-        "/apis/resource.k8s.io": group,
+        "/apis/resource.k8s.io": {"versions": [{"version": "v1"}]},
+        kube.RUNTIME_CLASSES.path(): {"items": []},
     }
     for claim in json.loads(file.read_text()):
         answers[CLAIMS.path(_NAMESPACE, claim["metadata"]["name"])] = claim
-    _ClaimHandler.answers = {path: json.dumps(answer).encode() for path, answer in answers.items()}
-    ThreadingHTTPServer.request_queue_size = 128  # else a connection of a burst is lost, and tried again after 1 s
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _ClaimHandler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    print(f"http://127.0.0.1:{server.server_port}", flush=True)
-    sys.stdin.read()
-    server.shutdown()
-    thread.join()
+    server = CannedAnswers(answers)
+    print(server.url, flush=True)
+    server.serve_until_eof()
 
 
 if __name__ == "__main__":
