@@ -15,8 +15,8 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from api import names
 from api.kube import KubeClient
-from kubeletplugin.annotations import AnnotationFollower
 from kubeletplugin.cdi import gpu_spec
+from kubeletplugin.claimfollowing import ClaimFollower
 from kubeletplugin.claimreading import ClaimReader
 from kubeletplugin.collecting import Collector
 from kubeletplugin.comparing import DEFAULT_SLACK, Slack
@@ -36,7 +36,7 @@ from kubeletplugin.libraries import install_library
 from kubeletplugin.monitoring import Monitor
 from kubeletplugin.nodestates import NodePaths, NodeState, take_state_dir
 from kubeletplugin.nvidia import NvidiaDiscovery, NvidiaOptions
-from kubeletplugin.observing import Intervals, Observer
+from kubeletplugin.observing import Intervals, Observer, Watchers
 from kubeletplugin.owners import ProcessOwners
 from kubeletplugin.planning import NodeView
 from kubeletplugin.preparedclaims import PreparedClaim
@@ -48,6 +48,7 @@ from kubeletplugin.services import HealthSettings, dra_services
 from kubeletplugin.serving import PluginServer
 from kubeletplugin.sockets import SocketPaths
 from kubeletplugin.steering import Steering, SteeringPace
+from kubeletplugin.strays import StrayWatch
 from kubeletplugin.supervising import Supervisor
 from kubeletplugin.unpreparing import Unpreparer
 from libvgpu.paths import library_path
@@ -154,6 +155,7 @@ class NodeAgent:
         self._server: PluginServer | None = None
         self._state: NodeState | None = None
         self._observer: Observer | None = None
+        self._follower: ClaimFollower | None = None
         self._events = EventWriter(client, settings.node_name)
 
     def start(self) -> None:
@@ -171,14 +173,16 @@ class NodeAgent:
         collector = Collector(state, self._reader, settings.driver_name)
         hooks = Hooks(self._guard.check, collector.make_room, self._note_prepared)
         preparer = Preparer(self._reader, state, self._discoverer.view, hooks)
+        follower = ClaimFollower(self._reader, state.ledger, paths.shares_dir, self._events.tell)
+        strays = StrayWatch(self._events.tell_of_node, follower.look_now, settings.overuse_slack)
+        supervisor = Supervisor(
+            self._events.tell,
+            ProcessOwners(state.ledger.prepared, paths.shares_dir),
+            observers=(contexts.observe, strays.observe),
+            slack=settings.overuse_slack,
+        )
         observer = Observer(
-            Monitor(state.ledger, paths.shares_dir, self._stopping.wait),
-            Supervisor(
-                self._events.tell,
-                ProcessOwners(state.ledger.prepared),
-                contexts=contexts,
-                slack=settings.overuse_slack,
-            ),
+            Watchers(Monitor(state.ledger, paths.shares_dir, self._stopping.wait), supervisor, strays),
             self._backend,
             self._discoverer,
             Intervals(settings.monitor_interval_s, settings.driver_interval_s),
@@ -186,10 +190,9 @@ class NodeAgent:
         steering = Steering(
             lambda: _share_folders(state.ledger, paths.shares_dir),
             self._backend.gpu_times(),
-            ProcessOwners(state.ledger.prepared),
+            ProcessOwners(state.ledger.prepared, paths.shares_dir),
             pace=SteeringPace.of(settings.steering_interval_s),
         )
-        follower = AnnotationFollower(self._reader, state.ledger, paths.shares_dir, self._events.tell)
         services = dra_services(preparer, Unpreparer(state), state, observer.durations)
         health = HealthSettings(self._board, settings.node_name, settings.health_interval_s)
         server = PluginServer(self._sockets, settings.driver_name, services, health)
@@ -197,7 +200,7 @@ class NodeAgent:
         try:
             restore(state)
             label_for_containers(paths.shares_dir, paths.library_dir)
-            self._state, self._observer = state, observer
+            self._state, self._observer, self._follower = state, observer, follower
             server.start()
         except BaseException:
             server.stop()
@@ -212,7 +215,7 @@ class NodeAgent:
             "steering": lambda: steering.run(self._stopping),
             "collector": lambda: collector.run_until(self._stopping, settings.collect_interval_s),
             "events": lambda: self._discoverer.watch_until(self._stopping),
-            "annotations": lambda: follower.run_until(self._stopping, settings.annotation_interval_s),
+            "claims": lambda: follower.run_until(self._stopping, settings.annotation_interval_s),
         }
         for name, body in bodies.items():
             thread = threading.Thread(target=body, name=name, daemon=True)
@@ -223,6 +226,8 @@ class NodeAgent:
         """End to serve; calls that run are answered first. Prepared claims stay prepared."""
         self._stopping.set()
         self._discoverer.stop()
+        if self._follower is not None:
+            self._follower.stop()
         self._board.close()
         if self._server is not None:
             self._server.stop()

@@ -4,10 +4,11 @@ The library counts what goes through the API that it hooks. What does not (graph
 the driver sees, by process.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from kubeletplugin.devices import DeviceFigures
+from kubeletplugin.devices import DeviceFigures, DriverProcess
 from libvgpu.shares import Limits
 
 
@@ -29,11 +30,15 @@ DEFAULT_SLACK = Slack()
 
 @dataclass(frozen=True)
 class DriverCount:
-    """What the driver counts for one share."""
+    """What the driver counts for one share, or for one pod."""
 
     memory_bytes: int = 0
     pids: tuple[int, ...] = ()
     """In the agent's pid namespace."""
+
+    def with_process(self, process: DriverProcess) -> "DriverCount":
+        """Return the count with one more process."""
+        return DriverCount(self.memory_bytes + process.memory_bytes, (*self.pids, process.pid))
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,21 @@ class Attribution:
     by_share: Mapping[str, DriverCount] = field(default_factory=dict)
     unattributed_bytes: Mapping[str, int] = field(default_factory=dict)
     """Memory of processes without a share, by the device's UUID."""
+    strays: Mapping[tuple[str, str], DriverCount] = field(default_factory=dict)
+    """The part of it that pods hold on devices with shares, by the device's UUID and the pod's."""
 
 
-def attribute(
-    figures: Iterable[DeviceFigures], limits: Iterable[Limits], shares_of: Callable[[int], frozenset[str]]
-) -> Attribution:
+class Owners(Protocol):
+    """Whose processes are whose."""
+
+    def shares_of(self, pid: int) -> frozenset[str]:
+        """Return the shares that a process has."""
+
+    def pod_of(self, pid: int) -> str:
+        """Return the UID of the pod that a process is in; empty if it is in none, or in one that may observe."""
+
+
+def attribute(figures: Iterable[DeviceFigures], limits: Iterable[Limits], owners: Owners) -> Attribution:
     """Say which share holds what the driver counts by process.
 
     A process with several shares of one device counts for each of them by its part of their memory together.
@@ -55,11 +70,12 @@ def attribute(
     Args:
         figures: what the driver measures of each device.
         limits: of all shares.
-        shares_of: returns the shares that a process has.
+        owners: say whose the processes are.
     """
     memory_bytes: dict[str, int] = {}
     pids: dict[str, list[int]] = {}
     unattributed: dict[str, int] = {}
+    strays: dict[tuple[str, str], DriverCount] = {}
     by_device: dict[str, dict[str, int]] = {}
     for one in limits:
         by_device.setdefault(one.device_uuid.lower(), {})[one.share] = one.memory_bytes
@@ -68,15 +84,19 @@ def attribute(
         there = by_device.get(device.uuid.lower(), {})
         unattributed[device.uuid] = 0
         for process in device.processes:
-            owners = sorted(shares_of(process.pid) & there.keys())
-            if not owners:
+            having = sorted(owners.shares_of(process.pid) & there.keys())
+            if not having:
                 unattributed[device.uuid] += process.memory_bytes
-            together = sum(there[share] for share in owners)
-            for share in owners:
+                pod = owners.pod_of(process.pid) if there else ""
+                if pod:
+                    before = strays.get((device.uuid, pod), DriverCount())
+                    strays[device.uuid, pod] = before.with_process(process)
+            together = sum(there[share] for share in having)
+            for share in having:
                 memory_bytes[share] += process.memory_bytes * there[share] // together
                 pids[share].append(process.pid)
     counts = {share: DriverCount(memory_bytes[share], tuple(pids[share])) for share in memory_bytes}
-    return Attribution(counts, unattributed)
+    return Attribution(counts, unattributed, strays)
 
 
 def overuse_bytes(limits: Limits, driver_bytes: int, slack: Slack = DEFAULT_SLACK) -> int:

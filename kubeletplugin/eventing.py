@@ -49,19 +49,21 @@ class EventWriter:
 
     def tell(self, claim: PreparedClaim, reason: str, note: str) -> None:
         """Have a warning about a claim written; never waits, and drops it where too many wait already."""
-        if not claim.name:
-            return  # rebuilt from the share alone: its name is not known
-        event = events.render(
-            Subject(_CLAIM_VERSION, "ResourceClaim", claim.namespace, claim.name, claim.uid),
-            Message(reason, note, _ACTION),
-            Reporter(REPORTER, self._node_name),
-            secrets.token_hex(8),
-            datetime.now(UTC),
-        )
+        if claim.name:  # not rebuilt from the share alone: then its name is not known
+            self._put(Subject(_CLAIM_VERSION, "ResourceClaim", claim.namespace, claim.name, claim.uid), reason, note)
+
+    def tell_of_node(self, reason: str, note: str) -> None:
+        """Have a warning about the node written, as tell() does."""
+        # The kubelet gives its node's name as UID, and `kubectl describe node` looks for that.
+        self._put(Subject("v1", "Node", "", self._node_name, self._node_name), reason, note)
+
+    def _put(self, subject: Subject, reason: str, note: str) -> None:
+        message, reporter = Message(reason, note, _ACTION), Reporter(REPORTER, self._node_name)
+        event = events.render(subject, message, reporter, secrets.token_hex(8), datetime.now(UTC))
         try:
             self._queue.put_nowait(event)
         except queue.Full:
-            _log.warning("event dropped", extra={"claim_uid": claim.uid, "reason": reason})
+            _log.warning("event dropped", extra={"about": f"{subject.kind} {subject.uid}", "reason": reason})
 
     def _write_all(self) -> None:
         while (event := self._queue.get()) is not None:

@@ -20,6 +20,7 @@ from kubeletplugin.comparing import DEFAULT_SLACK, Attribution, DriverCount, Sla
 from kubeletplugin.devices import Device, DeviceFigures
 from kubeletplugin.figures import DEVICE, DEVICE_FIGURES, PROCESS, PROCESS_FIGURES, SHARE, SHARE_FIGURES, families
 from kubeletplugin.monitoring import ShareReading
+from kubeletplugin.strays import StrayFigures
 
 _BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
@@ -36,6 +37,7 @@ class NodeFigures:
     attribution: Attribution = field(default_factory=Attribution)
     overuse_counts: Mapping[str, int] = field(default_factory=dict)
     faults: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    strays: StrayFigures = field(default_factory=StrayFigures)
     slack: Slack = DEFAULT_SLACK
     """What is no overuse yet."""
     discovery_problem: str = ""
@@ -98,6 +100,7 @@ class NodeCollector(Collector):
         yield from families(PROCESS_FIGURES, PROCESS, processes)
         yield from families(DEVICE_FIGURES, DEVICE, [([measured.uuid], measured) for measured in node.measured])
         yield from _device_states(node)
+        yield from _strays(node.strays)
         yield from _agent_states(node)
 
 
@@ -151,6 +154,18 @@ def _device_states(node: NodeFigures) -> Iterator[Metric]:
     for (uuid, kind), count in node.faults.items():
         faults.add_metric([uuid, kind], count)
     yield from (info, healthy, shares, memory, compute, unattributed, faults)
+
+
+def _strays(strays: StrayFigures) -> Iterator[Metric]:
+    overuse = GaugeMetricFamily(
+        "vgpu_pod_overuse_bytes",
+        "Memory of a pod without a share of the device, where that is more than the slack.",
+        labels=("device", "pod_uid"),
+    )
+    for key, value_bytes in strays.over_bytes.items():
+        overuse.add_metric(key, value_bytes)
+    yield overuse
+    yield CounterMetricFamily("vgpu_pod_overuse", "Times that such overuse began.", value=strays.count)
 
 
 def _agent_states(node: NodeFigures) -> Iterator[Metric]:

@@ -19,6 +19,7 @@ from kubeletplugin.discovering import Discoverer
 from kubeletplugin.discovery import DiscoveryBackend
 from kubeletplugin.metrics import CallDurations, NodeCollector, NodeFigures
 from kubeletplugin.monitoring import Monitor
+from kubeletplugin.strays import StrayWatch
 from kubeletplugin.supervising import Supervisor
 
 _log = logging.getLogger(__name__)
@@ -32,20 +33,32 @@ class Intervals:
     driver_s: float
 
 
+@dataclass(frozen=True)
+class Watchers:
+    """Who looks at what."""
+
+    monitor: Monitor
+    """At the books."""
+    supervisor: Supervisor
+    """At what the driver measures."""
+    strays: StrayWatch
+    """At what is nobody's of that."""
+
+
 class Observer:
     """Keeps looking, and serves what it saw last."""
 
     def __init__(
         self,
-        monitor: Monitor,
-        supervisor: Supervisor,
+        watchers: Watchers,
         backend: DiscoveryBackend,
         discoverer: Discoverer,
         intervals: Intervals,
     ) -> None:
-        """Take who looks at the books, at the driver and at the devices, and the rates."""
-        self._monitor = monitor
-        self._supervisor = supervisor
+        """Take who looks at books and driver, the driver, who looks at the devices, and the rates."""
+        self._monitor = watchers.monitor
+        self._supervisor = watchers.supervisor
+        self._strays = watchers.strays
         self._backend = backend
         self._discoverer = discoverer
         self._intervals = intervals
@@ -82,6 +95,7 @@ class Observer:
             attribution=self._supervisor.attribution,
             overuse_counts=self._supervisor.overuse_counts,
             faults=self._backend.faults(),
+            strays=self._strays.figures,
             slack=self._supervisor.slack,
         )
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from api import names
 from api.errors import StateError
 from kubeletplugin.ledgers import Prepared
+from kubeletplugin.mounts import Origin, origin_of, origins
 from libvgpu.shares import read_books
 
-_LIMITS_MOUNT = re.compile(rf"{re.escape(names.CONTAINER_SHARES_DIR)}/([^/]+)/{names.LIMITS_FILE}")
 _CONTAINER = re.compile(r"/[^/\n]*pod([0-9a-f]{8}(?:[-_]?[0-9a-f]{4}){3}[-_]?[0-9a-f]{12})(?:\.slice)?/([^/\n]+)")
 """The cgroup of a container: UID of its pod, and what the runtime calls it. All runtimes and both cgroup drivers."""
 _ASK_AGAIN_S = 30.0
-"""After which a process without a share is looked at again: its pod may have come to a claim that others had before."""
+"""After which a process that shows no share is looked at again."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,22 @@ class _Container:
 
 @dataclass(frozen=True)
 class _Known:
+    """What the kernel says of a process."""
+
     started: str
     """Time at which the process started: another one may have its id by now."""
     shares: frozenset[str]
+    """Those that are mounted where it lives."""
+    pod_uid: str
+    """Empty for a process that is in no pod."""
     until_s: float
 
 
+_NOBODY = _Known("", frozenset(), "", float("inf"))
+
+
 class ProcessOwners:
-    """Shares by process. Asks again only for processes that are new.
+    """Shares by process. Asks again only for processes that are new, and now and then for those without a share.
 
     A share is mounted into the containers that have it. A process that has changed its root shows no mounts, so the
     other processes of its container are asked too: it cannot leave its cgroup. If all of them hide, it counts for
@@ -47,53 +55,68 @@ class ProcessOwners:
     def __init__(
         self,
         claims: Callable[[], Prepared],
+        shares_dir: Path,
         proc: Path = Path("/proc"),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take what returns the claims of the node, and where its processes are described."""
+        """Take what returns the claims of the node, where their shares are, and where processes are described."""
         self._claims = claims
+        self._shares_dir = shares_dir
         self._proc = proc
         self._clock = clock
         self._known: dict[int, _Known] = {}
 
     def shares_of(self, pid: int) -> frozenset[str]:
         """Return the names of the shares that a process has, none if it is gone or lives outside of any share."""
-        try:
-            started = (self._proc / str(pid) / "stat").read_text().rpartition(")")[2].split()[19]
-            known = self._known.get(pid)
-            if known is None or known.started != started or (not known.shares and self._clock() >= known.until_s):
-                known = self._known[pid] = _Known(started, self._find(pid), self._clock() + _ASK_AGAIN_S)
-        except (OSError, IndexError):
-            return frozenset()
-        return known.shares
+        known = self._look(pid)
+        if known.shares or not known.pod_uid:
+            return known.shares
+        claims = (claim for claim in self._claims().values() if known.pod_uid in claim.pods)
+        return frozenset(limits.share for claim in claims for limits in claim.shares())
+
+    def pod_of(self, pid: int) -> str:
+        """Return the UID of the pod that a process is in; empty if it is in none, or in one that may observe."""
+        uid = self._look(pid).pod_uid
+        observes = uid and any(uid in claim.pods and claim.observes for claim in self._claims().values())
+        return "" if observes else uid
 
     def keep(self, pids: Iterable[int]) -> None:
         """Forget all other processes."""
         wanted = set(pids)
         self._known = {pid: known for pid, known in self._known.items() if pid in wanted}
 
-    def _find(self, pid: int) -> frozenset[str]:
-        shares = self._mounted(pid)
-        container = self._container(pid)
+    def _look(self, pid: int) -> _Known:
+        try:
+            started = _read(self._proc / str(pid) / "stat").rpartition(")")[2].split()[19]
+        except IndexError:
+            return _NOBODY  # it has ended
+        known = self._known.get(pid)
+        if known is None or known.started != started or (not known.shares and self._clock() >= known.until_s):
+            container = self._container(pid)
+            pod_uid = container.pod_uid if container else ""
+            until_s = self._clock() + _ASK_AGAIN_S
+            known = self._known[pid] = _Known(started, self._find(pid, container), pod_uid, until_s)
+        return known
+
+    def _find(self, pid: int, container: _Container | None) -> frozenset[str]:
+        ours = origin_of(self._shares_dir, _read(self._proc / "self/mountinfo"))
+        shares = self._mounted(pid, ours)
         if shares or container is None:
             return shares
-        beside = frozenset[str]().union(*(self._mounted(other) for other in self._others(container)))
-        return beside or frozenset(
-            limits.share
-            for claim in self._claims().values()
-            if container.pod_uid in claim.pods
-            for limits in claim.shares()
-        )
+        return frozenset[str]().union(*(self._mounted(other, ours) for other in self._others(container)))
 
-    def _mounted(self, pid: int) -> frozenset[str]:
-        """Return the shares among the mounts that a process can reach."""
+    def _mounted(self, pid: int, ours: Origin | None) -> frozenset[str]:
+        """Return the shares among the mounts that a process can reach.
+
+        Where something is mounted, and under which name, a process with mount rights can choose. What counts is
+        whether it is the very file of this node's share.
+        """
         found: set[str] = set()
-        for line in _read(self._proc / str(pid) / "mountinfo").splitlines():
-            root, mounted_at = line.split()[3:5]
-            match = _LIMITS_MOUNT.fullmatch(mounted_at)
-            # The source too: a container that may mount can put anything of its own at that place.
-            if match and root.endswith(f"/{names.SHARES_SUBDIR}/{match.group(1)}/{names.LIMITS_FILE}"):
-                found.add(match.group(1))
+        for origin in origins(_read(self._proc / str(pid) / "mountinfo")):
+            folder, _, file = origin.path.rpartition("/")
+            parent, _, share = folder.rpartition("/")
+            if file == names.LIMITS_FILE and ours == Origin(origin.device, parent):
+                found.add(share)
         return frozenset(found)
 
     def _container(self, pid: int) -> _Container | None:
@@ -109,9 +132,9 @@ class ProcessOwners:
 
 
 def _read(path: Path) -> str:
-    """Return what the kernel says of a process; nothing if it has ended."""
+    """Return what the kernel says of a process, whatever it calls itself and its folders; nothing if it has ended."""
     try:
-        return path.read_text()
+        return path.read_bytes().decode(errors="replace")  # not as text: that takes other signs for ends of lines
     except OSError:
         return ""
 
@@ -135,6 +158,10 @@ class BookOwners:
                 return found
             self._known[pid] = found
         return self._known[pid]
+
+    def pod_of(self, _pid: int) -> str:
+        """Return nothing: there are no pods."""
+        return ""
 
     def keep(self, pids: Iterable[int]) -> None:
         """Forget all other processes."""

@@ -72,7 +72,7 @@ class PreparedClaim:
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """Fields of another release."""
     pods: tuple[str, ...] = ()
-    """UIDs of the pods that could use it when it was prepared last; more may come to a claim that is not of one."""
+    """UIDs of the pods that could use it when it was read last; more may come to a claim that is not of one."""
 
     def __str__(self) -> str:
         return f"ResourceClaim {self.namespace}/{self.name}" if self.name else f"claim {self.uid}"
@@ -96,6 +96,11 @@ class PreparedClaim:
     def shows_use(self) -> bool:
         """Whether books tell if a process uses it: not of what is given without the library."""
         return all(device.limits is not None and not device.holds().whole for device in self.devices)
+
+    @property
+    def observes(self) -> bool:
+        """Whether it gives access to a device beside its shares (adminAccess)."""
+        return any(device.limits is None and device.held is None for device in self.devices)
 
     @functools.cached_property
     def record(self) -> bytes:

@@ -9,15 +9,14 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
 
 from api import names
 from api.quantities import format_bytes
-from kubeletplugin.comparing import DEFAULT_SLACK, Attribution, DriverCount, Slack, attribute, overuse_bytes
-from kubeletplugin.contextsizes import ContextSizes
+from kubeletplugin.comparing import DEFAULT_SLACK, Attribution, DriverCount, Owners, Slack, attribute, overuse_bytes
 from kubeletplugin.devices import DeviceFigures
 from kubeletplugin.monitoring import ShareReading
-from kubeletplugin.owners import ProcessOwners
 from kubeletplugin.preparedclaims import PreparedClaim
 
 _log = logging.getLogger(__name__)
@@ -29,6 +28,15 @@ _TELL_AGAIN_S = 600.0
 Tell = Callable[[PreparedClaim, str, str], None]
 """Says something about a claim: reason and note."""
 Kill = Callable[[int], None]
+Observe = Callable[[Attribution, Sequence[ShareReading]], None]
+"""Makes something of each look."""
+
+
+class KnownOwners(Owners, Protocol):
+    """Owners that remember what they were asked."""
+
+    def keep(self, pids: Iterable[int]) -> None:
+        """Forget all other processes."""
 
 
 def kill_process(pid: int) -> None:
@@ -43,9 +51,9 @@ class Supervisor:
     def __init__(
         self,
         tell: Tell,
-        owners: ProcessOwners,
+        owners: KnownOwners,
         kill: Kill = kill_process,
-        contexts: ContextSizes | None = None,
+        observers: Sequence[Observe] = (),
         slack: Slack = DEFAULT_SLACK,
     ) -> None:
         """Take what it works with.
@@ -54,11 +62,11 @@ class Supervisor:
             tell: tells the owner of a claim.
             owners: knows who owns processes.
             kill: ends a process.
-            contexts: learns from each look.
+            observers: are told of each look.
             slack: what is no overuse yet.
         """
         self.slack = slack
-        self._contexts = contexts
+        self._observers = observers
         self._tell = tell
         self._owners = owners
         self._kill = kill
@@ -78,7 +86,7 @@ class Supervisor:
             figures: of all devices.
             readings: of all shares, read just before.
         """
-        found = attribute(figures, (reading.limits for reading in readings), self._owners.shares_of)
+        found = attribute(figures, (reading.limits for reading in readings), self._owners)
         self._owners.keep(process.pid for device in figures for process in device.processes)
         over = {
             reading.limits.share: reading
@@ -86,8 +94,8 @@ class Supervisor:
             if overuse_bytes(reading.limits, found.by_share[reading.limits.share].memory_bytes, slack=self.slack)
         }
         self.figures, self.attribution = tuple(figures), found
-        if self._contexts is not None:
-            self._contexts.observe(found, readings)
+        for observe in self._observers:
+            observe(found, readings)
         self._looks = {share: self._looks.get(share, 0) + 1 for share in over}
         there = {reading.limits.share for reading in readings}
         counts = {share: count for share, count in self.overuse_counts.items() if share in there}

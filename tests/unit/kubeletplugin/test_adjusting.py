@@ -15,7 +15,7 @@ from api.kubefake import FakeKube
 from dra_driver.cli import main
 from kubeletplugin.adjusting import Source, adjust, adjusted
 from kubeletplugin.agent import NodeAgent
-from kubeletplugin.annotations import AnnotationFollower
+from kubeletplugin.claimfollowing import ClaimFollower
 from kubeletplugin.claimreading import ClaimReader
 from kubeletplugin.ledgers import Ledger
 from kubeletplugin.preparedclaims import Held, PreparedClaim
@@ -173,7 +173,7 @@ def test_changes_that_cannot_be_read_are_told_and_the_share_has_what_its_claim_s
     assert "changes of a share are lost: it has what its claim says" in [r.getMessage() for r in caplog.records]
 
 
-def follower(share: Share, told: list[tuple[str, str]]) -> AnnotationFollower:
+def follower(share: Share, told: list[tuple[str, str]]) -> ClaimFollower:
     def tell(claim: PreparedClaim, reason: str, note: str) -> None:
         assert claim.uid == share.claim.uid
         told.append((reason, note))
@@ -181,10 +181,10 @@ def follower(share: Share, told: list[tuple[str, str]]) -> AnnotationFollower:
     ledger = Ledger(share.state / "checkpoint", lambda _uid: None)
     ledger.load()
     reader = ClaimReader(share.client)
-    return AnnotationFollower(reader, ledger, share.state / "shares", tell)
+    return ClaimFollower(reader, ledger, share.state / "shares", tell)
 
 
-def look(following: AnnotationFollower, share: Share) -> None:
+def look(following: ClaimFollower, share: Share) -> None:
     (claim,) = following._ledger.prepared().values()
     following.follow(claim)
 

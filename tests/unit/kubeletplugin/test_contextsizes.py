@@ -80,7 +80,7 @@ class Node:
             discovery.discover()
             readings = [reading(read_limits(share), read_books(share)) for share in shares]
             owners = BookOwners(lambda: {share.name: share for share in shares})
-            found = attribute(discovery.figures(), (one.limits for one in readings), owners.shares_of)
+            found = attribute(discovery.figures(), (one.limits for one in readings), owners)
         finally:
             discovery.close()
         self.contexts.observe(found, readings)

@@ -16,6 +16,7 @@ from kubeletplugin.devices import DeviceFigures, MemoryRepairs
 from kubeletplugin.metrics import CallDurations, NodeCollector, NodeFigures
 from kubeletplugin.monitoring import ShareReading
 from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice
+from kubeletplugin.strays import StrayFigures
 from libvgpu.shares import Books, Limits, Policy, ProcessUsage
 from tests.unit.kubeletplugin.builders import gpu
 from tests.unit.kubeletplugin.fakekubelet import FakeKubelet, PrepareError, Ref
@@ -39,6 +40,7 @@ def node() -> NodeFigures:
         attribution=Attribution({"train-0": DriverCount(2 << 30, (4711,))}, {UUID: 3 << 20}),
         overuse_counts={"train-0": 1},
         faults={(UUID, "xid-79"): 2},
+        strays=StrayFigures({(UUID, "pod-9"): 5 << 30}, 3),
     )
 
 
@@ -72,6 +74,8 @@ def families() -> dict[str, Metric]:
         ("vgpu_device_memory_unattributed_bytes", 3 << 20),
         ("vgpu_device_allocated_compute_ratio", 0.25),
         ("vgpu_device_faults_total", 2),
+        ("vgpu_pod_overuse_bytes", 5 << 30),
+        ("vgpu_pod_overuse_total", 3),
     ],
 )
 def test_figures_are_in_base_units(metric: str, value: float) -> None:

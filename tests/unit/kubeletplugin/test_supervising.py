@@ -1,6 +1,6 @@
 """The driver's figures against the books: whose memory it is, what is overuse, and what becomes of it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pytest
 
@@ -8,8 +8,8 @@ from api.names import ClaimUID, DeviceName
 from kubeletplugin.comparing import Slack, attribute, overuse_bytes
 from kubeletplugin.devices import DeviceFigures, DriverProcess
 from kubeletplugin.monitoring import ShareReading
-from kubeletplugin.owners import ProcessOwners
 from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice
+from kubeletplugin.strays import StrayFigures, StrayWatch
 from kubeletplugin.supervising import Supervisor
 from libvgpu.shares import Books, Limits, Policy
 
@@ -31,15 +31,20 @@ def reading(limits: Limits, used_bytes: int = 0) -> ShareReading:
     return ShareReading(claim, limits, Books(used_bytes, used_bytes, (), 0, 0, 0, 0))
 
 
-class Owners(ProcessOwners):
-    """Processes whose shares a test says."""
+class Owners:
+    """Processes whose shares a test says; those from 1000 on are in the pod of their thousand."""
 
     def __init__(self, **shares: Sequence[str]) -> None:
-        super().__init__(dict)
         self.shares = {int(pid.removeprefix("p")): frozenset(names) for pid, names in shares.items()}
 
     def shares_of(self, pid: int) -> frozenset[str]:
         return self.shares.get(pid, frozenset())
+
+    def pod_of(self, pid: int) -> str:
+        return f"pod-{pid // 1000}" if pid >= 1000 else ""
+
+    def keep(self, pids: Iterable[int]) -> None:
+        pass
 
 
 def test_memory_counts_for_the_share_of_the_process_and_else_for_nobody() -> None:
@@ -48,7 +53,7 @@ def test_memory_counts_for_the_share_of_the_process_and_else_for_nobody() -> Non
     found = attribute(
         [figures((1, 100), (2, 20), (9, 7)), figures((3, 5), (1, 1000), uuid=B)],
         [limits_of("a-0"), limits_of("b-0", uuid=B)],
-        owners.shares_of,
+        owners,
     )
 
     assert {share: count.memory_bytes for share, count in found.by_share.items()} == {"a-0": 120, "b-0": 5}
@@ -58,7 +63,7 @@ def test_memory_counts_for_the_share_of_the_process_and_else_for_nobody() -> Non
 
 def test_a_process_with_two_shares_of_a_device_counts_for_both_by_their_size() -> None:
     found = attribute(
-        [figures((1, 300))], [limits_of("a-0", GIB), limits_of("b-0", 2 * GIB)], Owners(p1=["a-0", "b-0"]).shares_of
+        [figures((1, 300))], [limits_of("a-0", GIB), limits_of("b-0", 2 * GIB)], Owners(p1=["a-0", "b-0"])
     )
     assert {share: count.memory_bytes for share, count in found.by_share.items()} == {"a-0": 100, "b-0": 200}
 
@@ -132,3 +137,62 @@ def test_a_share_that_says_so_has_its_processes_ended_and_no_others() -> None:
 
     assert told.killed == [1]
     assert told.notes[0][1].endswith("; its processes were ended, as the claim says")
+
+
+class Watched:
+    """What a watch over strays told and asked."""
+
+    def __init__(self) -> None:
+        self.notes: list[tuple[str, str]] = []
+        self.asked: list[float] = []
+        self.now_s = 0.0
+        self.watch = StrayWatch(
+            lambda reason, note: self.notes.append((reason, note)),
+            lambda: self.asked.append(self.now_s),
+            clock=lambda: self.now_s,
+        )
+        self.supervisor = Supervisor(lambda *_: None, Owners(p1=["a-0"]), observers=(self.watch.observe,))
+
+    def look(self, *processes: tuple[int, int], uuid: str = A) -> None:
+        self.now_s += 5
+        self.supervisor.look([figures(*processes, uuid=uuid)], [reading(limits_of("a-0"))])
+
+
+def test_memory_of_a_pod_without_a_share_is_asked_about_at_once_and_then_told() -> None:
+    watched = Watched()
+
+    for _ in range(4):
+        watched.look((1, 100), (4001, GIB), (4002, GIB), (7, GIB))
+
+    assert watched.asked == [5.0]
+    ((reason, note),) = watched.notes
+    assert reason == "VGPUOveruse"
+    assert note == (
+        "pod pod-4 holds 2Gi of GPU-AAAA by the driver's count (processes 4001, 4002), expected none: no claim of this "
+        "node that gives a share of it is reserved for the pod"
+    )
+    assert watched.watch.figures == StrayFigures({(A, "pod-4"): 2 * GIB}, 1)
+    watched.look((1, 100))
+    assert watched.watch.figures == StrayFigures({}, 1)
+
+
+def test_a_little_memory_and_a_gpu_without_shares_make_no_strays() -> None:
+    watched = Watched()
+
+    for _ in range(4):
+        watched.look((4001, 200 << 20))
+    for _ in range(4):
+        watched.look((4001, GIB), uuid=B)
+
+    assert (watched.asked, watched.notes, watched.watch.figures) == ([], [], StrayFigures())
+
+
+def test_strays_that_come_and_go_make_no_storm_of_questions_and_events() -> None:
+    watched = Watched()
+
+    for _ in range(12):
+        for memory_bytes in (GIB, GIB, GIB, 0):
+            watched.look((4001, memory_bytes))
+
+    assert [later - before for before, later in zip(watched.asked, watched.asked[1:], strict=False)] == [40.0] * 5
+    assert (len(watched.notes), watched.watch.figures.count) == (1, 12)
