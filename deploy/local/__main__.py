@@ -10,6 +10,7 @@ from pathlib import Path
 from deploy.local import versions
 from deploy.local.cluster import Cluster
 from deploy.local.errors import LocalClusterError
+from deploy.local.layout import UPGRADED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     up.set_defaults(run=_up)
     upgrade = commands.add_parser("upgrade", help="change version and feature gates in place; what runs goes on")
     upgrade.add_argument("version", metavar="VERSION", help="as for --kubernetes")
+    upgrade.add_argument("--only", metavar="COMPONENT,...", help=f"some of {', '.join(UPGRADED)}; default: all")
     upgrade.set_defaults(run=_upgrade)
     for starting in (up, upgrade):
         starting.add_argument("--feature-gates", metavar="NAME=true,...", help="Kubernetes' own, for all components")
@@ -67,7 +69,8 @@ def _up(cluster: Cluster, options: argparse.Namespace) -> int:
 
 def _upgrade(cluster: Cluster, options: argparse.Namespace) -> int:
     began = time.monotonic()
-    cluster.upgrade(options.version, versions.parse_gates(options.feature_gates or ""))
+    only = options.only.split(",") if options.only else UPGRADED
+    cluster.upgrade(options.version, versions.parse_gates(options.feature_gates or ""), only=only)
     print(f"cluster {options.name} is ready after {time.monotonic() - began:.1f} s")
     return 0
 

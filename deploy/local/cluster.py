@@ -9,7 +9,7 @@ with Cluster("try") as cluster:
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,7 +19,7 @@ from deploy.local.apiclient import ApiClient, is_named, node_is_ready
 from deploy.local.caching import cache_dir, locked
 from deploy.local.controlplane import COMPONENTS, start_control_plane
 from deploy.local.errors import LeftoversError, LocalClusterError, StartError
-from deploy.local.layout import Addresses, Facts, Layout, NodePaths
+from deploy.local.layout import UPGRADED, Addresses, Facts, Layout, NodePaths, Release
 from deploy.local.nodes import Node, Programs
 from deploy.local.processes import Command, ProcessId
 from deploy.local.versions import FeatureGates
@@ -97,7 +97,7 @@ class Cluster:
         """Build the programs that a cluster takes here, where they are not built yet; says what it builds."""
         nodes = 0 if prerequisites.reason_for_process_nodes() else 1
         prerequisites.check(nodes=nodes > 0, install=False)
-        self._programs(nodes)
+        self._build(nodes)
 
     def up(self, nodes: int = 1, *, dies_with_caller: bool = False, install_packages: bool = False) -> None:
         """Start what does not run of the cluster, and return when it is ready: API server, nodes, default account.
@@ -108,42 +108,52 @@ class Cluster:
         """
         self._dies_with_caller = self._dies_with_caller or dies_with_caller
         prerequisites.check(nodes=nodes > 0, install=install_packages)
-        programs = self._programs(nodes)
+        kubernetes, programs = self._build(nodes)
         remove_abandoned()
         with locked(self.layout.lock):
             facts = self._decide(nodes)
             if dies_with_caller:
                 processes.write_record(ProcessId.of(os.getpid()), self.layout.caller)
-            credentials.create(self.layout, facts, programs.kubernetes)
+            credentials.create(self.layout, facts, kubernetes)
             started = [Node(self.layout, facts, index, programs) for index in range(nodes)]
             for node in started:
                 node.start_runtime(dies_with_caller=dies_with_caller)
-            client = start_control_plane(self.layout, facts, programs.kubernetes, dies_with_caller=dies_with_caller)
+            client = start_control_plane(self.layout, facts, dies_with_caller=dies_with_caller)
             for node in started:
                 node.wait_for_runtime()
                 _import(node, images.pause_image().archive())
                 node.start_kubelet()
             self._wait_until_usable(client, started)
 
-    def upgrade(self, kubernetes: str, feature_gates: FeatureGates | None = None) -> None:
+    def upgrade(
+        self, kubernetes: str, feature_gates: FeatureGates | None = None, *, only: Sequence[str] = UPGRADED
+    ) -> None:
         """Change the version in place, or the feature gates, and return when all is ready again: containers go on.
 
-        First the control plane, then the kubelets, as the skew policy of Kubernetes asks for.
+        First the control plane, then the kubelets, as the skew policy of Kubernetes asks for. With `only` some of the
+        components, while the others go on as they are: a cluster in the middle of an upgrade.
         """
-        chosen = dict(feature_gates or {})
+        if unknown := set(only) - set(UPGRADED):
+            raise LocalClusterError(
+                f"components to upgrade: found {', '.join(sorted(unknown))}, expected some of {', '.join(UPGRADED)}"
+            )
+        release = Release(versions.resolve(kubernetes), dict(feature_gates or {}))
         with locked(self.layout.lock):
-            facts = replace(self._facts(), kubernetes=versions.resolve(kubernetes), feature_gates=chosen)
-            before = self._programs(facts.nodes)
-            building.kubernetes(facts.kubernetes)  # the old version works until the new one is there
-            for component in reversed(COMPONENTS):
-                if running := processes.running(processes.record_path(self.layout.state, component)):
+            before = self._facts()
+            facts = before.with_release(release, only)
+            building.kubernetes(release.kubernetes)  # the old version works until the new one is there
+            # The API server always: what it serves depends on what the others run.
+            for component in ("kube-scheduler", "kube-controller-manager", "kube-apiserver", "etcd"):
+                is_same = facts.release(component) == before.release(component)
+                running = processes.running(processes.record_path(self.layout.state, component))
+                if running and not (is_same and component in UPGRADED[1:]):
                     processes.stop(running, timeout_s=1.0)  # the watches of others would hold the API server for long
             self.layout.write_facts(facts)
-            programs = self._programs(facts.nodes)
-            start_control_plane(self.layout, facts, programs.kubernetes, dies_with_caller=self._dies_with_caller)
-            for index in range(facts.nodes):
-                Node(self.layout, facts, index, before).stop_kubelet()
-        self._kubernetes, self._feature_gates = facts.kubernetes, chosen
+            start_control_plane(self.layout, facts, dies_with_caller=self._dies_with_caller)
+            if facts.release("kubelet") != before.release("kubelet"):
+                for index in range(facts.nodes):
+                    Node(self.layout, facts, index, self._node_programs()).stop_kubelet()
+        self._kubernetes, self._feature_gates = facts.kubernetes, facts.feature_gates
         self.up(facts.nodes, dies_with_caller=self._dies_with_caller)
 
     def start_process(self, name: str, argv: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -167,16 +177,16 @@ class Cluster:
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
         """Run kubectl as administrator and return its output; LocalClusterError with its message if it fails."""
-        return _run([str(self._programs(0).kubernetes / "kubectl"), *arguments], self.environment(), stdin)
+        return _run([str(self._kubernetes_programs() / "kubectl"), *arguments], self.environment(), stdin)
 
     def helm(self, *arguments: str) -> str:
         """Run helm as administrator and return its output; LocalClusterError with its message if it fails."""
-        return _run([str(self._programs(1).tools / "helm"), *arguments], self.environment(), None)
+        return _run([str(building.tools() / "helm"), *arguments], self.environment(), None)
 
     def program(self, name: str) -> Path:
         """Return the path of a program of this cluster: kubectl, helm, ctr, runc, kubelet, ..."""
-        own = self._programs(0).kubernetes / name
-        return own if own.exists() else self._programs(1).tools / name
+        own = self._kubernetes_programs() / name
+        return own if own.exists() else building.tools() / name
 
     def environment(self) -> dict[str, str]:
         """Return the environment in which kubectl, helm and clients of ours find this cluster."""
@@ -187,9 +197,8 @@ class Cluster:
     def load_image(self, archive: Path) -> str:
         """Give every node the image in an archive of images.Image, where it has it not, and return its name."""
         facts = self._facts()
-        programs = self._programs(facts.nodes)
         for index in range(facts.nodes):
-            _import(Node(self.layout, facts, index, programs), archive)
+            _import(Node(self.layout, facts, index, self._node_programs()), archive)
         return images.image_of(archive)[0]
 
     def status(self) -> list[ProcessStatus]:
@@ -244,12 +253,17 @@ class Cluster:
             links.ensure_bridge(self.layout, facts.addresses)
         return facts
 
-    def _programs(self, nodes: int) -> Programs:
+    def _build(self, nodes: int) -> tuple[Path, Programs]:
+        return self._kubernetes_programs(), self._node_programs() if nodes else Programs(Path(), Path())
+
+    def _kubernetes_programs(self) -> Path:
+        """Return the folder of the API server's version, built if it is not there yet."""
         facts = self.layout.read_facts()
-        kubernetes = building.kubernetes(facts.kubernetes if facts else self._kubernetes or versions.chosen()[0])
-        if nodes == 0:
-            return Programs(kubernetes, Path(), Path())
-        return Programs(kubernetes, building.tools(), images.pause_program())
+        return building.kubernetes(facts.kubernetes if facts else self._kubernetes or versions.chosen()[0])
+
+    @staticmethod
+    def _node_programs() -> Programs:
+        return Programs(building.tools(), images.pause_program())
 
     def _wait_until_usable(self, client: ApiClient, nodes: list[Node]) -> None:
         """Wait for what a pod needs: a ready node, and the account that pods have by default."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from deploy.local import credentials, versions
+from deploy.local import building, credentials, versions
 from deploy.local.apiclient import ApiClient
 from deploy.local.errors import StartError
 from deploy.local.layout import Facts, Layout
@@ -25,7 +25,7 @@ AUDIT_POLICY = {
 }
 
 
-def start_control_plane(layout: Layout, facts: Facts, programs: Path, *, dies_with_caller: bool) -> ApiClient:
+def start_control_plane(layout: Layout, facts: Facts, *, dies_with_caller: bool) -> ApiClient:
     """Start what of the control plane does not run, wait until the API server is ready, return a client of it."""
     arguments = {
         "etcd": _etcd(layout, facts),
@@ -36,11 +36,11 @@ def start_control_plane(layout: Layout, facts: Facts, programs: Path, *, dies_wi
     _audit_policy(layout).write_text(json.dumps(AUDIT_POLICY))
     # The API server waits for etcd by itself; the other two would give up without an API server.
     for component in COMPONENTS[:2]:
-        _ensure(layout, programs, component, arguments[component], dies_with_caller)
+        _ensure(layout, facts, component, arguments[component], dies_with_caller)
     client = client_of(layout, facts)
     _wait_until_ready(layout, client)
     for component in COMPONENTS[2:]:
-        _ensure(layout, programs, component, arguments[component], dies_with_caller)
+        _ensure(layout, facts, component, arguments[component], dies_with_caller)
     return client
 
 
@@ -59,9 +59,10 @@ def log_tail(log: Path, lines: int = 15) -> str:
         return "(no log)"
 
 
-def _ensure(layout: Layout, programs: Path, component: str, arguments: Sequence[str], dies_with_caller: bool) -> None:
+def _ensure(layout: Layout, facts: Facts, component: str, arguments: Sequence[str], dies_with_caller: bool) -> None:
     if running(record_path(layout.state, component)):
         return
+    programs = building.kubernetes(facts.release(component).kubernetes)
     command = Command(
         name=component,
         argv=[str(programs / component), *arguments],
@@ -135,8 +136,8 @@ def _api_server(layout: Layout, facts: Facts) -> list[str]:
         f"--audit-log-path={layout.audit_log}",
         "--audit-log-maxsize=50",  # MB
         "--audit-log-maxbackup=1",
-        f"--runtime-config={versions.runtime_config(facts.kubernetes, facts.feature_gates)}",
-        *_gates(facts),
+        f"--runtime-config={_runtime_config(facts)}",
+        *_gates(facts, "kube-apiserver"),
     ]
     if addresses.subnet is None:
         # The loopback address is no valid endpoint of the service `kubernetes`; without pods nobody needs it.
@@ -159,7 +160,7 @@ def _controller_manager(layout: Layout, facts: Facts) -> list[str]:
         "--leader-elect=false",
         "--profiling=false",
         *CLIENT_LIMITS,
-        *_gates(facts),
+        *_gates(facts, "kube-controller-manager"),
     ]
 
 
@@ -174,14 +175,23 @@ def _scheduler(layout: Layout, facts: Facts) -> list[str]:
         "--leader-elect=false",
         "--profiling=false",
         *CLIENT_LIMITS,
-        *_gates(facts),
+        *_gates(facts, "kube-scheduler"),
     ]
+
+
+def _runtime_config(facts: Facts) -> str:
+    """Return what the API server serves: also what components of another version ask for, until they are upgraded."""
+    served = {release.kubernetes: release.feature_gates for release in facts.others.values()}
+    served |= {facts.kubernetes: facts.feature_gates}
+    asked = [versions.runtime_config(version, gates).split(",") for version, gates in served.items()]
+    return ",".join(dict.fromkeys(part for parts in asked for part in parts))
 
 
 def _kubeconfig(layout: Layout, facts: Facts, user: str) -> Path:
     return credentials.write_kubeconfig(layout.pki / f"{user}.kubeconfig", layout, facts, user)
 
 
-def _gates(facts: Facts) -> list[str]:
-    gates = versions.feature_gates(facts.kubernetes, facts.feature_gates)
+def _gates(facts: Facts, component: str) -> list[str]:
+    release = facts.release(component)
+    gates = versions.feature_gates(release.kubernetes, release.feature_gates)
     return [f"--feature-gates={versions.format_gates(gates)}"] if gates else []

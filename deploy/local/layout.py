@@ -4,13 +4,16 @@ import hashlib
 import json
 import os
 import socket
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from deploy.local.caching import cache_dir
 from deploy.local.errors import LocalClusterError
 
 # A node shows its own content under these folders (nodes.py), so a state folder inside them could not be seen there.
+UPGRADED = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet")
+"""The components that an upgrade changes, in the order in which Kubernetes wants it; etcd goes with the API server."""
 HIDDEN_IN_NODES = (Path("/var/lib"), Path("/var/log"), Path("/var/run"), Path("/run"))
 
 
@@ -65,8 +68,16 @@ class Addresses:
 
 
 @dataclass(frozen=True)
+class Release:
+    """What a component runs."""
+
+    kubernetes: str
+    feature_gates: dict[str, bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Facts:
-    """What was decided when the cluster was first started: everything else follows from it."""
+    """What was decided when the cluster was first started, or upgraded: everything else follows from it."""
 
     name: str
     kubernetes: str
@@ -74,6 +85,20 @@ class Facts:
     addresses: Addresses
     feature_gates: dict[str, bool] = field(default_factory=dict)
     """What was chosen, beside what the version takes by itself."""
+    others: dict[str, Release] = field(default_factory=dict)
+    """Components that do not run the API server's release, as in the middle of an upgrade."""
+
+    def release(self, component: str) -> Release:
+        """Return what a component runs."""
+        return self.others.get(component, Release(self.kubernetes, self.feature_gates))
+
+    def with_release(self, release: Release, components: Iterable[str]) -> "Facts":
+        """Return the facts once these of UPGRADED run a release, and the others what they ran before."""
+        releases = {component: self.release(component) for component in UPGRADED}
+        releases |= dict.fromkeys(components, release)
+        server = releases["kube-apiserver"]
+        others = {component: found for component, found in releases.items() if found != server}
+        return replace(self, kubernetes=server.kubernetes, feature_gates=server.feature_gates, others=others)
 
 
 @dataclass(frozen=True)
@@ -179,7 +204,8 @@ class Layout:
             stored = json.loads((self.state / "cluster.json").read_text())
         except FileNotFoundError:
             return None
-        return Facts(**stored | {"addresses": Addresses(**stored["addresses"])})
+        others = {component: Release(**release) for component, release in stored.get("others", {}).items()}
+        return Facts(**stored | {"addresses": Addresses(**stored["addresses"]), "others": others})
 
     def write_facts(self, facts: Facts) -> None:
         """Keep what `up` decided."""

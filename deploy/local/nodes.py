@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.local import cgroups, credentials, links, nodeconfig, processes, versions
+from deploy.local import building, cgroups, credentials, links, nodeconfig, processes, versions
 from deploy.local.controlplane import log_tail
 from deploy.local.errors import StartError
 from deploy.local.layout import Facts, Layout, NodePaths
@@ -30,7 +30,6 @@ NAMESPACES = ("--pid", "--mount", "--net", "--ipc", "--uts")
 class Programs:
     """Where the programs that a node runs lie."""
 
-    kubernetes: Path
     tools: Path
     pause: Path
 
@@ -78,7 +77,7 @@ class Node:
         )
         self._start(
             "kubelet",
-            str(self._programs.kubernetes / "kubelet"),
+            str(building.kubernetes(self._facts.release("kubelet").kubernetes) / "kubelet"),
             f"--config={config}",
             f"--kubeconfig={kubeconfig}",
             f"--hostname-override={self.paths.name}",
@@ -179,6 +178,7 @@ class Node:
         (directory / "resolv.conf").write_bytes(machine.read_bytes() if machine.exists() else b"")
 
     def _settings(self) -> NodeSettings:
+        release = self._facts.release("kubelet")
         return NodeSettings(
             name=self.paths.name,
             address=self._facts.addresses.node(self.paths.index),
@@ -188,7 +188,7 @@ class Node:
             tools=self._programs.tools,
             cgroup=self._layout.cgroup,
             snapshotter="overlayfs" if overlay_works(self.paths.directory) else "native",
-            feature_gates=versions.feature_gates(self._facts.kubernetes, self._facts.feature_gates),
+            feature_gates=versions.feature_gates(release.kubernetes, release.feature_gates),
         )
 
 
