@@ -97,6 +97,8 @@ def device_name(uuid: str) -> DeviceName:
 
 ANNOTATION_LIMITS: Final = f"{API_GROUP}/limits"
 """On a ResourceClaim: changes its shares while they live, such as {"memory": "4Gi", "suspended": true}."""
+ANNOTATION_CRD_REVISION: Final = f"{API_GROUP}/crd-revision"
+"""On the CRD of NodeInventory: a count that goes up with each release that changes it."""
 
 # --- CDI -----------------------------------------------------------------------------------------------------------
 

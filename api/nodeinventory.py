@@ -15,6 +15,9 @@ from api import names
 from api.errors import StateError
 from api.offerrules import Order
 
+CRD_REVISION = 1
+"""Of the CRD: raised by one with each release that changes it, so that a controller knows an older one."""
+
 
 class _Model(BaseModel):
     # Unknown fields are kept out, not refused: an older controller reads what a newer agent wrote.
@@ -183,7 +186,10 @@ def crd() -> dict[str, Any]:
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{names.NODE_INVENTORY_PLURAL}.{names.API_GROUP}"},
+        "metadata": {
+            "name": f"{names.NODE_INVENTORY_PLURAL}.{names.API_GROUP}",
+            "annotations": {names.ANNOTATION_CRD_REVISION: str(CRD_REVISION)},
+        },
         "spec": {
             "group": names.API_GROUP,
             "scope": "Cluster",

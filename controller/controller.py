@@ -31,6 +31,8 @@ class ControllerSettings:
     rules: tuple[OfferRule, ...] = ()
     """What is offered of which GPUs."""
     classes: ClassSettings = field(default_factory=ClassSettings)
+    update_crd: bool = False
+    """Bring a CRD of an older release up to date."""
     lease_duration_s: float = 15.0
     renew_deadline_s: float = 10.0
     retry_s: float = 2.0
@@ -107,7 +109,9 @@ class Controller:
 
     def _make_term(self) -> Term:
         mine = self._settings
-        settings = TermSettings(mine.driver_name, mine.identity, mine.offer_mode, mine.rules, mine.classes)
+        settings = TermSettings(
+            mine.driver_name, mine.identity, mine.offer_mode, mine.rules, mine.classes, mine.update_crd
+        )
         return Term(self._kube, settings, self._elector.is_leading, self._metrics)
 
     def _version(self) -> str | None:

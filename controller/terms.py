@@ -13,6 +13,7 @@ from controller.caching import ClusterCache, Listeners
 from controller.classes import ClassKeeper, ClassSettings
 from controller.consumable import ConsumableMode
 from controller.counters import CountersMode
+from controller.crds import update_crd
 from controller.keeping import PoolKeeper, Sources
 from controller.leading import NotLeadingError
 from controller.metrics import Metrics
@@ -53,6 +54,7 @@ class TermSettings:
     offer_mode: OfferModeName = "auto"
     rules: tuple[OfferRule, ...] = ()
     classes: ClassSettings = field(default_factory=ClassSettings)
+    update_crd: bool = False
 
     @property
     def modes(self) -> tuple[OfferMode, ...]:
@@ -191,6 +193,8 @@ class Term:
         failures = 0
         while not self._stopping.is_set():
             try:
+                if self._settings.update_crd:
+                    update_crd(self._kube)
                 version = self._kube.resource_api_version()
                 return version, *self._choose(version)
             except VGPUError as error:

@@ -67,6 +67,7 @@ class ControllerOptions(CommonOptions):
     device_class_owner: Annotated[
         str, Field(description="ClusterRole with which the DeviceClasses go; default: none, they stay")
     ] = ""
+    update_crd: Annotated[bool, Field(description="bring the CRD of an older release up to date")] = True
     identity: Annotated[
         str | None, Field(description="name among the replicas; default: host name and a random part")
     ] = None

@@ -53,6 +53,7 @@ def run_controller(config: Path | None, flags: Mapping[str, object]) -> int:
         classes=ClassSettings(
             options.device_class_vendors if options.device_classes else None, options.device_class_owner
         ),
+        update_crd=options.update_crd,
         identity=options.identity or f"{socket.gethostname()}-{secrets.token_hex(4)}",
     )
     _begin(options)

@@ -15,10 +15,10 @@ from api.errors import ConflictError, KubeError, NotFoundError
 from api.httpkube import HTTPKubeClient
 from api.kube import JSON, KubeClient, Resource
 from controller.controller import Controller, ControllerSettings
+from controller.crds import CRDS
 from deploy.local.cluster import Cluster as LocalCluster
 from tests.unit.controller.builders import CLASSES, SLICES, device_class, state_inventory, status, wait_until
 
-CRDS = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", namespaced=False)
 NAMESPACES = Resource("", "v1", "namespaces", namespaced=False)
 SERVICE_ACCOUNTS = Resource("", "v1", "serviceaccounts", namespaced=True)
 

@@ -18,11 +18,21 @@ from api.httpkube import HTTPKubeClient
 from api.kube import Resource
 from controller.classes import ClassSettings
 from controller.controller import Controller, ControllerSettings
+from controller.crds import CRDS, update_crd
 from deploy.local import building
 from deploy.local.cluster import Cluster as LocalCluster
 from dra_driver.settings import ControllerOptions, NodeAgentOptions, load_settings
 from tests.integration.controller.conftest import SERVICE_ACCOUNTS, Cluster
-from tests.unit.controller.builders import CLAIMS, CLASSES, SLICES, claim, facts, status, wait_until
+from tests.unit.controller.builders import (
+    CLAIMS,
+    CLASSES,
+    SLICES,
+    claim,
+    facts,
+    state_inventory,
+    status,
+    wait_until,
+)
 
 pytestmark = pytest.mark.cluster
 
@@ -207,6 +217,47 @@ def test_the_controller_does_its_work_with_the_rights_that_the_chart_gives(
     wait_until(
         lambda: not cluster.kube.get(kube_api.LEASES, settings.lease.name, cluster.namespace)["spec"]["holderIdentity"]
     )
+
+
+def test_the_controller_brings_the_crd_of_the_first_release_up_to_date_and_what_it_holds_stays(
+    cluster: Cluster, installed: Callable[..., HTTPKubeClient]
+) -> None:
+    controller = installed(CONTROLLER)
+    first = yaml.safe_load((Path(__file__).parent / "first-crd.yaml").read_text())
+    wanted = nodeinventory.crd()
+    name = wanted["metadata"]["name"]
+    stored = cluster.kube.get(CRDS, name)
+    cluster.kube.replace(CRDS, {**stored, "metadata": {**stored["metadata"], "annotations": {}}, "spec": first["spec"]})
+    held_back = facts(offered=False)
+    uid = cluster.add_node("upgraded", held_back)
+
+    def up_to_date() -> bool:
+        # New rights take effect after a moment.
+        update_crd(controller)
+        found = cluster.kube.get(CRDS, name)
+        schemas = [entry["spec"]["versions"][0]["schema"] for entry in (found, wanted)]
+        return bool(schemas[0] == schemas[1] and found["metadata"]["annotations"] == wanted["metadata"]["annotations"])
+
+    wait_until(up_to_date, timeout_s=30)
+    inventory = cluster.kube.get(kube_api.NODE_INVENTORIES, "upgraded")
+    read = nodeinventory.NodeInventory.from_object(inventory).status
+    assert read is not None
+    assert (read.node_uid, [device.uuid for device in read.devices]) == (uid, [held_back.uuid])
+
+    def states_all() -> bool:
+        # A new schema is served after a moment.
+        state_inventory(cluster.kube, "upgraded", status(held_back, node_uid=uid))
+        inventory = cluster.kube.get(kube_api.NODE_INVENTORIES, "upgraded")
+        return inventory["status"]["devices"][0].get("offered") is False
+
+    wait_until(states_all, timeout_s=30)
+    other = {**wanted, "metadata": {"name": "others.example.com"}}
+    with pytest.raises(KubeError) as refused:
+        controller.get(CRDS, "others.example.com")
+    assert refused.value.status == 403
+    with pytest.raises(KubeError) as refused:
+        controller.create(CRDS, other)
+    assert refused.value.status == 403
 
 
 def test_an_agent_writes_the_inventory_of_its_own_node_only(

@@ -44,5 +44,6 @@ offer_mode: {{ .Values.offerMode }}
 offers: {{- toYaml .Values.offers | nindent 2 }}
 device_classes: {{ .Values.deviceClasses.enabled }}
 device_class_vendors: {{ .Values.deviceClasses.vendors | toJson }}
+update_crd: {{ .Values.crds.update }}
 device_class_owner: {{ include "vgpu.fullname" . }}-controller
 {{- end -}}
