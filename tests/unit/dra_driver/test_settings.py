@@ -31,7 +31,7 @@ def test_an_unknown_key_is_refused_with_its_file_and_the_known_ones(tmp_path: Pa
     assert str(error.value) == (
         f"setting log_levl (file {file}): unknown, expected one of "
         "device_class_owner, device_class_vendors, device_classes, driver_name, identity, kubeconfig, "
-        "listen, log_format, log_level, namespace, offer_mode, offers"
+        "listen, log_format, log_level, namespace, offer_mode, offers, update_crd"
     )
 
 
