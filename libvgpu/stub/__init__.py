@@ -5,18 +5,8 @@ folder that looks like a driver installation with simulated cards; `read_card` t
 really held how much memory, and for how long each process really had the engine. The rules are in README.md here.
 """
 
-from libvgpu.stub.cards import (
-    StubCard,
-    StubGPU,
-    StubProcess,
-    StubSettings,
-    change_settings,
-    clear_faults,
-    create_card,
-    inject_fault,
-    inject_xid,
-    read_card,
-)
+from libvgpu.stub.cardfiles import change_settings, clear_faults, create_card, inject_fault, inject_xid, read_card
+from libvgpu.stub.cards import StubCard, StubGPU, StubProcess, StubSettings
 from libvgpu.stub.roots import create_driver_root, library_directory, stub_environment
 
 __all__ = [

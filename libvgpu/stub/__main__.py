@@ -13,7 +13,8 @@ from typing import Any
 
 from api.errors import VGPUError
 from api.quantities import format_bytes, parse_bytes
-from libvgpu.stub.cards import StubCard, StubGPU, StubSettings, inject_xid, read_card
+from libvgpu.stub.cardfiles import inject_xid, read_card
+from libvgpu.stub.cards import StubCard, StubGPU, StubSettings
 from libvgpu.stub.roots import create_driver_root
 
 NAMESPACE = uuid.UUID("5f1d0c0e-9f56-4c0a-8a43-6b1a6f0c9d11")

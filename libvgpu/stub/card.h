@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * What the file of a simulated card (<driver root>/dev/nvidiaN) holds. Every process that uses the card maps it shared;
- * the Python side (libvgpu/stub/cards.py) reads this very header through cffi, up to the marker line below.
+ * the Python side (libvgpu/stub/cardfiles.py) reads this very header through cffi, up to the marker line below.
  *
  * The file is the card: what is charged here is what the card really holds, who holds it, and for how long each process
  * really had the engine. It is kept apart from libvgpu's own books on purpose, so that it can prove them wrong.
@@ -24,6 +24,7 @@
 #define STUB_CARD_USAGE   32
 #define STUB_SLOT_USAGE   16
 #define STUB_LIVE_WORDS   16
+#define STUB_SHARED       256
 
 #define STUB_SLOT_FREE  0
 #define STUB_SLOT_LIVE  1
@@ -77,6 +78,15 @@ struct stub_fault {
     uint64_t seen;
     int32_t result;
     uint32_t armed;
+};
+
+/* Memory that several processes may hold: it stays until the last of them lets go. Charged to one of them. */
+struct stub_shared {
+    uint64_t inode; /* of the memory file behind it */
+    uint64_t bytes;
+    uint32_t owner; /* slot number + 1 of who is charged; 0: free */
+    uint32_t reserved;
+    uint64_t holders[STUB_LIVE_WORDS]; /* a bit for each slot, the owner's too */
 };
 
 struct stub_card {
@@ -144,6 +154,7 @@ struct stub_card {
     uint32_t fault_count; /* armed faults */
     struct stub_event events[STUB_EVENTS];
     struct stub_fault faults[STUB_FAULTS];
+    struct stub_shared shared[STUB_SHARED];
 
     struct stub_slot slots[STUB_SLOTS];
 };

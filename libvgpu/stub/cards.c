@@ -195,6 +195,7 @@ void card_bury(struct card *card, uint32_t number) {
         }
         STORE(shared->engine_owner, 0);
     }
+    card_let_go_all(shared, number);
     shared->used_bytes -= slot->memory_bytes;
     slot->memory_bytes = 0;
     slot->pool_idle_bytes = 0;
@@ -320,7 +321,7 @@ uint64_t card_used_bytes(const struct card *card) {
     uint64_t used = 0;
     EACH_LIVE_SLOT(card, number) {
         if (card_slot_lives(card, (uint32_t)number))
-            used += LOAD(card->shared->slots[number].memory_bytes);
+            used += card_slot_bytes(card, (uint32_t)number);
     }
     return used;
 }

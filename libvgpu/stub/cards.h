@@ -50,6 +50,18 @@ void card_bury(struct card *card, uint32_t number);
 bool card_charge(struct card *card, uint64_t bytes);
 void card_credit(struct card *card, uint64_t bytes);
 
+/* Memory that this process is charged for becomes memory that others can hold, by the inode of its file; card_hold:
+ * this process holds it too. The entry's number, -1 if there is none (left). Who lets go as the last frees it; who is
+ * charged and lets go first leaves the charge to another. (cardshared.c) */
+int card_share(struct card *card, uint64_t inode, uint64_t bytes);
+int card_hold(struct card *card, uint64_t inode);
+void card_let_go(struct card *card, int entry);
+/* The same for all that a dead process held. Call with the lock. */
+void card_let_go_all(struct stub_card *shared, uint32_t number);
+
+/* Bytes that a slot's process holds, with what it is charged for since a process died that nobody has buried yet. */
+uint64_t card_slot_bytes(const struct card *card, uint32_t number);
+
 /* Bytes that living processes hold; never writes. */
 uint64_t card_used_bytes(const struct card *card);
 /* Bytes that all processes together may hold. */

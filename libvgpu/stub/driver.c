@@ -20,6 +20,7 @@ static void forget_in_child(void) {
         card_forget(&driver.devices[i].card);
     }
     context_forget_all();
+    holdings_forget_all();
     arena_forget_all();
     pools_forget_all();
     memset(&driver, 0, sizeof driver);

@@ -10,7 +10,7 @@
  *   pools.c    stream-ordered memory           virtual.c VMM, multicast    graph.c    graphs; graphexec.c: run
  *   capture.c  stream capture                  link.c    the linker API
  *   sharing.c  IPC and external memory         faults.c  failure injection exports.c  the exported functions
- *   green.c    green contexts
+ *   green.c    green contexts                     holding.c exported memory
  */
 #ifndef VGPU_STUB_DRIVER_H
 #define VGPU_STUB_DRIVER_H
@@ -111,6 +111,24 @@ CUresult current_context(CUcontext *context);
 CUresult resolve_stream(CUstream handle, CUstream *stream);
 void context_forget_all(void); /* in a fork's child */
 
+/* ---- Memory that several processes hold (holding.c) ---- */
+
+struct holding {
+    struct device *device;
+    int entry; /* -1: it is nobody's but ours, or of no card */
+};
+
+/* Memory that this process is charged for, from now on with a file behind it: entry is -1 if there are too many. */
+struct holding holding_share(struct device *device, int file, uint64_t bytes);
+/* Memory that was shared, by its file. */
+struct holding holding_open(int file);
+void holding_close(struct holding holding);
+/* A descriptor for others, which keeps the memory as long as it is open anywhere; -1 with errno. */
+int holding_descriptor(int file);
+/* Frees what descriptors kept that are closed now. */
+void holdings_settle(void);
+void holdings_forget_all(void);
+
 /* ---- Address space and allocations (arena.c, memory.c) ---- */
 
 enum allocation_kind {
@@ -132,7 +150,8 @@ struct allocation {
     bool touched; /* its pages may hold something */
     bool freed;   /* a stream-ordered free is on its way */
     bool mapped_file;
-    int shared_fd; /* the memory file behind it once it was exported, else -1 */
+    int shared_fd;          /* the memory file behind it once it was exported, else -1 */
+    struct holding holding; /* of memory that was exported or imported: charged there */
     unsigned flags;
     unsigned long long id;
     struct device *device;

@@ -49,6 +49,7 @@ static int arena_of(enum allocation_kind kind) {
 }
 
 bool device_charge(struct device *device, uint64_t bytes) {
+    holdings_settle();
     if (bytes == 0 || card_charge(&device->card, bytes))
         return true;
     if (pools_trim_all(device) && card_charge(&device->card, bytes))
@@ -71,6 +72,7 @@ CUresult allocation_make(enum allocation_kind kind, CUcontext context, size_t si
         record->size = size;
         record->kind = kind;
         record->shared_fd = -1;
+        record->holding.entry = -1;
         if (!arena_take(arena_of(kind), size, kind == ALLOCATION_RESERVATION, record)) {
             record->next = spare;
             spare = record;
@@ -95,6 +97,7 @@ CUresult allocation_make(enum allocation_kind kind, CUcontext context, size_t si
 
 void allocation_drop(struct allocation *record) {
     struct device *device = record->device;
+    struct holding holding = record->holding;
     uint64_t charged = record->charged;
     pthread_mutex_lock(&memory_lock);
     if (record->kind == ALLOCATION_MANAGED && charged == 0)
@@ -107,6 +110,7 @@ void allocation_drop(struct allocation *record) {
     spare = record;
     pthread_mutex_unlock(&memory_lock);
     device_credit(device, charged);
+    holding_close(holding);
 }
 
 /* ---- Addresses to bytes ---- */
@@ -312,6 +316,7 @@ CUresult stub_cuMemGetInfo_v2(size_t *free_bytes, size_t *total_bytes) {
     TRY(current_context(&context));
     REQUIRE(free_bytes && total_bytes, CUDA_ERROR_INVALID_VALUE);
     struct card *card = &context->device->card;
+    holdings_settle();
     card_reap(card);
     uint64_t room = card_room_bytes(card->shared);
     uint64_t used = LOAD(card->shared->used_bytes);

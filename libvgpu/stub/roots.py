@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from api.errors import StateError
-from libvgpu.stub.cards import StubGPU, create_card
+from libvgpu.stub.cardfiles import create_card
+from libvgpu.stub.cards import StubGPU
 
 LIBRARIES = ("libcuda.so.1", "libnvidia-ml.so.1")
 PROGRAM = "nvidia-smi"

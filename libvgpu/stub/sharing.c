@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Memory that crosses borders: IPC handles between processes, memory of other drivers, and what is known of a pointer.
- * Whoever allocated it is charged for it; opening it elsewhere takes nothing from the card.
+ * Whoever allocated it is charged for it; opening it elsewhere takes nothing from the card, but keeps it there.
  */
 #define _GNU_SOURCE
 #include "driver.h"
@@ -42,10 +42,15 @@ static bool share(struct allocation *record) {
             break;
         done += (uint64_t)part;
     }
-    if (!bytes_map_file(record->base, length, fd, 0)) {
+    struct holding holding = {NULL, -1};
+    if (bytes_map_file(record->base, length, fd, 0))
+        holding = holding_share(record->device, fd, record->charged);
+    if (holding.entry < 0) {
         close(fd);
         return false;
     }
+    record->holding = holding;
+    record->charged = 0;
     record->shared_fd = fd;
     record->mapped_file = true;
     return true;
@@ -78,6 +83,7 @@ static CUresult import(CUcontext context, int fd, uint64_t offset, uint64_t size
     if (result == CUDA_SUCCESS) {
         pthread_mutex_lock(&memory_lock);
         (*record)->mapped_file = true;
+        (*record)->holding = holding_open(fd);
         bool mapped = bytes_map_file((*record)->base, (size + 4095) & ~4095ull, fd, offset);
         pthread_mutex_unlock(&memory_lock);
         if (!mapped) {

@@ -2,11 +2,13 @@
  *
  * The virtual memory management API: address ranges, memory without an address, and mapping one to the other. The
  * memory is a memory file, so that it can be mapped in several places and handed to another process. It is charged to
- * the process that created it until the last handle and mapping there are gone; an importer is charged nothing.
+ * the process that created it until the last handle and mapping there are gone, and then to who has imported it.
  */
 #define _GNU_SOURCE
 #include "driver.h"
 
+#include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -21,6 +23,7 @@ struct memory {
     uint64_t size, charged;
     int fd; /* -1 until it is needed */
     struct device *device;
+    struct holding holding; /* exported or imported: charged there */
     CUmemAllocationProp prop;
 };
 
@@ -62,9 +65,10 @@ static void memory_settle(struct memory *memory) {
     pthread_mutex_unlock(&handles_lock);
     if (!last)
         return;
+    device_credit(memory->device, memory->charged);
+    holding_close(memory->holding);
     if (memory->fd >= 0)
         close(memory->fd);
-    device_credit(memory->device, memory->charged);
     free(memory);
 }
 
@@ -76,11 +80,24 @@ static bool memory_has_file(struct memory *memory) {
     return memory->fd >= 0;
 }
 
+/* From now on others can hold it. */
+static bool memory_shared(struct memory *memory) {
+    pthread_mutex_lock(&handles_lock);
+    if (memory->charged > 0) {
+        memory->holding = holding_share(memory->device, memory->fd, memory->charged);
+        memory->charged = memory->holding.entry < 0 ? memory->charged : 0;
+    }
+    bool shared = memory->charged == 0;
+    pthread_mutex_unlock(&handles_lock);
+    return shared;
+}
+
 static struct memory *memory_make(struct device *device, uint32_t tag, uint64_t size, uint64_t charged) {
     struct memory *memory = calloc(1, sizeof *memory);
     if (!memory)
         return NULL;
     *memory = (struct memory){.tag = tag, .handles = 1, .size = size, .charged = charged, .fd = -1, .device = device};
+    memory->holding.entry = -1;
     return memory;
 }
 
@@ -141,8 +158,8 @@ CUresult stub_cuMemExportToShareableHandle(void *shareable, CUmemGenericAllocati
     REQUIRE(shareable && memory && flags == 0, CUDA_ERROR_INVALID_VALUE);
     REQUIRE(type == CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR && (memory->prop.requestedHandleTypes & type),
             CUDA_ERROR_INVALID_VALUE);
-    REQUIRE(memory_has_file(memory), CUDA_ERROR_OPERATING_SYSTEM);
-    int fd = dup(memory->fd);
+    REQUIRE(memory_has_file(memory) && memory_shared(memory), CUDA_ERROR_OPERATING_SYSTEM);
+    int fd = holding_descriptor(memory->fd);
     REQUIRE(fd >= 0, CUDA_ERROR_OPERATING_SYSTEM);
     *(int *)shareable = fd;
     return CUDA_SUCCESS;
@@ -154,11 +171,14 @@ CUresult stub_cuMemImportFromShareableHandle(CUmemGenericAllocationHandle *handl
     struct stat st;
     TRY(current_context(&context));
     REQUIRE(handle && type == CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, CUDA_ERROR_INVALID_VALUE);
-    int fd = dup((int)(intptr_t)os_handle);
+    char path[64]; /* another description, since the lock of the descriptor goes with this one */
+    snprintf(path, sizeof path, "/proc/self/fd/%d", (int)(intptr_t)os_handle);
+    int fd = open(path, O_RDWR | O_CLOEXEC);
     REQUIRE(fd >= 0 && fstat(fd, &st) == 0 && st.st_size > 0, CUDA_ERROR_INVALID_VALUE);
     struct memory *memory = memory_make(context->device, MEMORY_TAG, (uint64_t)st.st_size, 0);
     REQUIRE(memory, CUDA_ERROR_OUT_OF_MEMORY);
     memory->fd = fd;
+    memory->holding = holding_open(fd);
     memory->prop = (CUmemAllocationProp){.type = CU_MEM_ALLOCATION_TYPE_PINNED,
                                          .requestedHandleTypes = type,
                                          .location = {CU_MEM_LOCATION_TYPE_DEVICE, context->device->ordinal}};

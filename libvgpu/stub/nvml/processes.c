@@ -17,6 +17,7 @@
 
 struct found {
     unsigned pid;
+    uint64_t bytes;
     const struct stub_slot *slot;
 };
 
@@ -74,7 +75,7 @@ static unsigned find_processes(nvmlDevice_t device, struct found *found) {
             continue;
         unsigned pid = slot->pid_namespace == here ? slot->pid : outer_pid(slot);
         if (pid)
-            found[count++] = (struct found){pid, slot};
+            found[count++] = (struct found){pid, card_slot_bytes(&device->card, i), slot};
     }
     return count;
 }
@@ -83,12 +84,12 @@ static unsigned find_processes(nvmlDevice_t device, struct found *found) {
 
 /* How the three versions of a process record are filled. */
 static void fill_v1(void *records, unsigned at, const struct found *one) {
-    ((nvmlProcessInfo_v1_t *)records)[at] = (nvmlProcessInfo_v1_t){one->pid, LOAD_RELAXED(one->slot->memory_bytes)};
+    ((nvmlProcessInfo_v1_t *)records)[at] = (nvmlProcessInfo_v1_t){one->pid, one->bytes};
 }
 
 static void fill_v2(void *records, unsigned at, const struct found *one) {
     ((nvmlProcessInfo_v2_t *)records)[at] =
-        (nvmlProcessInfo_v2_t){one->pid, LOAD_RELAXED(one->slot->memory_bytes), NVML_NO_INSTANCE, NVML_NO_INSTANCE};
+        (nvmlProcessInfo_v2_t){one->pid, one->bytes, NVML_NO_INSTANCE, NVML_NO_INSTANCE};
 }
 
 static nvmlReturn_t list(nvmlDevice_t device, unsigned *count, void *records,
@@ -145,9 +146,8 @@ EXPORT nvmlReturn_t nvmlDeviceGetRunningProcessDetailList(nvmlDevice_t device, n
     details->numProcArrayEntries = there;
     REQUIRE(there <= room, NVML_ERROR_INSUFFICIENT_SIZE);
     for (unsigned i = 0; i < there; i++)
-        details->procArray[i] =
-            (nvmlProcessDetail_v1_t){found[i].pid, LOAD_RELAXED(found[i].slot->memory_bytes), NVML_NO_INSTANCE,
-                                     NVML_NO_INSTANCE, NVML_VALUE_NOT_AVAILABLE_ULL};
+        details->procArray[i] = (nvmlProcessDetail_v1_t){found[i].pid, found[i].bytes, NVML_NO_INSTANCE,
+                                                         NVML_NO_INSTANCE, NVML_VALUE_NOT_AVAILABLE_ULL};
     return NVML_SUCCESS;
 }
 

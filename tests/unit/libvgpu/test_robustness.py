@@ -94,7 +94,7 @@ def test_a_child_that_is_forked_while_a_lock_is_held_does_not_wait_for_it(machin
     machine.share(64 * MIB)
     output = machine.run(f"""
         import os, pathlib, signal, threading, time
-        from libvgpu.stub.cards import _mapped
+        from libvgpu.stub.cardfiles import _mapped
         context = start()
         free(alloc({MIB}))
 
