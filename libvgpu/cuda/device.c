@@ -188,6 +188,7 @@ static CUresult show_info(size_t *free_bytes, size_t *total_bytes) {
     struct vgpu_device *device = vgpu__cuda_current(&context, &result);
     uint64_t total = 0, used = 0;
     if (device != NULL) {
+        vgpu__vmm_settle();
         vgpu__pools_settle(device);
         vgpu_usage(device, &total, &used);
     }

@@ -45,10 +45,6 @@ void vgpu__footprint_forget(void) {
     imported = 0;
 }
 
-void vgpu__footprint_imported(void) {
-    __atomic_store_n(&imported, 1, __ATOMIC_RELAXED);
-}
-
 /* Devices are never forgotten before a fork, so their index is theirs. */
 static struct footprint *footprint_of(struct vgpu_device *device) {
     return &footprints[device - vgpu__process->devices];
@@ -130,7 +126,7 @@ static uint64_t measured(struct footprint *footprint) {
     uint64_t most = held > others ? held - others : 0;
     uint64_t now = footprint->charged_bytes;
     if (now < least)
-        return __atomic_load_n(&imported, __ATOMIC_RELAXED) ? now : least;
+        return least;
     return now > most ? most : now;
 }
 
@@ -208,6 +204,28 @@ void vgpu__footprint_settle(struct vgpu_device *device) {
     vgpu__leave(&lock);
 }
 
+/* ---- Memory of other processes ---- */
+
+static bool settle_all(bool forced) {
+    bool good = true;
+    vgpu__enter(&lock);
+    for (uint32_t i = 0; i < vgpu__process->device_count; i++)
+        if (footprints[i].driver == TRUSTED)
+            good &= settle(&footprints[i], forced);
+    vgpu__leave(&lock);
+    return good;
+}
+
+CUresult vgpu__footprint_imported(void) {
+    __atomic_store_n(&imported, 1, __ATOMIC_RELAXED);
+    return settle_all(false) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+void vgpu__footprint_settle_all(void) {
+    if (__atomic_load_n(&imported, __ATOMIC_RELAXED))
+        settle_all(true);
+}
+
 /* ---- What allocations are rounded up to ---- */
 
 #define LARGEST_UNIT (2ull << 20)
@@ -266,6 +284,12 @@ static void look(struct vgpu_device *device) {
         settle(footprint, true);
     footprint->looked_at_ns = vgpu_now_ns();
     vgpu__leave(&lock);
+}
+
+void vgpu__footprint_before(struct vgpu_device *device, uint64_t bytes) {
+    if (__builtin_expect(__atomic_load_n(&imported, __ATOMIC_RELAXED), 0) && bytes > LARGEST_UNIT / 2 &&
+        vgpu__holding == 0)
+        look(device);
 }
 
 static bool is_old(const struct footprint *footprint) {

@@ -32,9 +32,16 @@ void vgpu__footprint_settle(struct vgpu_device *device);
 /* Managed memory may lie on the device or not: what is charged of it changes by `bytes`. */
 void vgpu__footprint_managed(struct vgpu_device *device, int64_t bytes);
 
-/* This process has opened memory of another: whether the driver counts that here, nobody knows. From now on a footprint
- * never grows. */
-void vgpu__footprint_imported(void);
+/* This process has opened memory of another, and may be counted for it when that one lets go: from now on the driver is
+ * asked before anything large is reserved. CUDA_ERROR_OUT_OF_MEMORY: the driver counts it here already, and there is no
+ * room. */
+CUresult vgpu__footprint_imported(void);
+
+/* It may be closed now, on whichever device it was. */
+void vgpu__footprint_settle_all(void);
+
+/* `bytes` will be reserved: know what the driver counts here. */
+void vgpu__footprint_before(struct vgpu_device *device, uint64_t bytes);
 
 /* Called for every allocation and for its end: asking NVML takes long where many processes use the card, so it is asked
  * again when there are more of them than there were (the driver rounds them up), and else after a while. */

@@ -9,12 +9,15 @@
 #include "cuda/launch.h"
 #include "cuda/oversubscribe.h"
 #include "cuda/pools.h"
+#include "cuda/vmm.h"
 
 #include <stddef.h>
 
 int vgpu__reserve(struct vgpu_device *device, uint64_t bytes) {
+    vgpu__footprint_before(device, bytes);
     int result = vgpu_reserve(device, bytes);
-    if (result != VGPU_OK && vgpu__pools_shrink(device)) {
+    bool again = result != VGPU_OK && vgpu__vmm_settle();
+    if (result != VGPU_OK && (vgpu__pools_shrink(device) || again)) {
         vgpu_not_refused(device); /* the second answer counts */
         result = vgpu_reserve(device, bytes);
     }

@@ -3,12 +3,14 @@
  * cuMemCreate and what keeps its memory alive. Releasing a handle frees nothing while the memory is mapped, and
  * unmapping frees nothing while there is a handle; applications do it in both orders. So a record counts both, and the
  * charge goes back with the last. A binding to a multicast object counts as a mapping: the driver does not say whether
- * it keeps the memory, so it is taken to. These calls take microseconds in the driver: one mutex over short lists is
- * enough.
+ * it keeps the memory, so it is taken to. So does a descriptor that it was exported by, while that is open anywhere.
+ * These calls take microseconds in the driver: one mutex over short lists is enough.
  */
 #include "cuda/vmm.h"
 
 #include "core/quota.h"
+#include "cuda/exported.h"
+#include "cuda/footprint.h"
 #include "cuda/memory.h"
 
 #include <stddef.h>
@@ -23,6 +25,7 @@ struct block { /* physical memory, or a multicast object (device is NULL) */
     struct vgpu_device *device;
     CUdevice ordinal;
     uint64_t bytes;
+    struct vgpu__exported *exported; /* descriptors that keep it too */
 };
 
 struct mapping {
@@ -36,11 +39,13 @@ struct mapping {
 static struct vgpu_lock lock = VGPU_UNLOCKED;
 static struct block *blocks;
 static struct mapping *mappings;
+static int lingering; /* some blocks had only descriptors, the last time */
 
 void vgpu__vmm_forget(void) {
     vgpu_lock_renew(&lock);
     blocks = NULL;
     mappings = NULL;
+    lingering = 0;
 }
 
 /* A handle's value may come again while the old memory is still mapped: only a block with handles is meant. */
@@ -53,9 +58,14 @@ static struct block *block_of_handle(CUmemGenericAllocationHandle handle) {
 
 static void drop_mappings(CUmemGenericAllocationHandle object, CUdevice ordinal, CUdeviceptr start, size_t size);
 
-static void drop_if_unused(struct block *block) {
+/* True if it is gone. */
+static bool drop_if_unused(struct block *block) {
     if (block->handles > 0 || block->mappings > 0)
-        return;
+        return false;
+    if (vgpu__exported_open(&block->exported)) {
+        __atomic_store_n(&lingering, 1, __ATOMIC_RELAXED);
+        return false;
+    }
     struct block **link = &blocks;
     while (*link != block)
         link = &(*link)->next;
@@ -65,6 +75,7 @@ static void drop_if_unused(struct block *block) {
     else
         drop_mappings(block->handle, ANY_DEVICE, 0, SIZE_MAX);
     free(block);
+    return true;
 }
 
 /* Drop what begins in a range: one call may unmap or unbind several neighbours. */
@@ -83,6 +94,20 @@ static void drop_mappings(CUmemGenericAllocationHandle object, CUdevice ordinal,
         drop_if_unused(block);
         link = &mappings; /* dropping a multicast object drops more */
     }
+}
+
+bool vgpu__vmm_settle(void) {
+    bool progress = false;
+    if (!__atomic_load_n(&lingering, __ATOMIC_RELAXED) || vgpu__holding > 0)
+        return false;
+    vgpu__enter(&lock);
+    __atomic_store_n(&lingering, 0, __ATOMIC_RELAXED);
+    for (struct block *block = blocks, *next; block != NULL; block = next) {
+        next = block->next;
+        progress |= block->device != NULL && drop_if_unused(block);
+    }
+    vgpu__leave(&lock);
+    return progress;
 }
 
 static struct mapping *mapping_at(CUdeviceptr address) {
@@ -146,6 +171,22 @@ CUresult cuMemRelease(CUmemGenericAllocationHandle handle) {
         drop_if_unused(block);
     }
     vgpu__leave(&lock);
+    vgpu__footprint_settle_all(); /* it may have been imported, or have been exported and be imported too */
+    return result;
+}
+
+CUresult cuMemExportToShareableHandle(void *shareable, CUmemGenericAllocationHandle handle,
+                                      CUmemAllocationHandleType type, unsigned long long flags) {
+    VGPU_ENTER(cuMemExportToShareableHandle, shareable, handle, type, flags);
+    if (!vgpu__attached())
+        return VGPU_REAL(cuMemExportToShareableHandle)(shareable, handle, type, flags);
+    CUresult result;
+    vgpu__enter(&lock);
+    VGPU_CALL(result, cuMemExportToShareableHandle, shareable, handle, type, flags);
+    struct block *block = result == CUDA_SUCCESS ? block_of_handle(handle) : NULL;
+    if (block != NULL && type == CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR)
+        vgpu__exported_add(&block->exported, *(int *)shareable);
+    vgpu__leave(&lock);
     return result;
 }
 
@@ -195,6 +236,7 @@ CUresult cuMemUnmap(CUdeviceptr dptr, size_t size) {
     if (result == CUDA_SUCCESS)
         drop_mappings(0, ANY_DEVICE, dptr, size);
     vgpu__leave(&lock);
+    vgpu__footprint_settle_all();
     return result;
 }
 

@@ -124,6 +124,7 @@ struct stub_card {
     uint64_t kernel_ns;         /* what a plain kernel takes... */
     uint64_t kernel_block_ns;   /* ...and for each of its blocks, divided over the multiprocessors */
     uint64_t array_tile_bytes;  /* arrays are rounded up to this */
+    uint64_t opened_counts;     /* NVML counts memory to those who have opened it too */
     /* What NVML tells of its health */
     uint64_t lost;            /* it fell off the bus: no call about it succeeds */
     uint64_t remap_failed;    /* a row could not be remapped */
@@ -155,6 +156,7 @@ struct stub_card {
     struct stub_event events[STUB_EVENTS];
     struct stub_fault faults[STUB_FAULTS];
     struct stub_shared shared[STUB_SHARED];
+    uint64_t unused[7]; /* slots start on a cache line */
 
     struct stub_slot slots[STUB_SLOTS];
 };

@@ -62,6 +62,9 @@ void card_let_go_all(struct stub_card *shared, uint32_t number);
 /* Bytes that a slot's process holds, with what it is charged for since a process died that nobody has buried yet. */
 uint64_t card_slot_bytes(const struct card *card, uint32_t number);
 
+/* What NVML adds to that with the setting opened_counts. */
+uint64_t card_opened_bytes(const struct card *card, uint32_t number);
+
 /* Bytes that living processes hold; never writes. */
 uint64_t card_used_bytes(const struct card *card);
 /* Bytes that all processes together may hold. */

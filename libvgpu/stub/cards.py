@@ -19,6 +19,7 @@ class StubSettings:
     kernel_ns: int = 2_000
     kernel_block_ns: int = 1_000
     array_tile_bytes: int = 1  # real: tiles of some KiB
+    opened_counts: int = 0  # 1: NVML counts memory to all who hold it, not to one
     # Health, as NVML tells it
     lost: int = 0
     remap_failed: int = 0

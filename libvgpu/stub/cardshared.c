@@ -104,3 +104,11 @@ uint64_t card_slot_bytes(const struct card *card, uint32_t number) {
     }
     return bytes;
 }
+
+uint64_t card_opened_bytes(const struct card *card, uint32_t number) {
+    uint64_t bytes = 0;
+    for (int i = 0; i < STUB_SHARED && LOAD_RELAXED(card->shared->opened_counts); i++)
+        if (holds(&card->shared->shared[i], number) && card->shared->shared[i].owner != number + 1)
+            bytes += card->shared->shared[i].bytes;
+    return bytes;
+}

@@ -74,8 +74,9 @@ static unsigned find_processes(nvmlDevice_t device, struct found *found) {
         if (LOAD(slot->state) != STUB_SLOT_LIVE || !LOAD_RELAXED(slot->contexts) || !card_slot_lives(&device->card, i))
             continue;
         unsigned pid = slot->pid_namespace == here ? slot->pid : outer_pid(slot);
+        uint64_t bytes = card_slot_bytes(&device->card, i) + card_opened_bytes(&device->card, i);
         if (pid)
-            found[count++] = (struct found){pid, card_slot_bytes(&device->card, i), slot};
+            found[count++] = (struct found){pid, bytes, slot};
     }
     return count;
 }

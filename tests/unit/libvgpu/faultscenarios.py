@@ -203,6 +203,7 @@ arguments = {
     "cuMemImportFromShareableHandle": lambda: (byref(p), None, 1),
     "cuMemPoolImportFromShareableHandle": lambda: (byref(p), None, 1, ZERO),
     "cuImportExternalMemory": lambda: (byref(p), description),
+    "cuIpcCloseMemHandle": lambda: (p,),
 }[v]
 assert fn(v)(*arguments()) != SUCCESS  # there is nothing of that kind: the hook has to bear it
 """,
@@ -212,8 +213,28 @@ assert fn(v)(*arguments()) != SUCCESS  # there is nothing of that kind: the hook
             "cuMemImportFromShareableHandle",
             "cuMemPoolImportFromShareableHandle",
             "cuImportExternalMemory",
+            "cuIpcCloseMemHandle",
         ),
         setup="context = start()\nclass Handle(ctypes.Structure): _fields_ = [('bytes', ctypes.c_char * 64)]",
+    ),
+    "exported": Scenario(
+        """
+p, q, descriptor = Pointer(), Pointer(), c_int()
+kind = (c_int * 16)(1, 1, 1, 0)
+if take(lambda: cuda.cuMemRelease(p), cuda.cuMemCreate, byref(p), c_size_t(4 * MIB), kind, ZERO):
+    if cuda.cuMemExportToShareableHandle(byref(descriptor), p, 1, ZERO) == SUCCESS:
+        there = c_void_p(descriptor.value)
+        take(lambda: cuda.cuMemRelease(q), cuda.cuMemImportFromShareableHandle, byref(q), there, 1)
+        os.close(descriptor.value)
+"""
+    ),
+    "memory of another API": Scenario(
+        """
+m, description = c_void_p(), (c_ulonglong * 13)(1)
+c_int.from_buffer(description, 8).value, description[3] = os.open("/dev/zero", os.O_RDWR), 4096
+if not take(lambda: cuda.cuDestroyExternalMemory(m), cuda.cuImportExternalMemory, byref(m), description):
+    os.close(c_int.from_buffer(description, 8).value)
+"""
     ),
     "module without room": Scenario(
         f"p, m = Pointer(), c_void_p()\n{_TAKE % '118 * MIB - 1000'}\n"
