@@ -33,7 +33,7 @@ class InventoryTeller:
         self._check_lead = check_lead
         self._clock = clock
         self._keeps_mode = True
-        """The CRD has a place for the mode; helm does not update that of an older release."""
+        """The CRD has a place for the mode; that of an older release has none, and may not be ours to update."""
         self._doubts: dict[str, tuple[tuple[str, str], float]] = {}
         """By node: the UIDs that an agent states and that its Node has, and since when they differ."""
 

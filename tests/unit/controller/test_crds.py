@@ -14,7 +14,7 @@ from controller.crds import CRDS, update_crd
 from tests.unit.controller.builders import make_controller, wait_until
 
 NAME = crd()["metadata"]["name"]
-DIGEST = "b3938fd309818c06"
+DIGEST = "0f40ee4cb8543488"
 """Of the CRD at CRD_REVISION."""
 
 
