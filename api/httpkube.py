@@ -5,6 +5,7 @@ read by `kubeconfigs`.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -115,6 +116,15 @@ class HTTPKubeClient(KubeClient):
         except NotFoundError:
             return frozenset()
         return frozenset(kind["name"] for kind in found["resources"])
+
+    @override
+    def server_minor(self) -> int:
+        found = self._get("/version")
+        # Providers of clusters write "34+".
+        digits = re.match(r"\d+", str(found.get("minor", "")))
+        if digits is None:
+            raise KubeError(f"GET /version: found minor {found.get('minor')!r}, expected a number")
+        return int(digits[0])
 
     def _get(self, path: str) -> JSON:
         if self._connections is None:

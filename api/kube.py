@@ -134,6 +134,10 @@ class KubeClient(ABC):
     def served_kinds(self, group: str, version: str) -> frozenset[str]:
         """Return the plurals that a version of an API group serves; empty if the server does not know the version."""
 
+    @abstractmethod
+    def server_minor(self) -> int:
+        """Return the minor version of the API server: 34 for Kubernetes 1.34."""
+
     def resource_api_version(self) -> str:
         """Return the best version of resource.k8s.io that server and driver share.
 

@@ -38,6 +38,7 @@ class FakeKube(KubeClient):
         self._forgotten = 0
         self._failures: deque[KubeError] = deque()
         self._down = False
+        self.minor = 36
         self.requests: list[tuple[str, str]] = []
         """Every request so far: verb and path."""
 
@@ -159,6 +160,12 @@ class FakeKube(KubeClient):
         with self._changed:
             self._answer("get", f"/apis/{group}/{version}")
             return frozenset(kind.plural for kind in self._kinds if (kind.group, kind.version) == (group, version))
+
+    @override
+    def server_minor(self) -> int:
+        with self._changed:
+            self._answer("get", "/version")
+            return self.minor
 
     def _answer(self, verb: str, path: str) -> None:
         self.requests.append((verb, path))

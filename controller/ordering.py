@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from api import names
 from api.offerrules import Order
-from controller.forms import GPU
+from controller.forms import GPU, total
 
 REORDER_S = 30.0
 """Least time between two orders of a node."""
@@ -29,6 +29,24 @@ def arrange(order: Order, gpus: Sequence[GPU]) -> list[GPU]:
     if order is Order.TOPOLOGY:
         return sorted(by_index, key=_place)
     return sorted(by_index, key=_use, reverse=order is Order.BINPACK)
+
+
+def widest_first(gpus: Sequence[GPU]) -> list[GPU]:
+    """Return the GPUs with the most room for one more share first, whatever their sizes.
+
+    For schedulers that ask the first device of a slice whether there is room on any of them (see `policies`).
+    """
+    by_index = sorted(gpus, key=lambda gpu: gpu.facts.index)
+    most_bytes = max((gpu.room.memory_bytes for gpu in gpus), default=1)
+
+    def width(gpu: GPU) -> tuple[float, int]:
+        if gpu.held_whole():
+            return 0.0, 0
+        left = (gpu.room - total(holding.amount for holding in gpu.held)).clamped()
+        parts = left.memory_bytes / max(most_bytes, 1), left.cores_percent / names.CORES_PER_DEVICE
+        return min(parts), left.memory_bytes
+
+    return sorted(by_index, key=width, reverse=True)
 
 
 def _place(gpu: GPU) -> tuple[int, str, str]:
@@ -50,7 +68,7 @@ def _use(gpu: GPU) -> int:
 
 @dataclass
 class _Arranged:
-    order: Order
+    order: Order | None
     names: list[str]
     at: float
 
@@ -63,9 +81,15 @@ class Orders:
     _now: dict[str, _Arranged] = field(default_factory=dict)
     _due: dict[str, float] = field(default_factory=dict)
 
-    def arrange(self, node: str, order: Order, gpus: Sequence[GPU]) -> list[GPU]:
-        """Return a node's GPUs in the order to publish: the wanted one, or the one in use while that is young."""
-        wanted = arrange(order, gpus)
+    def arrange(self, node: str, order: Order | None, gpus: Sequence[GPU]) -> list[GPU]:
+        """Return a node's GPUs in the order to publish: the wanted one, or the one in use while that is young.
+
+        Args:
+            node: its name.
+            order: as an operator wishes; None: the widest first.
+            gpus: what the node offers.
+        """
+        wanted = arrange(order, gpus) if order else widest_first(gpus)
         wanted_names = [gpu.name for gpu in wanted]
         now = self.clock()
         used = self._now.get(node)
@@ -74,7 +98,8 @@ class Orders:
             if used.names == wanted_names:
                 return wanted
             kept = sorted(wanted, key=lambda gpu: used.names.index(gpu.name))
-            due = used.at + (SPREAD_S if order is Order.SPREAD and _use(kept[0]) > _use(wanted[0]) else REORDER_S)
+            is_pressing = order is None or (order is Order.SPREAD and _use(kept[0]) > _use(wanted[0]))
+            due = used.at + (SPREAD_S if is_pressing else REORDER_S)
             if now < due:
                 self._due[node] = due
                 return kept

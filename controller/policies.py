@@ -41,6 +41,11 @@ class Policy:
     """The API server keeps device taints: what claims must stay away from is tainted. Else it leaves the offer."""
     menu: bool = False
     """Sizes are those of menus and not of slots."""
+    first_decides: bool = False
+    """The scheduler gives out a shared device only where the first one of its slice has room for the request too.
+
+    So it is in Kubernetes 1.34 (kubernetes/kubernetes issue 133705): the GPU with the most room must be the first.
+    """
 
     def gpus(self, node: NodeDevices) -> tuple[list[GPU], list[Withheld]]:
         """Return the GPUs to offer in the inventory's order, and what claims cannot have; tainted ones are both.
@@ -57,8 +62,10 @@ class Policy:
                 gpus.append(self._gpu(facts, node, taints))
         return gpus, withheld
 
-    def order(self, node: NodeDevices) -> Order:
-        """Return the order of a node's GPUs."""
+    def order(self, node: NodeDevices) -> Order | None:
+        """Return the order of a node's GPUs; None: those with the most room first, whatever anybody wishes."""
+        if self.first_decides:
+            return None
         rules = [rule for rule in self.rules if rule.matches_node(node.labels)]
         return node.spec.order or first(rules, "order") or Order.BINPACK
 

@@ -40,6 +40,8 @@ _CHOOSE_SOON_S = 2.0
 """After fields were dropped of a slice that is in use: of two API servers behind one address, one may keep them."""
 _PROBE_BETTER_S = 900.0
 """While a mode can be used and a better one could be: each try makes the scheduler look at its queue again."""
+_FIRST_DECIDES_BEFORE = 35
+"""Minor version of Kubernetes from which on the scheduler asks each device of a slice for room (`policies`)."""
 _RENEW_CACHE_S = 1.0
 _REFUSED = (400, 403, 422)
 """HTTP: an answer that the same request gets again, until somebody does something about it."""
@@ -217,7 +219,8 @@ class Term:
                 f"the offer mode is set to {settings.offer_mode}, which this cluster cannot carry: {mode.reason}"
             )
         taints = keeps_taints(self._kube, settings.driver, version)
-        return mode, Policy(settings.rules, taints=taints, menu=mode.name == "counters")
+        first_decides = mode.name == "consumable" and self._kube.server_minor() < _FIRST_DECIDES_BEFORE
+        return mode, Policy(settings.rules, taints, menu=mode.name == "counters", first_decides=first_decides)
 
     def _may_write(self) -> bool:
         return not self._stopping.is_set() and self._is_leading()

@@ -63,6 +63,14 @@ def test_a_container_that_names_one_request_gets_that_share_only(workloads: Work
     assert sorted(workloads.finish("apart").split()) == ["1024", "2048"]
 
 
+def test_when_one_gpu_has_no_room_left_a_pod_goes_to_the_next(workloads: Workloads) -> None:
+    asked = Asked({"gpu": {"memory": "4Gi", "cores": "30"}})
+    for number in range(3):
+        workloads.start(f"filling-{number}", asked, Container(["worker", "run", "300"]))
+    for number in range(3):
+        workloads.wait_for_phase(f"filling-{number}", "Running")
+
+
 def test_parameters_narrow_the_share(workloads: Workloads) -> None:
     workloads.start("narrow", Asked(parameters={"memory": "512Mi"}), Container([*_SMI]))
     assert workloads.finish("narrow").strip() == "512"

@@ -103,6 +103,21 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., HTT
 Client = Callable[..., HTTPKubeClient]
 
 
+@pytest.mark.parametrize(("minor", "expected"), [('"34"', 34), ('"34+"', 34)])
+def test_the_server_tells_its_minor_version(start: Start, client: Client, minor: str, expected: int) -> None:
+    body = b'{"major": "1", "minor": %s}' % minor.encode()
+    server = start(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+    assert client(server.address).server_minor() == expected
+    assert server.requests == ["GET /version"]
+
+
+def test_a_server_that_tells_no_minor_version_is_named_with_what_it_said(start: Start, client: Client) -> None:
+    body = b'{"minor": "x"}'
+    server = start(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+    with pytest.raises(KubeError, match=r"^GET /version: found minor 'x', expected a number$"):
+        client(server.address).server_minor()
+
+
 def test_a_silent_server_is_waited_for_once(start: Start, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(httpkube, "_TIMEOUT_S", 0.2)
     server = start()

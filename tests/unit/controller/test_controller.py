@@ -86,6 +86,21 @@ def test_an_inventory_becomes_a_slice_that_the_node_owns(kube: FakeKube, control
     assert [device["name"] for device in stored["spec"]["devices"]] == [facts(0).name, facts(1).name]
 
 
+@pytest.mark.parametrize(("minor", "first"), [(34, 1), (35, 0)])
+def test_where_the_first_device_decides_for_all_the_widest_gpu_comes_first(minor: int, first: int) -> None:
+    kube = FakeKube()
+    kube.minor = minor
+    add_node(kube)
+    held = claim("held", results=[result(facts(0).name, memory="1Gi", cores="10")])
+    kube.create(CLAIMS, held)
+    state_inventory(kube, "n1", status(facts(0), facts(1)))
+    controller = make_controller(kube)
+    controller.start()
+    wait_until(lambda: SLICE_N1 in slices(kube))
+    controller.stop()
+    assert slices(kube)[SLICE_N1]["spec"]["devices"][0]["name"] == facts(first).name
+
+
 def test_a_node_without_devices_gets_an_empty_slice(kube: FakeKube, controller: Controller) -> None:
     add_node(kube)
     state_inventory(kube, "n1", status())

@@ -5,7 +5,7 @@ import pytest
 from api.nodeinventory import DeviceFacts, InventorySpec
 from api.offerrules import OfferRule, Order
 from controller.forms import GPU, Amount, Holding
-from controller.ordering import REORDER_S, SPREAD_S, Orders, arrange
+from controller.ordering import REORDER_S, SPREAD_S, Orders, arrange, widest_first
 from controller.policies import NodeDevices, Policy
 from tests.unit.controller.builders import GI, facts, status
 
@@ -39,6 +39,29 @@ def test_topology_keeps_neighbours_together_whatever_their_use() -> None:
         gpu(3, numa_node=0, pcie_root="pci0000:00"),
     ]
     assert numbers(arrange(Order.TOPOLOGY, gpus)) == [3, 1, 2, 0]
+
+
+def test_the_widest_has_the_most_room_for_one_more_share_whatever_its_size() -> None:
+    large = GPU(
+        facts(4, memory_bytes=80 * GI), Amount(80 * GI, 100), held=(Holding("x", Amount(60 * GI, 50), shares=1),)
+    )
+    gpus = [gpu(0, held_gi=8), gpu(1, held_gi=1, cores=100), gpu(2, held_gi=2, cores=100), gpu(3), large]
+    assert numbers(widest_first(gpus)) == [4, 3, 0, 1, 2]
+    assert numbers(widest_first([gpu(0, held_gi=1), gpu(1)])) == [1, 0]
+    assert widest_first([]) == []
+
+
+def test_where_the_first_gpu_decides_for_all_it_loses_its_place_within_a_second() -> None:
+    now = [100.0]
+    orders = Orders(lambda: now[0])
+    order = Policy((OfferRule(order=Order.BINPACK),), first_decides=True).order(NodeDevices(status()))
+    assert numbers(orders.arrange("n1", order, [gpu(0), gpu(1)])) == [0, 1]
+    now[0] += SPREAD_S / 2
+    used = [gpu(0, held_gi=1), gpu(1)]
+    assert numbers(orders.arrange("n1", order, used)) == [0, 1]
+    assert orders.due_in_s("n1") == SPREAD_S / 2
+    now[0] += SPREAD_S / 2
+    assert numbers(orders.arrange("n1", order, used)) == [1, 0]
 
 
 def test_small_changes_in_use_change_no_order() -> None:
