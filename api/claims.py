@@ -5,6 +5,8 @@ by the node agent (what was allocated), by the controller (what was asked, and w
 driver explain`. Source: k8s.io/api/resource/{v1,v1beta1,v1beta2}/types.go.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from sys import intern  # of many claims in memory at once, most name the same few namespaces, pools and devices
@@ -117,6 +119,22 @@ class ClaimView:
 
     def __str__(self) -> str:
         return f"ResourceClaim {self.namespace}/{self.name}"
+
+    @property
+    def pods(self) -> tuple[str, ...]:
+        """UIDs of the pods that may use it now."""
+        return tuple(sorted(consumer.uid for consumer in self.reserved_for if consumer.resource == "pods"))
+
+    def digest(self) -> str:
+        """Return what tells one state from another of what can change while it is prepared: annotation and pods.
+
+        Empty for a claim without an annotation that was made for one pod and is used by no other, as nearly all are.
+        """
+        pods = self.pods
+        if self.limits_annotation is None and all(pod == self.pod_uid for pod in pods):
+            return ""
+        content = json.dumps([self.limits_annotation, pods])
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def asked(self, request: str) -> Mapping[str, int]:
         """Return the amounts that a request asks for; those that it leaves to the device are not in it."""

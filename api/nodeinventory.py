@@ -86,8 +86,15 @@ class OfferedRoom(_Model):
     cores: Annotated[int, Field(ge=0, description="Cores of all shares together, in percent of the device.")]
 
 
+class FollowedClaim(_Model):
+    """A claim of the node that is worth a look when it changes."""
+
+    uid: Annotated[str, Field(description="UID of the ResourceClaim.")]
+    digest: Annotated[str, Field(description="Of its annotation and its pods: another digest is worth another look.")]
+
+
 class InventoryStatus(_Model):
-    """What the agent saw last."""
+    """What the agent saw last, and what the controller tells it."""
 
     node_uid: Annotated[
         str,
@@ -112,6 +119,13 @@ class InventoryStatus(_Model):
     ] = None
     offer_mode: Annotated[
         str | None, Field(description="How the devices are offered. Written by the controller, not the agent.")
+    ] = None
+    followed_claims: Annotated[
+        list[FollowedClaim] | None,
+        Field(
+            description="Claims of the node that are annotated, or that other pods use than the one they were made "
+            "for. Written by the controller; absent: nobody tells, and the agent asks for each claim from time to time."
+        ),
     ] = None
 
 

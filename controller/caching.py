@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 from api.claims import ClaimView, Object
 from api.kube import KubeClient
-from api.nodeinventory import InventorySpec, InventoryStatus
+from api.nodeinventory import FollowedClaim, InventorySpec, InventoryStatus
 from controller.counting import DeviceKey, Ledger, Usage
 from controller.deciding import HEARTBEAT_LIMIT_S, Pulse
 from controller.fitting import OfferedDevice
+from controller.followedclaims import FollowedClaims
 from controller.kinds import Kinds
 from controller.migrating import holdings
 from controller.offering import Withheld
@@ -57,6 +58,7 @@ class ClusterCache:
         self._listeners = listeners
         self._lock = threading.Lock()
         self._ledger = Ledger(driver)
+        self._followed = FollowedClaims()
         self._index = DeviceIndex()
         self._pools: dict[str, dict[str, Object]] = {}
         self._waiting = WaitingPods()
@@ -111,6 +113,11 @@ class ClusterCache:
     def inventory(self, node: str) -> InventoryRecord | None:
         """Return a node's inventory."""
         return self._kinds.inventories.get(("", node))
+
+    def followed(self, node: str) -> tuple[FollowedClaim, ...]:
+        """Return the claims of a node that can change while they are prepared."""
+        with self._lock:
+            return self._followed.of(node)
 
     def slices(self, pool: str) -> list[Object]:
         """Return the stored slices of a pool, by name."""
@@ -223,9 +230,11 @@ class ClusterCache:
         before, after = (record.view if record is not None else None for record in (old, new))
         with self._lock:
             if before is not None and (after is None or after.uid != before.uid):
-                pools |= self._ledger.note(before.uid, None)
-            if after is not None:
+                pools |= self._ledger.note(before.uid, None) | self._followed.note(before.uid)
+            if new is not None and after is not None:
+                results = after.allocation.results if after.allocation is not None else ()
                 pools |= self._ledger.note(after.uid, after.allocation)
+                pools |= self._followed.note(after.uid, (result.pool for result in results), new.digest)
             waits = self._waiting.wait_for(key)
         for pool in pools:
             self._listeners.pool(pool)

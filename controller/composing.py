@@ -49,7 +49,7 @@ class Composer:
         gpus = [memory.recall(("held", gpu.name), _hold, gpu, devices.held(gpu.name)) for gpu in bare]
         gpus = self._orders.arrange(node, policy.order(devices), gpus)
         # Before anything of a node is offered, its agent is told how (see `keeping`).
-        is_new = not stored and not devices.inventory.offer_mode
+        is_new = not stored and not devices.inventory.offer_mode and devices.keeps_mode
         gone = self._withdrawals.gone(node, gpus, published, is_new=is_new)
         gpus = [memory.recall(("situated", gpu.name), situate, gpu, mode, published, gone) for gpu in gpus]
         divisions = [(gpu, memory.recall(("division", gpu.name), _divide, mode, gpu)) for gpu in gpus]

@@ -7,14 +7,14 @@ Used by `terms`. What to do with a pool is `deciding.decide`, what to offer is `
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from api import kube as kube_api
 from api.claims import Object
 from api.errors import ConflictError, NotFoundError
 from api.kube import KubeClient
-from api.nodeinventory import InventoryStatus
+from api.nodeinventory import FollowedClaim, InventoryStatus
 from controller.comparing import lost_fields
 from controller.composing import Composer
 from controller.deciding import HEARTBEAT_LIMIT_S, Action, NodeState, decide
@@ -44,6 +44,8 @@ class Sources:
     inventory: Callable[[str], InventoryRecord | None]
     devices: Callable[[str, InventoryStatus], NodeDevices]
     """What an inventory states, with all else that decides about a node's offer."""
+    followed: Callable[[str], tuple[FollowedClaim, ...]]
+    """Claims of a node that can change while they are prepared."""
     slices: Callable[[str], Sequence[Object]]
     """Stored slices of a pool."""
     has_seen: Callable[[str], bool]
@@ -76,7 +78,7 @@ class PoolKeeper:
         self._mode: OfferMode = NoMode("the offer mode is not known yet")
         self._policy = Policy()
         self._clock = sources.clock
-        self._teller = InventoryTeller(kube, self._check_lead, sources.clock)
+        self._teller = InventoryTeller(kube, self._check_lead, metrics, sources.clock)
         self._composer = Composer(sources.clock)
         self._memory = Memory()
         self._fenced: set[str] = set()
@@ -188,11 +190,12 @@ class PoolKeeper:
         )
 
     def _publish(self, node: str, node_uid: str, inventory: InventoryStatus, stored: Sequence[Object]) -> None:
-        devices = self._sources.devices(node, inventory)
+        self._teller.forget(node)
+        self._teller.tell_mode(node, inventory, self._mode.name, self._sources.followed(node))
+        devices = replace(self._sources.devices(node, inventory), keeps_mode=self._teller.keeps_mode)
         offer = self._composer.compose(node, devices, self._mode, self._policy, stored)
         self._withheld[node] = offer.withheld
-        self._teller.forget(node)
-        self._teller.tell_offer(node, inventory, self._mode.name, offer.rooms)
+        self._teller.tell_rooms(node, inventory, offer.rooms)
         pool = Pool(self._driver, node, node_uid, offer.slices, self.version)
         settled = dict(self._settled.get(node, {}))
         step = 1 if node in self._fenced else FENCE

@@ -27,3 +27,8 @@ class Metrics:
         )
         self.events = Counter("vgpu_controller_events", "Events written.", ["reason"], registry=registry)
         self.mode = Gauge("vgpu_controller_offer_mode", "1 for the offer mode in use.", ["mode"], registry=registry)
+        self.crd_outdated = Gauge(
+            "vgpu_controller_crd_outdated",
+            "1 while the CRD of NodeInventory is of an older release and drops what the controller writes.",
+            registry=registry,
+        )

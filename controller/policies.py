@@ -26,6 +26,8 @@ class NodeDevices:
     labels: Mapping[str, str] = field(default_factory=dict)
     holdings: Mapping[str, Sequence[Holding]] = field(default_factory=dict)
     """What claims hold, by GPU."""
+    keeps_mode: bool = True
+    """The inventory has a place for the offer mode: without one, it does not say that nothing was ever offered."""
 
     def held(self, gpu: str) -> tuple[Holding, ...]:
         """Return what claims hold of a GPU."""

@@ -27,6 +27,8 @@ class ClaimRecord:
     """None: it cannot be read, `problem` says why."""
     problem: str
     """What is wrong with its parameters; empty: nothing."""
+    digest: str = ""
+    """Of what can change while it is prepared, see `ClaimView.digest`."""
 
     @property
     def allocated(self) -> bool:
@@ -87,14 +89,16 @@ def claim_trimmer(driver: str) -> Callable[[Object], ClaimRecord | None]:
         if view.allocation is not None:
             results = tuple(result for result in view.allocation.results if result.driver == driver)
             held = replace(view.allocation, results=results, configs=())
-            return ClaimRecord(subject, replace(_bare(view), requests=(), allocation=held), "") if results else None
+            if not results:
+                return None
+            return ClaimRecord(subject, replace(_bare(view), requests=(), allocation=held), "", view.digest())
         return ClaimRecord(subject, _bare(view), check_configs(view.configs, driver, str(view)))
 
     return trim
 
 
 def _bare(view: ClaimView) -> ClaimView:
-    return replace(view, configs=(), reserved_for=())
+    return replace(view, configs=(), reserved_for=(), limits_annotation=None)
 
 
 def template_trimmer(driver: str) -> Callable[[Object], TemplateRecord | None]:

@@ -12,12 +12,16 @@ from typing import Any
 from api import kube as kube_api
 from api.errors import NotFoundError
 from api.kube import JSON, KubeClient
-from api.nodeinventory import InventoryStatus, OfferedRoom
+from api.nodeinventory import FollowedClaim, InventoryStatus, OfferedRoom
 from controller.deciding import HEARTBEAT_LIMIT_S
+from controller.metrics import Metrics
 from controller.records import InventoryRecord
 
 log = logging.getLogger(__name__)
 
+_MODE = "offerMode"
+_TRY_AGAIN_S = 300.0
+"""So long a field is not written that the API server dropped."""
 _DOUBT_S = 5.0
 """So long what an agent states of its Node may differ from what is seen of it: one of the two may be seen late."""
 
@@ -26,25 +30,41 @@ class InventoryTeller:
     """Writes to one inventory after the other. One thread at a time may work on a node."""
 
     def __init__(
-        self, kube: KubeClient, check_lead: Callable[[], None], clock: Callable[[], float] = time.monotonic
+        self,
+        kube: KubeClient,
+        check_lead: Callable[[], None],
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Write as long as `check_lead` does not raise."""
         self._kube = kube
         self._check_lead = check_lead
+        self._metrics = metrics
         self._clock = clock
-        self._keeps_mode = True
-        """The CRD has a place for the mode; that of an older release has none, and may not be ours to update."""
+        self._dropped: dict[str, float] = {}
+        """Fields of the status that the API server does not keep, and when to write them once more."""
         self._doubts: dict[str, tuple[tuple[str, str], float]] = {}
         """By node: the UIDs that an agent states and that its Node has, and since when they differ."""
 
-    def tell_offer(self, node: str, inventory: InventoryStatus, mode: str, rooms: tuple[OfferedRoom, ...]) -> None:
-        """Tell a node's agent how it is offered, and what above what it has, before any claim can hold it."""
-        knows_mode = inventory.offer_mode == mode or not self._keeps_mode
-        if knows_mode and tuple(inventory.offers or ()) == rooms:
-            return
-        offers = [room.model_dump(mode="json", by_alias=True) for room in rooms] or None
-        stored = self._patch(node, {"status": {"offers": offers, "offerMode": mode}})
-        self._keeps_mode = "offerMode" in stored.get("status", {})
+    @property
+    def keeps_mode(self) -> bool:
+        """Say whether the API server remembers what a node was told, as far as is known."""
+        return _MODE not in self._dropped
+
+    def tell_mode(self, node: str, inventory: InventoryStatus, mode: str, claims: tuple[FollowedClaim, ...]) -> None:
+        """Tell a node's agent how it is offered, before anything of it is, and which of its claims to follow."""
+        told = inventory.followed_claims
+        changes: dict[str, Any] = {}
+        if inventory.offer_mode != mode:
+            changes[_MODE] = mode
+        if told is None or tuple(told) != claims:
+            changes["followedClaims"] = [claim.model_dump(by_alias=True) for claim in claims]
+        self._tell(node, changes)
+
+    def tell_rooms(self, node: str, inventory: InventoryStatus, rooms: tuple[OfferedRoom, ...]) -> None:
+        """Tell a node's agent what is offered above what it has, before any claim can hold it."""
+        if tuple(inventory.offers or ()) != rooms:
+            self._tell(node, {"offers": [room.model_dump(mode="json", by_alias=True) for room in rooms] or None})
 
     def ask_anew(self, node: str, record: InventoryRecord, node_uid: str) -> float | None:
         """Let an agent that has outlived its Node look again which one it is on.
@@ -94,6 +114,29 @@ class InventoryTeller:
     def forget(self, node: str) -> None:
         """Forget a node that is stated as it is, or gone."""
         self._doubts.pop(node, None)
+
+    def _tell(self, node: str, changes: Mapping[str, Any]) -> None:
+        now = self._clock()
+        due = {field: value for field, value in changes.items() if now >= self._dropped.get(field, now)}
+        if not due:
+            return
+        stored = self._patch(node, {"status": due}).get("status") or {}
+        for field, value in due.items():
+            if field in stored:
+                self._dropped.pop(field, None)
+            elif value is not None:
+                self._note_dropped(field, now)
+        self._metrics.crd_outdated.set(len(self._dropped) > 0)
+
+    def _note_dropped(self, field: str, now: float) -> None:
+        """Remember that the CRD has no place for a field: that of an older release, which may not be ours to update."""
+        if field not in self._dropped:
+            log.warning(
+                "the CRD of NodeInventory is of an older release and drops what the controller tells node agents; "
+                "apply the output of `dra-driver crds`",
+                extra={"field": f"status.{field}"},
+            )
+        self._dropped[field] = now + _TRY_AGAIN_S
 
     def _patch(self, node: str, patch: Mapping[str, Any]) -> JSON:
         self._check_lead()

@@ -172,6 +172,7 @@ class Term:
             node_uid=cache.node_uid,
             inventory=cache.inventory,
             devices=cache.node_devices,
+            followed=cache.followed,
             slices=cache.slices,
             has_seen=cache.has_seen_slice,
             heartbeat_age_s=cache.pulse.age_s,

@@ -119,7 +119,7 @@ def _add_node_agent(commands: _Commands) -> None:
         ("monitor-interval-s", "seconds between two looks at the books of all shares; default: 1"),
         ("driver-interval-s", "seconds between two looks at the driver's figures; default: 5"),
         ("steering-interval-s", "seconds between two looks at the GPU time of devices in use; default: 0.05"),
-        ("annotation-interval-s", "seconds in which each claim is asked once for changes; default: 60"),
+        ("annotation-interval-s", "seconds in which each claim is asked for changes that nobody tells of; default: 60"),
     ):
         parser.add_argument(f"--{name}", metavar="D", help=text)
 

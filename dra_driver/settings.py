@@ -101,7 +101,7 @@ class NodeAgentOptions(CommonOptions):
         float, Field(ge=0.01, le=1, description="between two looks at the GPU time of devices in use")
     ] = 0.05
     annotation_interval_s: Annotated[
-        float, Field(ge=1, le=3600, description="in which each claim is asked once for changes")
+        float, Field(ge=1, le=3600, description="in which each claim is asked for changes that nobody tells of")
     ] = 60.0
     context_bytes: Annotated[
         int, Field(ge=0, le=1 << 30, description="what a context takes where NVML is silent in containers; 0: learned")

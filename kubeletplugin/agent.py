@@ -82,7 +82,7 @@ class AgentSettings:
     steering_interval_s: float = 0.05
     """Between two looks at the GPU time of devices in use."""
     annotation_interval_s: float = 60.0
-    """In which each claim is asked once for changes of its shares."""
+    """In which each claim is asked for changes, where no controller tells of them."""
     hold_back: tuple[str, ...] = ()
     """GPUs that are not offered: UUIDs, indices, model:NAME."""
     ignored_xids: tuple[int, ...] = ()
@@ -143,11 +143,12 @@ class NodeAgent:
         self._board = HealthBoard(lambda: self._state.held_devices() if self._state else ())
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
+        self._inventory = InventoryWriter(
+            client, settings.node_name, settings.driver_name, _version(), settings.state_dir / OFFERS_FILE
+        )
         self._discoverer = Discoverer(
             self._backend,
-            InventoryWriter(
-                client, settings.node_name, settings.driver_name, _version(), settings.state_dir / OFFERS_FILE
-            ),
+            self._inventory,
             NodeView(settings.driver_name, settings.node_name, DeviceTable(())),
             self._publish,
             HeartbeatPace(settings.heartbeat_s, settings.retry_s),
@@ -209,7 +210,7 @@ class NodeAgent:
         observer.register(self._registry)
         self._events.start()
         bodies: dict[str, Callable[[], None]] = {
-            "heartbeat": lambda: self._discoverer.run_until(self._stopping, self._refresh),
+            "heartbeat": lambda: self._discoverer.run_until(self._stopping, lambda: self._refresh(follower)),
             "monitor": lambda: observer.watch_books_until(self._stopping),
             "driver": lambda: observer.watch_driver_until(self._stopping),
             "steering": lambda: steering.run(self._stopping),
@@ -263,9 +264,12 @@ class NodeAgent:
 
     def _note_prepared(self, claim: PreparedClaim) -> None:
         self._board.note_held(device.device for device in claim.devices)
+        if self._follower is not None:
+            self._follower.forget(claim.uid)
 
-    def _refresh(self) -> None:
-        """Ask the API server anew for what no claim shall have to wait for."""
+    def _refresh(self, follower: ClaimFollower) -> None:
+        """Take over what the controller tells, and ask the API server anew for what no claim shall have to wait for."""
+        follower.take_news(self._inventory.followed)
         self._reader.refresh()
         self._guard.refresh()
 

@@ -15,6 +15,7 @@ from typing import Any
 from api import kube
 from api.errors import ConflictError, NotFoundError, StateError
 from api.kube import KubeClient
+from api.names import ClaimUID
 from api.nodeinventory import DeviceFacts, InventoryStatus, NodeInventory, OfferedRoom, to_object
 from kubeletplugin.devices import Device, Discovery
 from kubeletplugin.files import read_if_there, write_atomically
@@ -23,6 +24,7 @@ from kubeletplugin.linkislands import islands
 _log = logging.getLogger(__name__)
 _HEARTBEAT = "heartbeatTime"
 _NODE_UID = "nodeUID"
+_FOLLOWED = "followedClaims"
 OFFERS_FILE = "offers.json"
 """In the state folder."""
 
@@ -39,10 +41,14 @@ class InventoryWriter:
         self._driver_name = driver_name
         self._agent_version = agent_version
         self._node_uid = ""
+        self._has_written = False
         self._stored: Mapping[str, Any] | None = None
         """Status as the API server has it; None: not known."""
         self.offer_mode = ""
         """How the controller offers the node's devices, as of the last write; empty: not known."""
+        self.followed: Mapping[ClaimUID, str] | None = None
+        """Claims that can change while they are prepared, with digests, as the controller told by the last write; None:
+        it did not tell."""
         self._offers_file = offers_file
         self.offers: Mapping[str, OfferedRoom] = _read_offers(offers_file)
         """Devices of which the controller offers more than they have, as of the last write; kept over restarts."""
@@ -82,6 +88,8 @@ class InventoryWriter:
         with contextlib.suppress(StateError):  # by somebody else, or by a version to come
             read = NodeInventory.from_object(stored).status
             self.offer_mode = (read.offer_mode if read else None) or ""
+            claims = read.followed_claims if read else None
+            self.followed = None if claims is None else {ClaimUID(claim.uid): claim.digest for claim in claims}
             self._keep({room.device: room for room in (read.offers if read else None) or ()})
 
     def _keep(self, offers: Mapping[str, OfferedRoom]) -> None:
@@ -93,9 +101,14 @@ class InventoryWriter:
 
     def _patch(self, wanted: Mapping[str, Any], known: Mapping[str, Any] | None) -> Mapping[str, Any]:
         status = wanted["status"]
+        if not self._has_written:
+            # What a controller told the agent before this one may be long out of date; one that tells, tells again.
+            status = {**status, _FOLLOWED: None}
         if known is not None:
             status = {key: value for key, value in status.items() if key == _HEARTBEAT or known.get(key) != value}
-        return self._client.patch(kube.NODE_INVENTORIES, wanted, {"status": status}, "status")
+        stored = self._client.patch(kube.NODE_INVENTORIES, wanted, {"status": status}, "status")
+        self._has_written = True
+        return stored
 
     def _create(self, wanted: Mapping[str, Any]) -> Mapping[str, Any]:
         # The API server drops the status of an object that is created.

@@ -65,18 +65,13 @@ def plan(claim: ClaimView, node: NodeView, prepared: Prepared) -> PreparedClaim:
         namespace=claim.namespace,
         name=claim.name,
         devices=tuple(_plan_device(claim, result, node, former) for result in _our_results(claim, node)),
-        pods=pods_of(claim),
+        pods=claim.pods,
     )
     for uuid in {limits.device_uuid for limits in planned.shares()}:
         device = node.devices.find(names.device_name(uuid), str(claim))
         check_room(planned, device, node.room(device), prepared)
     check_parts(planned, prepared)
     return planned
-
-
-def pods_of(claim: ClaimView) -> tuple[str, ...]:
-    """Return the UIDs of the pods that may use a claim now."""
-    return tuple(sorted(consumer.uid for consumer in claim.reserved_for if consumer.resource == "pods"))
 
 
 def kept(claim: ClaimView, node: NodeView, prepared: Prepared) -> PreparedClaim | None:

@@ -70,6 +70,8 @@ def test_the_api_server_stores_the_slice_as_it_was_written(cluster: Cluster, sta
     assert device["allowMultipleAllocations"] is True
     assert device["capacity"] == CAPACITY_OF_10_GIB
     assert device["attributes"]["driverVersion"] == {"version": "580.159.3"}
+    told = cluster.kube.get(kube_api.NODE_INVENTORIES, "stored")["status"]
+    assert (told["offerMode"], told["followedClaims"]) == ("consumable", [])
     again = published(cluster, "stored")
     assert again["metadata"]["resourceVersion"] == slice_["metadata"]["resourceVersion"], "written more than once"
 

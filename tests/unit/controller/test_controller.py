@@ -8,7 +8,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from api import kube as kube_api
-from api.claims import Object
+from api import names
+from api.claims import ClaimView, Object
 from api.errors import KubeError
 from api.kube import JSON, Resource
 from api.kubefake import FakeKube
@@ -335,6 +336,24 @@ def test_an_agent_that_outlived_its_node_is_asked_which_one_it_is_on(
     kube.delete(kube_api.NODES, {"metadata": {"name": "n1"}})
     add_node(kube)
     wait_until(lambda: not kube.get(kube_api.NODE_INVENTORIES, "n1")["status"]["nodeUID"])
+
+
+def test_an_agent_is_told_of_an_annotation_on_a_claim_of_its_node(kube: FakeKube, controller: Controller) -> None:
+    add_node(kube)
+    state_inventory(kube, "n1", status(facts()))
+    held = kube.create(CLAIMS, claim("train", results=[result(facts().name, memory="1Gi", cores="10", shares="1")]))
+    uid = held["metadata"]["uid"]
+
+    def annotate_and_wait(text: str | None) -> None:
+        kube.patch(CLAIMS, held, {"metadata": {"annotations": {names.ANNOTATION_LIMITS: text}}})
+        stored = ClaimView.from_object(kube.objects(CLAIMS)[0])
+        claims = [] if text is None else [{"uid": uid, "digest": stored.digest()}]
+        found = partial(kube.get, kube_api.NODE_INVENTORIES, "n1")
+        wait_until(lambda: found()["status"].get("followedClaims") == claims)
+
+    annotate_and_wait(None)
+    annotate_and_wait('{"suspended": true}')
+    annotate_and_wait(None)
 
 
 def test_more_than_128_devices_take_several_slices_of_one_generation(kube: FakeKube, controller: Controller) -> None:

@@ -14,7 +14,7 @@ from controller.crds import CRDS, update_crd
 from tests.unit.controller.builders import make_controller, wait_until
 
 NAME = crd()["metadata"]["name"]
-DIGEST = "0f40ee4cb8543488"
+DIGEST = "2cda35726b3a7ef2"
 """Of the CRD at CRD_REVISION."""
 
 

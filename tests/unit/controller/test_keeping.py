@@ -5,15 +5,17 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from prometheus_client import CollectorRegistry
 
+from api.claims import Object
 from api.errors import ConflictError
-from api.kube import NODE_INVENTORIES
+from api.kube import JSON, NODE_INVENTORIES, Resource
 from api.kubefake import FakeKube
-from api.nodeinventory import InventoryStatus
+from api.nodeinventory import FollowedClaim, InventoryStatus
 from controller.consumable import ConsumableMode
 from controller.deciding import Action, NodeState, Pulse, decide
 from controller.keeping import PoolKeeper, Sources
 from controller.leading import NotLeadingError
 from controller.metrics import Metrics
+from controller.migrating import WITHDRAWAL_S
 from controller.policies import NodeDevices
 from tests.unit.controller.builders import DRIVER, SLICES, facts, record, state_inventory, status
 
@@ -123,8 +125,10 @@ def test_a_node_that_went_has_no_heartbeat() -> None:
 class Node:
     """The state of one node as the caches give it, over an API server in memory."""
 
-    def __init__(self) -> None:
-        self.kube = FakeKube()
+    def __init__(self, kube: FakeKube | None = None) -> None:
+        self.kube = kube or FakeKube()
+        self.now = 1000.0
+        self.followed: tuple[FollowedClaim, ...] = ()
         state_inventory(self.kube, "n1", STATED)
         self.age_s = 0.0
         self.leading = True
@@ -134,9 +138,11 @@ class Node:
             node_uid=lambda _: "uid",
             inventory=lambda _: record(self._inventory()),
             devices=lambda _, inventory: NodeDevices(inventory),
+            followed=lambda _: self.followed,
             slices=lambda _: self.kube.objects(SLICES),
             has_seen=lambda _: True,
             heartbeat_age_s=lambda _: self.age_s,
+            clock=lambda: self.now,
         )
         self.keeper = PoolKeeper(
             self.kube,
@@ -150,11 +156,18 @@ class Node:
 
     def _inventory(self) -> InventoryStatus:
         (told,) = self.kube.objects(NODE_INVENTORIES)
-        return self.inventory.model_copy(update={"offer_mode": told["status"].get("offerMode")})
+        stored = InventoryStatus.model_validate(told["status"])
+        by_controller = {"offer_mode": stored.offer_mode, "followed_claims": stored.followed_claims}
+        return self.inventory.model_copy(update=by_controller)
 
     def tell(self, mode: str) -> None:
         """As a keeper does before it offers anything."""
-        self.kube.patch(NODE_INVENTORIES, {"metadata": {"name": "n1"}}, {"status": {"offerMode": mode}}, "status")
+        self.kube.patch(
+            NODE_INVENTORIES,
+            {"metadata": {"name": "n1"}},
+            {"status": {"offerMode": mode, "followedClaims": []}},
+            "status",
+        )
 
 
 def test_slices_made_after_an_agents_last_heartbeat_are_withdrawn_when_no_other_comes() -> None:
@@ -177,19 +190,66 @@ def test_slices_that_have_seen_a_later_heartbeat_stay_when_the_agent_dies() -> N
     assert len(node.kube.objects(SLICES)) == 1
 
 
-def test_a_crd_of_an_older_release_is_told_the_offer_mode_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    node, patches = Node(), list[object]()
+class OldCRD(FakeKube):
+    """Drops what the CRD of an older release has no place for."""
 
-    def patch(*arguments: object) -> dict[str, object]:
-        patches.append(arguments[2])
-        return {"metadata": {"name": "n1"}, "status": {}}
+    dropped = frozenset({"offerMode", "followedClaims"})
 
-    monkeypatch.setattr(node.kube, "patch", patch)
+    def patch(self, resource: Resource, target: Object, patch: Object, subresource: str | None = None) -> JSON:
+        if resource == NODE_INVENTORIES:
+            kept = {field: value for field, value in patch["status"].items() if field not in self.dropped}
+            patch = {**patch, "status": kept}
+        return super().patch(resource, target, patch, subresource)
 
+
+def test_a_crd_of_an_older_release_is_noted_once_and_tried_again_after_a_while(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    kube = OldCRD()
+    node = Node(kube)
+    for _ in range(3):
+        node.keeper.sync("n1")
+    told = ("patch", "/apis/vgpu.dra-driver.io/v1alpha1/nodeinventories/n1/status")
+    assert kube.requests.count(told) == 1 + 1  # the agent's own, and one of the keeper
+    found = [vars(record)["field"] for record in caplog.records if "drops what the controller tells" in record.message]
+    assert found == ["status.offerMode", "status.followedClaims"]
+    assert node.registry.get_sample_value("vgpu_controller_crd_outdated") == 1
+
+    kube.dropped = frozenset()
+    node.now += 300
     node.keeper.sync("n1")
-    node.keeper.sync("n1")
 
-    assert patches == [{"status": {"offers": None, "offerMode": "consumable"}}]
+    assert node.registry.get_sample_value("vgpu_controller_crd_outdated") == 0
+    (stored,) = kube.objects(NODE_INVENTORIES)
+    assert (stored["status"]["offerMode"], stored["status"]["followedClaims"]) == ("consumable", [])
+
+
+@pytest.mark.parametrize(("kube", "offered_at_once"), [(FakeKube(), 1), (OldCRD(), 0)])
+def test_where_the_crd_forgets_what_was_offered_a_pool_without_slices_is_not_taken_for_new(
+    kube: FakeKube, offered_at_once: int
+) -> None:
+    node = Node(kube)
+    node.keeper.sync("n1")
+    (stored,) = kube.objects(SLICES)
+    assert len(stored["spec"]["devices"]) == offered_at_once
+    node.now += WITHDRAWAL_S
+    node.keeper.sync("n1")
+    (stored,) = kube.objects(SLICES)
+    assert len(stored["spec"]["devices"]) == 1
+
+
+def test_an_agent_is_told_which_of_its_claims_are_annotated_and_when_none_is_any_more() -> None:
+    node = Node()
+
+    def told() -> object:
+        return node.kube.get(NODE_INVENTORIES, "n1")["status"]["followedClaims"]
+
+    node.followed = (FollowedClaim(uid="uid-1", digest="d"),)
+    node.keeper.sync("n1")
+    assert told() == [{"uid": "uid-1", "digest": "d"}]
+    node.followed = ()
+    node.keeper.sync("n1")
+    assert told() == []
 
 
 def test_who_does_not_lead_writes_nothing() -> None:

@@ -112,11 +112,11 @@ class World:
         self.policy = Policy()
         state_inventory(self.kube, "n1", self.inventory())
 
-    def told(self) -> str | None:
-        """How the node's agent was told that its devices are offered."""
+    def told(self) -> dict[str, Any]:
+        """What the node's agent was told."""
         inventory = NodeInventory.from_object(self.kube.get(NODE_INVENTORIES, "n1"))
         assert inventory.status is not None
-        return inventory.status.offer_mode
+        return {"offer_mode": inventory.status.offer_mode, "followed_claims": inventory.status.followed_claims}
 
     def known_lately(self) -> list[list[JSON]]:
         """The states of the slices that a scheduler may still decide by, the latest first."""
@@ -143,8 +143,9 @@ class Leader:
         self.may_write = True
         sources = Sources(
             node_uid=lambda _: world.node_uid if world.has_node else None,
-            inventory=lambda _: record(world.inventory().model_copy(update={"offer_mode": self.told})),
+            inventory=lambda _: record(world.inventory().model_copy(update=self.told)),
             devices=lambda _, inventory: NodeDevices(inventory, holdings=holdings(usage(self.claims))),
+            followed=lambda _: (),
             slices=lambda _: list(world.kube.history[self.position]),
             has_seen=self._has_seen,
             heartbeat_age_s=lambda _: 0.0,

@@ -1,10 +1,12 @@
 """What the controller writes to the inventories of nodes that are gone, or are others by now."""
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from api.errors import ConflictError
 from api.kube import NODE_INVENTORIES, NODES
 from api.kubefake import FakeKube
+from controller.metrics import Metrics
 from controller.records import InventoryRecord, trim_inventory
 from controller.telling import InventoryTeller, kept_for
 from tests.unit.controller.builders import add_node, facts, state_inventory, status
@@ -16,7 +18,7 @@ class World:
     def __init__(self) -> None:
         self.kube = FakeKube()
         self.now = 1000.0
-        self.teller = InventoryTeller(self.kube, lambda: None, lambda: self.now)
+        self.teller = InventoryTeller(self.kube, lambda: None, Metrics(CollectorRegistry()), lambda: self.now)
         add_node(self.kube)
         state_inventory(self.kube, "n1", status(facts()))
 

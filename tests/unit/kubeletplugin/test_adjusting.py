@@ -10,8 +10,10 @@ import pytest
 
 from api import kube, names
 from api.adjustments import Adjustment, parse_adjustment
-from api.errors import ConfigError
+from api.claims import ClaimView
+from api.errors import ConfigError, KubeError
 from api.kubefake import FakeKube
+from api.names import ClaimUID
 from dra_driver.cli import main
 from kubeletplugin.adjusting import Source, adjust, adjusted
 from kubeletplugin.agent import NodeAgent
@@ -20,8 +22,9 @@ from kubeletplugin.claimreading import ClaimReader
 from kubeletplugin.ledgers import Ledger
 from kubeletplugin.preparedclaims import Held, PreparedClaim
 from libvgpu.shares import Limits, Policy, read_limits
-from tests.unit.kubeletplugin.builders import CLAIMS, GIB, add_claim, gpu, parameters, result
+from tests.unit.kubeletplugin.builders import CLAIMS, GIB, NODE, add_claim, gpu, parameters, result
 from tests.unit.kubeletplugin.fakekubelet import FakeKubelet, Ref
+from tests.unit.kubeletplugin.test_inventory import wait_for
 
 FIXED = Limits("train-0", "GPU-1", 2 * GIB, 20, 20, Policy.FIXED, priority=1)
 HELD = Held(4 * GIB, 40)
@@ -219,6 +222,77 @@ def test_an_annotation_holds_from_the_start_of_the_next_pod_of_a_claim_until_it_
     assert (share.limits().memory_bytes, share.limits().suspended) == (2 * GIB, False)
 
 
+def digest(share: Share) -> str:
+    return ClaimView.from_object(share.client.objects(CLAIMS)[0]).digest()
+
+
+def news(following: ClaimFollower, share: Share) -> int:
+    """Tell which claims can change, as the controller does at each heartbeat; return how often one was read for it."""
+    before = reads(share)
+    following.take_news({ClaimUID(share.claim.uid): digest(share)} if digest(share) else {})
+    following.follow_news()
+    return reads(share) - before
+
+
+def reads(share: Share) -> int:
+    return share.client.requests.count(("get", "/apis/resource.k8s.io/v1/namespaces/default/resourceclaims/train"))
+
+
+def test_a_claim_is_read_when_its_annotation_changes_and_not_otherwise(share: Share) -> None:
+    following = follower(share, [])
+    assert [news(following, share) for _ in range(3)] == [0, 0, 0]
+
+    text = '{"memory": "1Gi"}'
+    share.annotate(text)
+    assert [news(following, share) for _ in range(3)] == [1, 0, 0]
+    assert share.limits().memory_bytes == GIB
+
+    share.annotate(None)
+    assert [news(following, share) for _ in range(3)] == [1, 0, 0]
+    assert share.limits().memory_bytes == 2 * GIB
+
+
+def test_what_an_agent_took_over_before_it_was_restarted_is_given_back_when_it_is_not_annotated_any_more(
+    share: Share,
+) -> None:
+    text = '{"memory": "1Gi"}'
+    share.annotate(text)
+    news(follower(share, []), share)
+    following = follower(share, [])
+    assert news(following, share) == 1
+
+    share.annotate(None)
+
+    assert news(follower(share, []), share) == 1
+    assert share.limits().memory_bytes == 2 * GIB
+
+
+def test_what_was_annotated_when_a_claim_was_prepared_again_is_given_back(share: Share) -> None:
+    following = follower(share, [])
+    share.annotate(None)
+    look(following, share)
+    share.kubelet.unprepare(share.claim)
+    share.annotate('{"memory": "1Gi"}')
+    share.kubelet.prepare(share.claim)
+    following.forget(ClaimUID(share.claim.uid))  # as the agent does
+    share.annotate(None)
+
+    news(following, share)
+
+    assert share.limits().memory_bytes == 2 * GIB
+
+
+def test_an_annotation_that_could_not_be_read_is_read_with_the_next_heartbeat(share: Share) -> None:
+    following = follower(share, [])
+    text = '{"memory": "1Gi"}'
+    share.annotate(text)
+    share.client.fail_next(KubeError("away", 503))
+    news(following, share)
+    assert share.limits().memory_bytes == 2 * GIB
+    assert [news(following, share) for _ in range(2)] == [1, 0]
+    assert share.limits().memory_bytes == GIB
+
+
 @pytest.mark.parametrize("text", ["nonsense", '{"memory": "8Gi"}'])
 def test_a_wrong_annotation_keeps_no_pod_from_starting(share: Share, text: str) -> None:
     share.kubelet.unprepare(share.claim)
@@ -243,10 +317,11 @@ def test_a_wrong_annotation_is_told_once_and_changes_nothing(share: Share) -> No
     assert share.limits() == before
 
 
+@pytest.mark.parametrize("told", [True, False], ids=["told by the controller", "told by nobody"])
 def test_a_running_agent_follows_annotations_and_tells_mistakes_by_an_event(
-    start_agent: Callable[..., NodeAgent], kubelet: FakeKubelet, client: FakeKube, root: Path
+    start_agent: Callable[..., NodeAgent], kubelet: FakeKubelet, client: FakeKube, root: Path, told: bool
 ) -> None:
-    start_agent(annotation_interval_s=0.05)
+    start_agent(annotation_interval_s=600 if told else 0.05, heartbeat_s=0.05)
     kubelet.register()
     share = Share(root, client, kubelet)
     written = threading.Event()
@@ -260,6 +335,12 @@ def test_a_running_agent_follows_annotations_and_tells_mistakes_by_an_event(
 
     client.create = note  # type: ignore[method-assign]
     share.annotate("nonsense")
+    if told:
+        wait_for(client, lambda inventory: inventory.status is not None)
+        claims = [{"uid": share.claim.uid, "digest": digest(share)}]
+        client.patch(
+            kube.NODE_INVENTORIES, {"metadata": {"name": NODE}}, {"status": {"followedClaims": claims}}, "status"
+        )
 
     assert written.wait(10)
     (event,) = client.objects(kube.EVENTS)

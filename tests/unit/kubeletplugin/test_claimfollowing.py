@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from api.claims import ClaimView
 from api.names import ClaimUID
 from kubeletplugin.claimfollowing import ClaimFollower
 from kubeletplugin.claimreading import ClaimReader
@@ -114,6 +115,25 @@ def test_pods_are_asked_for_at_once_where_somebody_uses_a_gpu_without_a_share(
 
     while "pod-2" not in node.state.ledger.prepared()[ClaimUID(node.claim.uid)].pods:
         assert not running.wait(0.01)
+
+
+def test_a_claim_is_read_when_its_pods_change_as_the_controller_tells_and_not_otherwise(node: Node) -> None:
+    path = "/apis/resource.k8s.io/v1/namespaces/default/resourceclaims/train"
+
+    def read_for_news() -> int:
+        """Tell what the controller tells; return how often the claim was read for it."""
+        before = node.client.requests.count(("get", path))
+        digest = ClaimView.from_object(node.client.get(CLAIMS, "train", "default")).digest()
+        node.follower.take_news({ClaimUID(node.claim.uid): digest} if digest else {})
+        node.follower.follow_news()
+        return node.client.requests.count(("get", path)) - before - 1
+
+    assert [read_for_news() for _ in range(3)] == [1, 0, 0]
+    node.reserve("pod-1", "pod-2")
+    assert [read_for_news() for _ in range(3)] == [1, 0, 0]
+    recorded = node.recorded()
+    assert recorded is not None
+    assert recorded.pods == ("pod-1", "pod-2")
 
 
 def test_a_disk_that_takes_no_record_keeps_nothing_else_from_being_followed(

@@ -59,6 +59,21 @@ def test_the_offer_mode_is_known_once_the_controller_has_stated_it(client: FakeK
     assert writer.offer_mode == "counters"
 
 
+def test_which_claims_are_annotated_is_known_as_the_controller_states_it_to_this_agent_and_not_to_the_one_before_it(
+    client: FakeKube, writer: InventoryWriter, tmp_path: Path
+) -> None:
+    writer.write(discovery(gpu(0)), NOW)
+    told = {"status": {"followedClaims": [{"uid": "uid-1", "digest": "d"}]}}
+    client.patch(kube.NODE_INVENTORIES, {"metadata": {"name": NODE}}, told, "status")
+
+    writer.write(discovery(gpu(0)), LATER)
+    assert writer.followed == {"uid-1": "d"}
+
+    writer = start_writer(client, tmp_path)
+    writer.write(discovery(gpu(0)), LATER)
+    assert writer.followed is None
+
+
 @pytest.mark.parametrize("damage", ["", "[{", '[{"device": 1}]', "3"])
 def test_what_is_offered_is_known_after_a_restart_before_the_inventory_is_written(
     client: FakeKube, tmp_path: Path, damage: str
