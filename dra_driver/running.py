@@ -25,6 +25,7 @@ from api.vgpuconfig import Policy
 from kubeletplugin.devices import Device
 from kubeletplugin.gputimes import GpuTimeSource
 from kubeletplugin.owners import BookOwners
+from kubeletplugin.patienttimes import PatientTimes
 from kubeletplugin.steering import Steering
 from libvgpu.files import locked
 from libvgpu.paths import library_path
@@ -156,7 +157,8 @@ def steered(base: Path, name: str, times: GpuTimeSource) -> Iterator[None]:
         return {one.name: one for one in base.glob(f"*/{names.SHARES_SUBDIR}/*")}
 
     stopping = threading.Event()
-    steering = Steering(folders, times, BookOwners(folders), frozenset({name}))
+    patient = PatientTimes(times)
+    steering = Steering(folders, patient, BookOwners(folders), frozenset({name}))
     thread = threading.Thread(target=steering.run, args=(stopping,), name="steering", daemon=True)
     thread.start()
     try:
@@ -164,6 +166,7 @@ def steered(base: Path, name: str, times: GpuTimeSource) -> Iterator[None]:
     finally:
         stopping.set()
         thread.join()
+        patient.close()
 
 
 def run_command(command: Sequence[str], environment: Mapping[str, str], lock: int) -> int:

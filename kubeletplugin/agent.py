@@ -38,6 +38,7 @@ from kubeletplugin.nodestates import NodePaths, NodeState, take_state_dir
 from kubeletplugin.nvidia import NvidiaDiscovery, NvidiaOptions
 from kubeletplugin.observing import Intervals, Observer, Watchers
 from kubeletplugin.owners import ProcessOwners
+from kubeletplugin.patienttimes import PatientTimes
 from kubeletplugin.planning import NodeView
 from kubeletplugin.preparedclaims import PreparedClaim
 from kubeletplugin.preparing import Hooks, Preparer
@@ -158,6 +159,7 @@ class NodeAgent:
         self._observer: Observer | None = None
         self._follower: ClaimFollower | None = None
         self._events = EventWriter(client, settings.node_name)
+        self._times = PatientTimes(self._backend.gpu_times())
 
     def start(self) -> None:
         """Begin to serve.
@@ -190,7 +192,7 @@ class NodeAgent:
         )
         steering = Steering(
             lambda: _share_folders(state.ledger, paths.shares_dir),
-            self._backend.gpu_times(),
+            self._times,
             ProcessOwners(state.ledger.prepared, paths.shares_dir),
             pace=SteeringPace.of(settings.steering_interval_s),
         )
@@ -236,6 +238,7 @@ class NodeAgent:
         closing.start()
         for thread in (closing, *self._threads):
             thread.join(_STOP_S)  # one that waits for an API server or a driver that is away ends with the process
+        self._times.close()
         self._events.stop(_STOP_S)
         if self._observer is not None:
             self._observer.unregister()

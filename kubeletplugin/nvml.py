@@ -9,6 +9,7 @@ the one that is mapped already. Source: NVML API reference (nvml.h).
 import contextlib
 import ctypes
 import enum
+import logging
 import os
 import re
 import threading
@@ -23,6 +24,7 @@ from api import names
 from api.errors import StateError
 from kubeletplugin.driverroots import LIBRARY_FOLDERS, DriverRoot
 
+_log = logging.getLogger(__name__)
 pynvml: Any = _pynvml  # ships no types
 
 LIBRARY = "libnvidia-ml.so.1"
@@ -30,6 +32,8 @@ PCI_VENDOR = "0x10de"
 _NODE = re.compile(r"nvidia\d+")
 _RETRY_S = 60.0
 """Between two restarts of NVML that a device which does not answer has caused: one takes seconds on large machines."""
+_CALLS_S = 10.0
+"""What calls that run may take before NVML is begun anew."""
 
 
 def ask(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -79,11 +83,13 @@ class NvmlSession:
         self._driver_gone = False
         """Whether the driver was seen to be gone since NVML was initialised."""
         self._began_s = 0.0
+        self._hung_s = float("-inf")
+        """When a call was last found not to end."""
         self.generation = 0
         """Counts the initialisations: handles of an earlier one mean nothing."""
 
     def open(self) -> Opened:
-        """Initialise NVML, or do so anew if there is reason to.
+        """Initialise NVML, or do so anew if there is reason to and the driver does not hang in a call.
 
         Raises:
             StateError: there is no library under the driver root, or it cannot be used.
@@ -93,7 +99,11 @@ class NvmlSession:
         if self._running and ground == self._ground and not due:
             return Opened.KEPT
         same_driver = not self._driver_gone and self._ground is not None and ground[0] == self._ground[0]
-        with self._alone():
+        if self._running and self._clock() < self._hung_s + _RETRY_S:
+            return Opened.KEPT
+        with self._alone() as alone:
+            if not alone:
+                return Opened.KEPT
             self._end()
             self._begin()
             # Initialising it may have loaded the kernel's part of the driver.
@@ -131,18 +141,24 @@ class NvmlSession:
 
     def close(self, *, driver_gone: bool = False) -> None:
         """End NVML; open() begins it again, and takes the driver for another one if it was seen to be gone."""
-        with self._alone():
-            self._end()
+        with self._alone() as alone:
+            if alone:
+                self._end()
+            self._distrusted = not alone
             self._driver_gone = self._driver_gone or driver_gone
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _alone(self) -> Iterator[bool]:
+        """Keep others from asking once those who ask have their answers; False: a call hangs, so NVML must stay."""
         with self._changed:
             self._changed.wait_for(lambda: not self._restarting)
             self._restarting = True
-            self._changed.wait_for(lambda: not self._users)
+            alone = self._changed.wait_for(lambda: not self._users, _CALLS_S)
+            if not alone:
+                self._hung_s = self._clock()
+                _log.error("NVML not begun anew: a call of it does not end", extra={"waited_s": _CALLS_S})
         try:
-            yield
+            yield alone
         finally:
             with self._changed:
                 self._restarting = False

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from api import names
-from api.errors import StateError
+from api.errors import StateError, VGPUError
 from api.vgpuconfig import Policy
 from kubeletplugin.correcting import Correction
 from kubeletplugin.gputimes import GpuTimes, GpuTimeSource
@@ -156,7 +156,7 @@ class Steering:
         while not stopping.wait(self._pace.busy_s if self._in_use() else self._pace.idle_s):
             try:
                 self.run_once()
-            except OSError as error:
+            except (VGPUError, OSError) as error:
                 _log.error("round of the steering failed", extra={"error": str(error)})
 
     def run_once(self, now_s: float | None = None) -> None:

@@ -1,5 +1,6 @@
 """A driver that is slow, hangs, or is not there: what the agent does all the same."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from api.kubefake import FakeKube
-from kubeletplugin import discovering
+from kubeletplugin import discovering, nvml
 from kubeletplugin.agent import NodeAgent
 from kubeletplugin.devices import DeviceFigures, Discovery
 from kubeletplugin.discovery import FakeDiscovery
@@ -166,6 +167,46 @@ def test_nobody_waits_for_an_nvml_that_takes_long_to_begin(tmp_path: Path, monke
     looking.join()
     assert [device.uuid for device in backend.figures()] == [A.uuid]
     backend.close()
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_call_of_nvml_that_never_ends_keeps_the_devices_from_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, closed: bool
+) -> None:
+    monkeypatch.setenv("VGPU_STUB_DEV_DIR", "")
+    monkeypatch.setattr(nvml, "_CALLS_S", 0.01)
+    create_driver_root(tmp_path, [StubGPU("Simulated GPU", 1 << 30, A.uuid)])
+    backend = NvidiaDiscovery(DriverRoot(tmp_path, tmp_path))
+    backend.discover()
+    asked, goes_on = threading.Event(), threading.Event()
+
+    def hang(*_: object) -> list[object]:
+        asked.set()
+        goes_on.wait()
+        return []
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetProcessUtilization", hang)
+    times = backend.gpu_times()
+    times.read(A.uuid)
+    stuck = threading.Thread(target=times.read, args=(A.uuid,))
+    stuck.start()
+    try:
+        assert asked.wait(5)
+        if closed:
+            backend.close()
+        else:
+            (tmp_path / "dev/nvidia7").touch()  # devices came: a reason to begin anew
+
+        found = [backend.discover() for _ in range(2)]
+
+        assert [[device.uuid for device in one.devices if device.healthy] for one in found] == [[A.uuid]] * 2
+        assert [one.uuid for one in backend.figures()] == [A.uuid]
+        told = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+        assert told == ["NVML not begun anew: a call of it does not end"]
+    finally:
+        goes_on.set()
+        stuck.join()
+        backend.close()
 
 
 def test_a_node_without_a_driver_is_ready_and_tells_by_metrics_that_it_has_no_devices(
