@@ -274,7 +274,6 @@ class NodeAgent:
         """Take over what the controller tells, and ask the API server anew for what no claim shall have to wait for."""
         follower.take_news(self._inventory.followed)
         self._reader.refresh()
-        self._guard.refresh()
 
     def _publish(self, found: Discovery) -> None:
         """Let the kubelet and the container runtime know of devices, before claims get them."""

@@ -51,9 +51,9 @@ class ClaimFollower:
         while not stopping.is_set():
             woken = self._woken.wait(pause_s)
             self._woken.clear()
-            claims = self._claims()
             pause_s = interval_s
             try:
+                claims = self._claims()
                 if woken:
                     hurries, self._hurries = self._hurries, False
                     self._look(stopping, [claim for claim in claims if hurries or self._has_news(claim)])

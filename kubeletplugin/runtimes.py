@@ -1,12 +1,13 @@
 """Keeps shares out of sandboxes where nothing would work or hold: Kata, gVisor.
 
-Asked by preparing, refreshed by the agent.
-A container with a kernel of its own sees neither the node's driver nor the locks in the books. So a pod whose
-RuntimeClass leads to such a runtime is refused with a message, and does not start without its GPU
-(docs/adr/0009-no-shares-in-sandboxes.md). Most clusters have no such class: then this costs a prepare nothing.
+Asked by preparing. A container with a kernel of its own sees neither the node's driver nor the locks in the books. So a
+pod whose RuntimeClass leads to such a runtime is refused with a message, and does not start without its GPU
+(docs/adr/0009-no-shares-in-sandboxes.md). Most clusters have no such class: then this costs a prepare one short list.
 """
 
 import logging
+import threading
+import time
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
@@ -18,6 +19,9 @@ _log = logging.getLogger(__name__)
 
 DEFAULT_PATTERNS = ("kata*", "runsc*", "gvisor*")
 """Handlers as the installers of Kata Containers and gVisor name them."""
+_FRESH_S = 0.05
+"""For how long a list counts: calls that come together share one. A class is there before a pod can name it, and much
+more time passes until that pod has a claim, a node, and its call here."""
 
 
 class RuntimeGuard:
@@ -30,11 +34,17 @@ class RuntimeGuard:
         self._refused: Mapping[str, str] = {}
         """Handlers by the name of their RuntimeClass."""
         self._outage = ""
+        self._listing = threading.Lock()
+        self._listed_s = float("-inf")
 
-    def refresh(self) -> None:
-        """Ask anew which classes there are. What was known counts on while the API server does not say."""
-        if not self._patterns:
-            return
+    def _refresh(self) -> None:
+        """Ask which classes there are now. What was known counts on while the API server does not say."""
+        with self._listing:
+            if time.monotonic() >= self._listed_s + _FRESH_S:
+                self._list()
+                self._listed_s = time.monotonic()
+
+    def _list(self) -> None:
         try:
             classes = self._client.list(RUNTIME_CLASSES)["items"]
         except KubeError as error:
@@ -46,6 +56,9 @@ class RuntimeGuard:
 
     def check(self, claim: ClaimView) -> None:
         """Raise a ClaimError if a pod that uses the claim would run in a sandbox; names pod, class and handler."""
+        if not self._patterns:
+            return
+        self._refresh()
         if not self._refused:
             return
         for consumer in claim.reserved_for:

@@ -9,6 +9,7 @@ import pytest
 from api.errors import ClaimError, KubeError
 from api.kube import PODS, RUNTIME_CLASSES
 from api.kubefake import FakeKube
+from kubeletplugin import runtimes
 from kubeletplugin.claimreading import ClaimReader
 from kubeletplugin.preparing import Hooks, Preparer
 from kubeletplugin.runtimes import RuntimeGuard
@@ -40,7 +41,6 @@ def _add_class(client: FakeKube, name: str, handler: str) -> None:
 
 def _prepare(node: BareNode, guard: RuntimeGuard) -> None:
     state, _, _ = node.start()
-    guard.refresh()
     view = node.view()
     Preparer(ClaimReader(node.client), state, lambda: view, Hooks(guard.check)).prepare(node.claim)
 
@@ -58,6 +58,51 @@ def test_a_pod_in_a_sandbox_gets_a_reason_and_no_share(node: BareNode, name: str
         "that shares the node's kernel: in a sandbox the GPU driver is out of reach, and no share of it can be enforced"
     )
     assert node.files() == []
+
+
+def test_a_class_that_is_as_new_as_its_pod_is_refused_too(node: BareNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtimes, "_FRESH_S", 0.0)
+    guard = RuntimeGuard(node.client)
+    _use(node.client, "p")
+    _prepare(node, guard)
+    node.unprepare()
+    _add_class(node.client, "secure", "kata-qemu")
+    _use(node.client, "q", runtime_class="secure")
+
+    with pytest.raises(ClaimError, match="pod q: found runtimeClassName secure with handler kata-qemu"):
+        _prepare(node, guard)
+
+    assert node.files() == []
+
+
+def test_claims_that_are_prepared_together_ask_for_the_classes_once(
+    node: BareNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtimes, "_FRESH_S", 3600.0)
+    listed: list[Any] = []
+    ask = node.client.list
+
+    def note(resource: Any, *args: Any) -> Any:
+        listed.append(resource)
+        return ask(resource, *args)
+
+    monkeypatch.setattr(node.client, "list", note)
+    guard = RuntimeGuard(node.client)
+    _prepare(node, guard)
+    _prepare(node, guard)
+
+    assert listed == [RUNTIME_CLASSES]
+
+
+def test_without_patterns_nothing_is_asked(node: BareNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(node.client, "list", refuse)
+
+    _prepare(node, RuntimeGuard(node.client, []))
+
+    assert node.limits()
 
 
 def test_a_pod_of_another_class_is_served(node: BareNode) -> None:
