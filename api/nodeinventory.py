@@ -59,6 +59,14 @@ class DeviceFacts(_Model):
         bool, Field(description="False: not offered in any form, such as a device that is held back; health says why.")
     ] = True
     health: Annotated[str, Field(description="Why the device is not healthy, not shareable or not offered.")] = ""
+    remap_pending: Annotated[
+        bool | None,
+        Field(description="Rows of its memory are remapped at the next reset: due when the device is idle."),
+    ] = None
+    pages_pending: Annotated[
+        bool | None,
+        Field(description="Pages of its memory are retired at the next reset: due when the device is idle."),
+    ] = None
 
 
 class InventorySpec(_Model):

@@ -63,13 +63,24 @@ class Device:
     """False: kept out altogether, held back or not the driver's to give; `reason` says why."""
     reason: str = ""
     """Why it is not healthy, not shareable or not offered."""
-    notice: str = ""
-    """What the driver wants done some day while the device is fit."""
+    remap_pending: bool = False
+    """Rows of its memory are remapped at the next reset."""
+    pages_pending: bool = False
+    """Pages of its memory are retired at the next reset."""
 
     @property
     def name(self) -> DeviceName:
         """Name in ResourceSlices and CDI."""
         return names.device_name(self.uuid)
+
+    @property
+    def notice(self) -> str:
+        """What waits for the next reset of a device that is fit until then; empty if nothing does."""
+        waiting = (
+            ("rows of its memory are remapped", self.remap_pending),
+            ("pages of its memory are retired", self.pages_pending),
+        )
+        return "; ".join(f"{text} at the next reset" for text, found in waiting if found)
 
 
 @dataclass(frozen=True)

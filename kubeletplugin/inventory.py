@@ -151,4 +151,6 @@ def _facts(device: Device, island: str) -> DeviceFacts:
         shareable=device.shareable,
         offered=device.offered,
         health=device.reason,
+        remap_pending=device.remap_pending or None,
+        pages_pending=device.pages_pending or None,
     )

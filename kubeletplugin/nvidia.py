@@ -21,7 +21,7 @@ from kubeletplugin.driverroots import DriverRoot
 from kubeletplugin.faults import Faults
 from kubeletplugin.holdingback import Filter
 from kubeletplugin.nvidiadevices import Machine, Versions, describe, unseen
-from kubeletplugin.nvidiasigns import Judge, is_settled, pending, read_ecc, read_repairs, read_signs
+from kubeletplugin.nvidiasigns import Judge, is_settled, read_ecc, read_repairs, read_signs
 from kubeletplugin.nvidiatimes import NvmlGpuTimes
 from kubeletplugin.nvml import (
     LIBRARY,
@@ -167,9 +167,8 @@ class NvidiaDiscovery(DiscoveryBackend):
             self._faults.settle(uuid)
         found = (self._faults.problem(uuid), self._judge(uuid).judge(signs))
         problem = "; ".join(text for text in found if text)
-        notice = pending(signs)
         for device in devices:
-            noticed = replace(device, notice=notice) if notice else device
+            noticed = replace(device, remap_pending=signs.remap_pending, pages_pending=signs.pages_pending)
             yield replace(noticed, healthy=False, reason=problem) if problem else noticed
 
     def _judge(self, uuid: str) -> Judge:

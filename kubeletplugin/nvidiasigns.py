@@ -99,15 +99,6 @@ class Judge:
         return "; ".join(text for text, found in problems if found)
 
 
-def pending(signs: Signs) -> str:
-    """Return what waits for the next reset of a device that is fit until then; empty if nothing does."""
-    waiting = (
-        ("rows of its memory are remapped", signs.remap_pending),
-        ("pages of its memory are retired", signs.pages_pending),
-    )
-    return "; ".join(f"{text} at the next reset" for text, found in waiting if found)
-
-
 def needs_recovery(signs: Signs) -> bool:
     """Return whether the driver asks for something that ends all work on the device."""
     return signs.recovery_action in _RECOVERY_ACTIONS

@@ -14,7 +14,7 @@ from controller.crds import CRDS, update_crd
 from tests.unit.controller.builders import make_controller, wait_until
 
 NAME = crd()["metadata"]["name"]
-DIGEST = "2cda35726b3a7ef2"
+DIGEST = "e4034a90c2c7f0a9"
 """Of the CRD at CRD_REVISION."""
 
 

@@ -49,6 +49,20 @@ def test_an_inventory_names_node_driver_and_devices(client: FakeKube, writer: In
     ]
 
 
+def test_what_waits_for_a_reset_is_stated_of_the_devices_that_it_is_true_of(
+    client: FakeKube, writer: InventoryWriter
+) -> None:
+    writer.write(discovery(gpu(0, remap_pending=True), gpu(1, pages_pending=True), gpu(2)), NOW)
+
+    devices = client.get(kube.NODE_INVENTORIES, NODE)["status"]["devices"]
+    keys = ("healthy", "remapPending", "pagesPending")
+    assert [{key: facts[key] for key in keys if key in facts} for facts in devices] == [
+        {"healthy": True, "remapPending": True},
+        {"healthy": True, "pagesPending": True},
+        {"healthy": True},
+    ]
+
+
 def test_the_offer_mode_is_known_once_the_controller_has_stated_it(client: FakeKube, writer: InventoryWriter) -> None:
     writer.write(discovery(gpu(0)), NOW)
     assert writer.offer_mode == ""
