@@ -1,9 +1,9 @@
 """How much real GPU time stands behind what a share predicts: pure arithmetic. Called by the steering.
 
-A share predicts from events around its work. Where neighbours take turns with it, events contain their slices; copies
-are in no prediction; work that varies is predicted low. All of that is a ratio that lasts as long as the neighbours
-stay the same. So it is measured over a while, and remembered for each set of neighbours. It corrects what is charged
-and is never fed by the correction: there is nothing that could oscillate.
+A share predicts from events around its work. Where neighbours take turns with it, events contain their slices; work
+that varies is predicted low. All of that is a ratio that lasts as long as the neighbours stay the same. So it is
+measured over a while, and remembered for each set of neighbours. It corrects what is charged and is never fed by the
+correction: there is nothing that could oscillate.
 """
 
 import math

@@ -43,7 +43,9 @@ def entry_points() -> list[EntryPoint]:
     """Return every known entry point, sorted by symbol."""
     found = [
         EntryPoint(name, effect, _EFFECTS[effect])
-        for kind, symbol, effect in re.findall(r"^HOOK(2?)\((\w+), (\w+)\)$", _read("cuda/hooks.def"), re.MULTILINE)
+        for kind, symbol, effect in re.findall(
+            r"^HOOK(2?|_PTDS)\((\w+), (\w+)\)$", _read("cuda/hooks.def"), re.MULTILINE
+        )
         for name in _with_twin(symbol, kind)
     ]
     passed = _read("cuda/passed.def")

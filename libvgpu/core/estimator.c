@@ -21,7 +21,7 @@ static struct vgpu_estimate entries[ENTRIES];
 
 struct vgpu_estimate *vgpu_estimate_of(uint64_t key) {
     uint64_t hashed = key * UINT64_C(0x9E3779B97F4A7C15);
-    uint32_t first = (uint32_t)(hashed >> 32) % ENTRIES;
+    uint32_t first = (uint32_t)(hashed >> 52) % ENTRIES; /* the bits that all of the key has a part in */
     for (uint32_t i = 0; i < PROBES; i++) {
         struct vgpu_estimate *entry = &entries[(first + i) % ENTRIES];
         uint64_t seen = __atomic_load_n(&entry->key, __ATOMIC_RELAXED);
@@ -89,6 +89,18 @@ uint64_t vgpu_estimate_reprice(struct vgpu_estimate *estimate) {
     uint64_t gpu_ns = load64(&estimate->gpu_ns);
     __atomic_fetch_add(&estimate->charged_ns, gpu_ns, __ATOMIC_RELAXED);
     return gpu_ns;
+}
+
+void vgpu_estimate_uncount(struct vgpu_estimate *estimate, uint64_t gpu_ns) {
+    uint32_t launches = load32(&estimate->launches);
+    uint64_t charged = load64(&estimate->charged_ns);
+    /* Another thread may have taken the group meanwhile: then there is nothing to take out. */
+    while (launches > 0 && !__atomic_compare_exchange_n(&estimate->launches, &launches, launches - 1, true,
+                                                        __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+        continue;
+    while (charged >= gpu_ns && !__atomic_compare_exchange_n(&estimate->charged_ns, &charged, charged - gpu_ns, true,
+                                                             __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+        continue;
 }
 
 bool vgpu_estimate_new(const struct vgpu_estimate *estimate) {

@@ -80,6 +80,9 @@ void vgpu_estimate_count(struct vgpu_estimate *estimate, uint32_t launches, uint
 /* A launch was counted for 0, and by now something is known: returns what to charge for it. */
 uint64_t vgpu_estimate_reprice(struct vgpu_estimate *estimate);
 
+/* A launch was counted, for so much, and failed: it goes out of the open group. */
+void vgpu_estimate_uncount(struct vgpu_estimate *estimate, uint64_t gpu_ns);
+
 /* True if the work was never measured. */
 bool vgpu_estimate_new(const struct vgpu_estimate *estimate);
 

@@ -44,7 +44,7 @@ static uint64_t blocks(unsigned int x, unsigned int y, unsigned int z) {
             return result;                                                                                             \
         VGPU_CALL(result, symbol, ARGUMENTS);                                                                          \
         vgpu__launch_end(&launch, result);                                                                             \
-        if (launch.charged)                                                                                            \
+        if (launch.charged && result == CUDA_SUCCESS)                                                                  \
             vgpu__plan(function, xy, grid_z);                                                                          \
         return result;                                                                                                 \
     }                                                                                                                  \

@@ -16,19 +16,24 @@
 #include "cuda/device.h"
 
 struct vgpu__sample;
+struct vgpu_estimate;
 
 struct vgpu__launch {
     struct vgpu__sample *sample; /* measured: its start is recorded. NULL: not measured */
     CUstream stream;
-    bool charged; /* to the calling thread */
+    bool charged;               /* to the calling thread */
+    struct vgpu_device *device; /* with what follows: what it was charged, if it was */
+    struct vgpu_estimate *estimate;
+    uint64_t gpu_ns, guessed_ns;
 };
 
-/* The kind of work: a function, or another handle, and the size of its grid. */
-uint64_t vgpu__launch_key(const void *handle, uint64_t blocks);
+/* The kind of work: a function, or another handle, and its size: blocks, or bytes. */
+uint64_t vgpu__launch_key(const void *handle, uint64_t size);
 
 /* `stream` as the driver's non-twin functions take it. CUDA_ERROR_NOT_PERMITTED where the device has no share. */
 CUresult vgpu__launch_begin(struct vgpu__launch *launch, uint64_t key, CUstream stream);
 
+/* What the driver refused costs nothing. */
 void vgpu__launch_end(struct vgpu__launch *launch, CUresult result);
 
 /* Stream 0 of a per-thread twin. */

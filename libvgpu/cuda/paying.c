@@ -58,10 +58,9 @@ static bool something_is_captured(void) {
     return __atomic_load_n(&vgpu__captures, __ATOMIC_RELAXED) > 0;
 }
 
-uint64_t vgpu__launch_key(const void *handle, uint64_t blocks) {
-    uint64_t size =
-        blocks > 0 ? 64 - (uint64_t)__builtin_clzll(blocks) : 0; /* 0..64: log2, user addresses leave 8 bits */
-    uint64_t key = (uint64_t)(uintptr_t)handle ^ (size << 56);
+uint64_t vgpu__launch_key(const void *handle, uint64_t size) {
+    uint64_t log2 = size > 0 ? 64 - (uint64_t)__builtin_clzll(size) : 0; /* 0..64: user addresses leave 8 bits */
+    uint64_t key = (uint64_t)(uintptr_t)handle ^ (log2 << 56);
     return key != 0 ? key : 1;
 }
 
@@ -140,6 +139,11 @@ static void pay(struct vgpu_device *device, CUcontext context, struct vgpu_estim
     thread.credit_ns += draw;
 }
 
+static void charge(struct vgpu__launch *launch, uint64_t gpu_ns) {
+    vgpu__thread_charge(gpu_ns);
+    launch->gpu_ns += gpu_ns;
+}
+
 /* Off the hot path: no credit left, something to measure, or time to tell the books. */
 static void settle(struct vgpu__launch *launch, struct vgpu_estimate *estimate, bool sample, uint64_t gpu_ns) {
     struct vgpu__place place;
@@ -156,15 +160,17 @@ static void settle(struct vgpu__launch *launch, struct vgpu_estimate *estimate, 
         }
     }
     if (gpu_ns == 0)
-        vgpu__thread_charge(vgpu_estimate_reprice(estimate));
+        charge(launch, vgpu_estimate_reprice(estimate));
     /* What is new costs nothing before it is measured: its credit never ends, but it runs after older debts too. */
     if (thread.credit_ns < 0 || vgpu_estimate_new(estimate) || vgpu_limiter_suspended(thread.device))
         pay(thread.device, place.context, estimate);
     uint64_t mark_ns = vgpu__thread_account();
     if (sample && place.context != NULL)
         launch->sample = vgpu__sample_begin(place.context, launch->stream, estimate, thread.device, mark_ns);
-    if (launch->sample == NULL && vgpu_estimate_new(estimate))
+    if (launch->sample == NULL && vgpu_estimate_new(estimate)) {
         vgpu__thread_charge(GUESS_NS);
+        launch->guessed_ns = GUESS_NS;
+    }
     vgpu__place_leave(&place);
 }
 
@@ -230,19 +236,38 @@ CUresult vgpu__launch_begin(struct vgpu__launch *launch, uint64_t key, CUstream 
     }
     bool sample;
     uint64_t gpu_ns = vgpu_estimate_launch(thread.estimate, &sample);
-    vgpu__thread_charge(gpu_ns);
+    charge(launch, gpu_ns);
     if (thread.credit_ns < 0)
         vgpu__plans_end(); /* what they set aside comes back */
-    if (++thread.launches >= VGPU_ACCOUNT_EVERY || thread.credit_ns < 0 || sample || vgpu_limiter_suspended(device))
+    if (thread.launches + 1 >= VGPU_ACCOUNT_EVERY || thread.credit_ns < 0 || sample || vgpu_limiter_suspended(device))
         settle(launch, thread.estimate, sample, gpu_ns);
+    thread.launches++;
     launch->charged = true;
+    launch->device = device;
+    launch->estimate = thread.estimate;
     thread.busy--;
     return CUDA_SUCCESS;
+}
+
+static void take_back(const struct vgpu__launch *launch) {
+    uint64_t gpu_ns = launch->gpu_ns + launch->guessed_ns;
+    vgpu_estimate_uncount(launch->estimate, launch->gpu_ns);
+    bool here = thread.device == launch->device;
+    thread.launches -= here && thread.launches > 0;
+    if (here && thread.launched_ns >= gpu_ns) {
+        vgpu__thread_uncharge(gpu_ns);
+        return;
+    }
+    vgpu_limiter_settle(launch->device, -(int64_t)gpu_ns); /* the books have it already */
+    if (here)
+        thread.gpu_ns -= (int64_t)gpu_ns;
 }
 
 void vgpu__launch_end(struct vgpu__launch *launch, CUresult result) {
     if (launch->sample != NULL)
         vgpu__sample_end(launch->sample, launch->stream, result == CUDA_SUCCESS);
+    if (__builtin_expect(result != CUDA_SUCCESS, 0) && launch->charged)
+        take_back(launch);
 }
 
 /* ---- What is paid after the work ---- */

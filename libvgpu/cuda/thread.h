@@ -76,6 +76,13 @@ static inline void vgpu__thread_charge(uint64_t gpu_ns) {
     vgpu__thread.credit_ns -= (int64_t)gpu_ns;
 }
 
+/* It was not launched after all, and the books do not know of it yet. */
+static inline void vgpu__thread_uncharge(uint64_t gpu_ns) {
+    vgpu__thread.gpu_ns -= (int64_t)gpu_ns;
+    vgpu__thread.launched_ns -= gpu_ns;
+    vgpu__thread.credit_ns += (int64_t)gpu_ns;
+}
+
 /* Tell the books. Returns the mark of the work that was launched up to here (limiter.h). */
 uint64_t vgpu__thread_account(void);
 

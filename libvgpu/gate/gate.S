@@ -31,6 +31,7 @@
 #ifdef GATE_CUDA
 #define HOOK(symbol, what) FUNCTION(symbol)
 #define HOOK2(symbol, what) FUNCTION(symbol) FUNCTION(symbol##_ptsz)
+#define HOOK_PTDS(symbol, what) FUNCTION(symbol) FUNCTION(symbol##_ptds)
 #define REASON(id, text)
 #define PASSED(symbol, reason) FUNCTION(symbol)
 #define PASSED_PTSZ(symbol, reason) FUNCTION(symbol) FUNCTION(symbol##_ptsz)

@@ -10,10 +10,11 @@
 #include <stddef.h>
 
 #ifdef GATE_CUDA
-#define LIBRARY             "libcuda.so.1"
-#define MISSING             801 /* CUDA_ERROR_NOT_SUPPORTED */
-#define HOOK(symbol, what)  FUNCTION(symbol)
-#define HOOK2(symbol, what) FUNCTION(symbol) FUNCTION(symbol##_ptsz)
+#define LIBRARY                 "libcuda.so.1"
+#define MISSING                 801 /* CUDA_ERROR_NOT_SUPPORTED */
+#define HOOK(symbol, what)      FUNCTION(symbol)
+#define HOOK2(symbol, what)     FUNCTION(symbol) FUNCTION(symbol##_ptsz)
+#define HOOK_PTDS(symbol, what) FUNCTION(symbol) FUNCTION(symbol##_ptds)
 #define REASON(id, text)
 #define PASSED(symbol, reason)      FUNCTION(symbol)
 #define PASSED_PTSZ(symbol, reason) FUNCTION(symbol) FUNCTION(symbol##_ptsz)

@@ -17,7 +17,7 @@
 
 /* cffi: begin */
 #define STUB_CARD_MAGIC   0x64726143
-#define STUB_CARD_VERSION 1
+#define STUB_CARD_VERSION 2
 #define STUB_SLOTS        1024
 #define STUB_EVENTS       32
 #define STUB_FAULTS       8
@@ -125,6 +125,9 @@ struct stub_card {
     uint64_t kernel_block_ns;   /* ...and for each of its blocks, divided over the multiprocessors */
     uint64_t array_tile_bytes;  /* arrays are rounded up to this */
     uint64_t opened_counts;     /* NVML counts memory to those who have opened it too */
+    uint64_t bytes_per_us;      /* that its memory reads and writes, for fills and copies on the card; 0: no time */
+    uint64_t link_bytes_per_us; /* between it and the host, or another card; 0: no time */
+    uint64_t spare[6];          /* slots start on a cache line */
     /* What NVML tells of its health */
     uint64_t lost;            /* it fell off the bus: no call about it succeeds */
     uint64_t remap_failed;    /* a row could not be remapped */

@@ -20,6 +20,8 @@ class StubSettings:
     kernel_block_ns: int = 1_000
     array_tile_bytes: int = 1  # real: tiles of some KiB
     opened_counts: int = 0  # 1: NVML counts memory to all who hold it, not to one
+    bytes_per_us: int = 3_000_000
+    link_bytes_per_us: int = 50_000
     # Health, as NVML tells it
     lost: int = 0
     remap_failed: int = 0

@@ -1,7 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Copies and fills. They really move the bytes: at once when the call is synchronous (after what the stream had to do),
- * else when their turn comes on the stream. They take no time on the engine: copying is the work of other engines.
+ * Copies. They really move the bytes when their turn comes on the stream, or at once where there is nothing before
+ * them. What stays on the card takes its time on the engine, by what its memory reads and writes. What goes to or from
+ * the host takes the link's, on its stream alone: other engines do that, beside the kernels. A pointer says where it
+ * lies; the name of the call does not, as with unified addressing.
+ *
+ * Synchronous calls wait for what they copy to or from the host, and not for copies on the card (CUDA driver API, API
+ * synchronization behavior).
  */
 #include "driver.h"
 
@@ -27,41 +32,41 @@ static void run_copy(void *data) {
                     copy->from.bytes + z * copy->from.slice + y * copy->from.pitch, copy->width);
 }
 
-struct fill {
-    struct side to;
-    size_t width, height; /* in elements */
-    unsigned value, element;
-};
-
-static void run_fill(void *data) {
-    const struct fill *fill = data;
-    for (size_t y = 0; y < fill->height; y++) {
-        char *row = fill->to.bytes + y * fill->to.pitch;
-        if (fill->element == 1) {
-            memset(row, (int)fill->value, fill->width);
-            continue;
-        }
-        for (size_t x = 0; x < fill->width; x++)
-            memcpy(row + x * fill->element, &fill->value, fill->element); /* little endian */
-    }
-}
-
 /* ---- Submitting ---- */
 
-/* Runs data now if the call is synchronous, else when the stream comes to it. data is a local of the caller. */
-static CUresult submit(CUstream handle, bool wait, void (*run)(void *), const void *data, size_t size, int type) {
+_Thread_local CUstream synchronous_stream;
+
+bool on_host(CUdeviceptr address) {
+    pthread_mutex_lock(&memory_lock);
+    const struct allocation *record = arena_find(address);
+    bool host = !record || record->kind == ALLOCATION_HOST;
+    pthread_mutex_unlock(&memory_lock);
+    return host;
+}
+
+uint64_t link_ns(CUcontext context, size_t bytes) {
+    uint64_t rate = context->device->card.shared->link_bytes_per_us;
+    return rate ? bytes * 1000 / rate : 0;
+}
+
+/* At least as long as a kernel: the card does it by one. */
+uint64_t memory_ns(CUcontext context, size_t bytes) {
+    const struct stub_card *shared = context->device->card.shared;
+    return shared->bytes_per_us ? shared->kernel_ns + bytes * 1000 / shared->bytes_per_us : 0;
+}
+
+CUresult submit_local(CUstream handle, bool wait, struct node_work work) {
     CUstream stream;
     TRY(resolve_stream(handle, &stream));
-    if (wait) {
-        REQUIRE(!CAPTURING(stream), CUDA_ERROR_STREAM_CAPTURE_IMPLICIT);
-        queue_wait_stream(stream);
-        run((void *)data);
-        return CUDA_SUCCESS;
-    }
-    void *copy = malloc(size);
+    REQUIRE(!(wait && CAPTURING(stream)), CUDA_ERROR_STREAM_CAPTURE_IMPLICIT);
+    void *copy = malloc(work.data_size);
     REQUIRE(copy, CUDA_ERROR_OUT_OF_MEMORY);
-    memcpy(copy, data, size);
-    return submit_run(stream, run, copy, size, type);
+    memcpy(copy, work.data, work.data_size);
+    work.data = copy;
+    TRY(submit_run(stream, &work));
+    if (wait)
+        queue_wait_stream(stream);
+    return CUDA_SUCCESS;
 }
 
 struct owned_run {
@@ -76,27 +81,34 @@ static void run_and_free(void *argument) {
     free(argument);
 }
 
-CUresult submit_run(CUstream stream, void (*run)(void *), void *data, size_t size, CUgraphNodeType type) {
-    if (CAPTURING(stream)) {
-        struct node_work work = {.type = type, .run = run, .data = data, .data_size = size};
-        return capture_add(stream, &work, NULL);
-    }
+CUresult submit_run(CUstream stream, const struct node_work *work) {
+    if (CAPTURING(stream))
+        return capture_add(stream, work, NULL);
     struct owned_run *owned = malloc(sizeof *owned);
     if (!owned) {
-        free(data);
+        free(work->data);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    *owned = (struct owned_run){run, data};
-    queue_submit(stream, (struct op){.kind = OP_RUN, .run = {run_and_free, owned}});
+    *owned = (struct owned_run){work->run, work->data};
+    enum op_kind kind = work->link ? OP_LINK : OP_RUN;
+    queue_submit(stream, (struct op){.kind = kind, .duration_ns = work->duration_ns, .run = {run_and_free, owned}});
     return CUDA_SUCCESS;
+}
+
+static struct node_work work_of(CUcontext context, struct copy *copy, bool link) {
+    size_t bytes = copy->width * copy->height * copy->depth;
+    return (struct node_work){.type = CU_GRAPH_NODE_TYPE_MEMCPY,
+                              .run = run_copy,
+                              .data = copy,
+                              .data_size = sizeof *copy,
+                              .duration_ns = link ? link_ns(context, bytes) : memory_ns(context, 2 * bytes),
+                              .link = link};
 }
 
 /* ---- Plain copies ---- */
 
-enum direction { ANY_TO_ANY, HOST_TO_DEVICE, DEVICE_TO_HOST, DEVICE_TO_DEVICE };
-
-static CUresult copy_linear(CUdeviceptr to, CUdeviceptr from, size_t bytes, enum direction direction, CUstream handle,
-                            bool wait) {
+CUresult copy_linear(CUdeviceptr to, CUdeviceptr from, size_t bytes, enum direction direction, CUstream handle,
+                     bool wait) {
     CUcontext context;
     TRY(current_context(&context));
     REQUIRE(to && from, CUDA_ERROR_INVALID_VALUE);
@@ -108,11 +120,12 @@ static CUresult copy_linear(CUdeviceptr to, CUdeviceptr from, size_t bytes, enum
     TRY((to_device ? device_bytes : memory_bytes)(to, bytes, true, &to_bytes));
     TRY((from_device ? device_bytes : memory_bytes)(from, bytes, false, &from_bytes));
     struct copy copy = {{from_bytes, bytes, bytes}, {to_bytes, bytes, bytes}, bytes, 1, 1};
-    return submit(handle, wait, run_copy, &copy, sizeof copy, CU_GRAPH_NODE_TYPE_MEMCPY);
+    bool link = on_host(to) || on_host(from);
+    return submit_local(handle, wait && link, work_of(context, &copy, link));
 }
 
 CUresult stub_cuMemcpy(CUdeviceptr to, CUdeviceptr from, size_t bytes) {
-    return copy_linear(to, from, bytes, ANY_TO_ANY, NULL, true);
+    return copy_linear(to, from, bytes, ANY_TO_ANY, synchronous_stream, true);
 }
 
 CUresult stub_cuMemcpyAsync(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream) {
@@ -122,7 +135,7 @@ CUresult stub_cuMemcpyAsync(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUst
 CUresult stub_cuMemcpyPeer(CUdeviceptr to, CUcontext to_context, CUdeviceptr from, CUcontext from_context,
                            size_t bytes) {
     REQUIRE(to_context && from_context, CUDA_ERROR_INVALID_CONTEXT);
-    return copy_linear(to, from, bytes, DEVICE_TO_DEVICE, NULL, true);
+    return copy_linear(to, from, bytes, DEVICE_TO_DEVICE, synchronous_stream, true);
 }
 
 CUresult stub_cuMemcpyPeerAsync(CUdeviceptr to, CUcontext to_context, CUdeviceptr from, CUcontext from_context,
@@ -132,15 +145,15 @@ CUresult stub_cuMemcpyPeerAsync(CUdeviceptr to, CUcontext to_context, CUdevicept
 }
 
 CUresult stub_cuMemcpyHtoD_v2(CUdeviceptr to, const void *from, size_t bytes) {
-    return copy_linear(to, (CUdeviceptr)from, bytes, HOST_TO_DEVICE, NULL, true);
+    return copy_linear(to, (CUdeviceptr)from, bytes, HOST_TO_DEVICE, synchronous_stream, true);
 }
 
 CUresult stub_cuMemcpyDtoH_v2(void *to, CUdeviceptr from, size_t bytes) {
-    return copy_linear((CUdeviceptr)to, from, bytes, DEVICE_TO_HOST, NULL, true);
+    return copy_linear((CUdeviceptr)to, from, bytes, DEVICE_TO_HOST, synchronous_stream, true);
 }
 
 CUresult stub_cuMemcpyDtoD_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes) {
-    return copy_linear(to, from, bytes, DEVICE_TO_DEVICE, NULL, true);
+    return copy_linear(to, from, bytes, DEVICE_TO_DEVICE, synchronous_stream, true);
 }
 
 CUresult stub_cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t bytes, CUstream stream) {
@@ -169,21 +182,23 @@ static CUresult array_bytes(CUarray array, size_t offset, size_t bytes, bool wri
     return CUDA_SUCCESS;
 }
 
-static CUresult copy_with_array(char *to, const char *from, size_t bytes) {
+static CUresult copy_with_array(char *to, const char *from, size_t bytes, bool link) {
+    CUcontext context;
+    TRY(current_context(&context));
     struct copy copy = {{(char *)from, bytes, bytes}, {to, bytes, bytes}, bytes, 1, 1};
-    return submit(NULL, true, run_copy, &copy, sizeof copy, CU_GRAPH_NODE_TYPE_MEMCPY);
+    return submit_local(synchronous_stream, link, work_of(context, &copy, link));
 }
 
 CUresult stub_cuMemcpyHtoA_v2(CUarray to, size_t offset, const void *from, size_t bytes) {
     char *to_bytes;
     TRY(array_bytes(to, offset, bytes, true, &to_bytes));
-    return copy_with_array(to_bytes, from, bytes);
+    return copy_with_array(to_bytes, from, bytes, on_host((CUdeviceptr)from));
 }
 
 CUresult stub_cuMemcpyAtoH_v2(void *to, CUarray from, size_t offset, size_t bytes) {
     char *from_bytes;
     TRY(array_bytes(from, offset, bytes, false, &from_bytes));
-    return copy_with_array(to, from_bytes, bytes);
+    return copy_with_array(to, from_bytes, bytes, on_host((CUdeviceptr)to));
 }
 
 CUresult stub_cuMemcpyDtoA_v2(CUarray to, size_t offset, CUdeviceptr from, size_t bytes) {
@@ -191,7 +206,7 @@ CUresult stub_cuMemcpyDtoA_v2(CUarray to, size_t offset, CUdeviceptr from, size_
     void *from_bytes;
     TRY(array_bytes(to, offset, bytes, true, &to_bytes));
     TRY(device_bytes(from, bytes, false, &from_bytes));
-    return copy_with_array(to_bytes, from_bytes, bytes);
+    return copy_with_array(to_bytes, from_bytes, bytes, on_host(from));
 }
 
 CUresult stub_cuMemcpyAtoD_v2(CUdeviceptr to, CUarray from, size_t offset, size_t bytes) {
@@ -199,14 +214,14 @@ CUresult stub_cuMemcpyAtoD_v2(CUdeviceptr to, CUarray from, size_t offset, size_
     char *from_bytes;
     TRY(device_bytes(to, bytes, true, &to_bytes));
     TRY(array_bytes(from, offset, bytes, false, &from_bytes));
-    return copy_with_array(to_bytes, from_bytes, bytes);
+    return copy_with_array(to_bytes, from_bytes, bytes, on_host(to));
 }
 
 CUresult stub_cuMemcpyAtoA_v2(CUarray to, size_t to_offset, CUarray from, size_t from_offset, size_t bytes) {
     char *to_bytes, *from_bytes;
     TRY(array_bytes(to, to_offset, bytes, true, &to_bytes));
     TRY(array_bytes(from, from_offset, bytes, false, &from_bytes));
-    return copy_with_array(to_bytes, from_bytes, bytes);
+    return copy_with_array(to_bytes, from_bytes, bytes, false);
 }
 
 /* ---- 2D and 3D copies ---- */
@@ -220,7 +235,8 @@ struct end {
     size_t pitch, height;
 };
 
-static CUresult resolve_end(const struct end *end, const CUDA_MEMCPY3D *copy, bool write, struct side *side) {
+static CUresult resolve_end(const struct end *end, const CUDA_MEMCPY3D *copy, bool write, struct side *side,
+                            bool *link) {
     size_t rows = end->height ? end->height : copy->Height;
     side->pitch = end->pitch ? end->pitch : copy->WidthInBytes;
     CUdeviceptr base = end->pointer;
@@ -238,10 +254,12 @@ static CUresult resolve_end(const struct end *end, const CUDA_MEMCPY3D *copy, bo
     void *bytes;
     TRY((end->type == CU_MEMORYTYPE_DEVICE ? device_bytes : memory_bytes)(base, span, write, &bytes));
     side->bytes = bytes;
+    *link |= end->type != CU_MEMORYTYPE_ARRAY && on_host(base);
     return CUDA_SUCCESS;
 }
 
-static CUresult resolve_copy(const CUDA_MEMCPY3D *params, struct copy *copy) {
+static CUresult resolve_copy(const CUDA_MEMCPY3D *params, struct copy *copy, bool *link) {
+    *link = false;
     REQUIRE(params && params->WidthInBytes && params->Height && params->Depth, CUDA_ERROR_INVALID_VALUE);
     bool from_host = params->srcMemoryType == CU_MEMORYTYPE_HOST, to_host = params->dstMemoryType == CU_MEMORYTYPE_HOST;
     struct end from = {params->srcXInBytes,
@@ -260,8 +278,8 @@ static CUresult resolve_copy(const CUDA_MEMCPY3D *params, struct copy *copy) {
                      params->dstArray,
                      params->dstPitch,
                      params->dstHeight};
-    TRY(resolve_end(&from, params, false, &copy->from));
-    TRY(resolve_end(&to, params, true, &copy->to));
+    TRY(resolve_end(&from, params, false, &copy->from, link));
+    TRY(resolve_end(&to, params, true, &copy->to, link));
     copy->width = params->WidthInBytes;
     copy->height = params->Height;
     copy->depth = params->Depth;
@@ -269,23 +287,25 @@ static CUresult resolve_copy(const CUDA_MEMCPY3D *params, struct copy *copy) {
 }
 
 CUresult copy_make(const CUDA_MEMCPY3D *params, struct node_work *work) {
+    CUcontext context;
     struct copy copy;
-    TRY(resolve_copy(params, &copy));
-    work->type = CU_GRAPH_NODE_TYPE_MEMCPY;
-    work->run = run_copy;
-    work->data_size = sizeof copy;
+    bool link;
+    TRY(current_context(&context));
+    TRY(resolve_copy(params, &copy, &link));
+    *work = work_of(context, &copy, link);
     work->data = malloc(sizeof copy);
     REQUIRE(work->data, CUDA_ERROR_OUT_OF_MEMORY);
     memcpy(work->data, &copy, sizeof copy);
     return CUDA_SUCCESS;
 }
 
-static CUresult copy_3d(const CUDA_MEMCPY3D *params, CUstream stream, bool wait) {
+CUresult copy_3d(const CUDA_MEMCPY3D *params, CUstream stream, bool wait) {
     CUcontext context;
     struct copy copy;
+    bool link;
     TRY(current_context(&context));
-    TRY(resolve_copy(params, &copy));
-    return submit(stream, wait, run_copy, &copy, sizeof copy, CU_GRAPH_NODE_TYPE_MEMCPY);
+    TRY(resolve_copy(params, &copy, &link));
+    return submit_local(stream, wait && link, work_of(context, &copy, link));
 }
 
 static CUresult copy_2d(const CUDA_MEMCPY2D *flat, CUstream stream, bool wait) {
@@ -311,79 +331,23 @@ static CUresult copy_2d(const CUDA_MEMCPY2D *flat, CUstream stream, bool wait) {
 }
 
 CUresult stub_cuMemcpy2D_v2(const CUDA_MEMCPY2D *copy) {
-    return copy_2d(copy, NULL, true);
+    return copy_2d(copy, synchronous_stream, true);
 }
 CUresult stub_cuMemcpy2DUnaligned_v2(const CUDA_MEMCPY2D *copy) {
-    return copy_2d(copy, NULL, true);
+    return copy_2d(copy, synchronous_stream, true);
 }
 CUresult stub_cuMemcpy2DAsync_v2(const CUDA_MEMCPY2D *copy, CUstream stream) {
     return copy_2d(copy, stream, false);
 }
 CUresult stub_cuMemcpy3D_v2(const CUDA_MEMCPY3D *copy) {
-    return copy_3d(copy, NULL, true);
+    return copy_3d(copy, synchronous_stream, true);
 }
 CUresult stub_cuMemcpy3DAsync_v2(const CUDA_MEMCPY3D *copy, CUstream stream) {
     return copy_3d(copy, stream, false);
 }
 CUresult stub_cuMemcpy3DPeer(const CUDA_MEMCPY3D_PEER *copy) {
-    return copy_3d(copy, NULL, true);
+    return copy_3d(copy, synchronous_stream, true);
 }
 CUresult stub_cuMemcpy3DPeerAsync(const CUDA_MEMCPY3D_PEER *copy, CUstream stream) {
     return copy_3d(copy, stream, false);
 }
-
-/* ---- Fills ---- */
-
-static CUresult resolve_fill(const CUDA_MEMSET_NODE_PARAMS *params, struct fill *fill) {
-    REQUIRE(params && (params->elementSize == 1 || params->elementSize == 2 || params->elementSize == 4),
-            CUDA_ERROR_INVALID_VALUE);
-    REQUIRE(params->dst % params->elementSize == 0, CUDA_ERROR_INVALID_VALUE);
-    size_t row = params->width * params->elementSize;
-    size_t pitch = params->height > 1 ? params->pitch : row;
-    REQUIRE(pitch >= row, CUDA_ERROR_INVALID_VALUE);
-    void *bytes;
-    TRY(device_bytes(params->dst, (params->height - 1) * pitch + row, true, &bytes));
-    *fill = (struct fill){{bytes, pitch, 0}, params->width, params->height, params->value, params->elementSize};
-    return CUDA_SUCCESS;
-}
-
-CUresult fill_make(const CUDA_MEMSET_NODE_PARAMS *params, struct node_work *work) {
-    struct fill fill;
-    TRY(resolve_fill(params, &fill));
-    work->type = CU_GRAPH_NODE_TYPE_MEMSET;
-    work->run = run_fill;
-    work->data_size = sizeof fill;
-    work->data = malloc(sizeof fill);
-    REQUIRE(work->data, CUDA_ERROR_OUT_OF_MEMORY);
-    memcpy(work->data, &fill, sizeof fill);
-    return CUDA_SUCCESS;
-}
-
-static CUresult fill_memory(CUDA_MEMSET_NODE_PARAMS params, CUstream stream, bool wait) {
-    CUcontext context;
-    struct fill fill;
-    TRY(current_context(&context));
-    if (params.width == 0 || params.height == 0)
-        return CUDA_SUCCESS;
-    TRY(resolve_fill(&params, &fill));
-    return submit(stream, wait, run_fill, &fill, sizeof fill, CU_GRAPH_NODE_TYPE_MEMSET);
-}
-
-#define FILL(bits, element, type)                                                                                      \
-    CUresult stub_cuMemsetD##bits##_v2(CUdeviceptr to, type value, size_t count) {                                     \
-        return fill_memory((CUDA_MEMSET_NODE_PARAMS){to, 0, value, element, count, 1}, NULL, true);                    \
-    }                                                                                                                  \
-    CUresult stub_cuMemsetD##bits##Async(CUdeviceptr to, type value, size_t count, CUstream stream) {                  \
-        return fill_memory((CUDA_MEMSET_NODE_PARAMS){to, 0, value, element, count, 1}, stream, false);                 \
-    }                                                                                                                  \
-    CUresult stub_cuMemsetD2D##bits##_v2(CUdeviceptr to, size_t pitch, type value, size_t width, size_t height) {      \
-        return fill_memory((CUDA_MEMSET_NODE_PARAMS){to, pitch, value, element, width, height}, NULL, true);           \
-    }                                                                                                                  \
-    CUresult stub_cuMemsetD2D##bits##Async(CUdeviceptr to, size_t pitch, type value, size_t width, size_t height,      \
-                                           CUstream stream) {                                                          \
-        return fill_memory((CUDA_MEMSET_NODE_PARAMS){to, pitch, value, element, width, height}, stream, false);        \
-    }
-
-FILL(8, 1, unsigned char)
-FILL(16, 2, unsigned short)
-FILL(32, 4, unsigned)

@@ -5,7 +5,8 @@
  *
  *   driver.c   start, fork, errors             memory.c  allocations       queue.c    streams' work, executor
  *   device.c   device facts                    arena.c   address space     engine.c   a process's time on the card
- *   context.c  contexts, current context       copies.c  memcpy, memset    stream.c   streams, events
+ *   context.c  contexts, current context       copies.c  memcpy            stream.c   streams, events
+ *   fills.c    memset                          batches.c copies by CUDA 12.8 and later, and of CUDA 2
  *   module.c   PTX, functions                  arrays.c  arrays            launch.c   kernel launches
  *   pools.c    stream-ordered memory           virtual.c VMM, multicast    graph.c    graphs; graphexec.c: run
  *   capture.c  stream capture                  link.c    the linker API
@@ -193,14 +194,15 @@ CUresult device_bytes(CUdeviceptr address, size_t size, bool write, void **bytes
 
 /* ---- Queues, engine (queue.c, engine.c) ---- */
 
-enum op_kind { OP_KERNEL, OP_RECORD, OP_WAIT, OP_RUN, OP_HOST };
+/* OP_RUN moves bytes and is done then, or after its time on the engine; OP_LINK after its time on the link. */
+enum op_kind { OP_KERNEL, OP_RECORD, OP_WAIT, OP_RUN, OP_LINK, OP_HOST };
 
 struct op {
     enum op_kind kind;
     uint64_t sequence; /* order of submission on the device */
     uint64_t submitted_ns;
+    uint64_t duration_ns; /* OP_KERNEL, OP_RUN, OP_LINK */
     union {
-        uint64_t duration_ns; /* OP_KERNEL */
         struct {
             CUevent event;
             uint64_t generation;
@@ -208,7 +210,7 @@ struct op {
         struct {
             void (*function)(void *data);
             void *data;
-        } run; /* OP_RUN: of the driver, short; OP_HOST: of the application, may take its time */
+        } run; /* OP_RUN, OP_LINK: of the driver, short; OP_HOST: of the application, may take its time */
     };
 };
 
@@ -352,6 +354,8 @@ struct node_work {
     void (*run)(void *data); /* copies and fills: data is malloced, of data_size */
     void *data;
     size_t data_size;
+    uint64_t duration_ns;
+    bool link; /* that is its time on the link, and not on the engine */
     CUhostFn host;
     CUevent event;
     CUgraph child;
@@ -394,11 +398,26 @@ CUresult capture_free(CUstream stream, CUdeviceptr dptr);
 CUresult capture_record(CUstream stream, CUevent event, unsigned flags);
 CUresult capture_wait(CUstream stream, CUevent event, unsigned flags);
 
-/* Submits a copy or fill: data (malloced, owned from here on) is freed after the run. */
-CUresult submit_run(CUstream stream, void (*run)(void *data), void *data, size_t size, CUgraphNodeType type);
+/* Puts a copy or fill on a stream, or into its capture: work owns its data (malloced), which is freed after the run. */
+CUresult submit_run(CUstream stream, const struct node_work *work);
+/* The same for data that is a local of the caller; with wait it is done on return. */
+CUresult submit_local(CUstream handle, bool wait, struct node_work work);
 /* Makes the run for cuGraphAddMemcpyNode and cuGraphAddMemsetNode. */
 CUresult copy_make(const CUDA_MEMCPY3D *copy, struct node_work *work);
 CUresult fill_make(const CUDA_MEMSET_NODE_PARAMS *params, struct node_work *work);
+/* The two kinds of copies. */
+enum direction { ANY_TO_ANY, HOST_TO_DEVICE, DEVICE_TO_HOST, DEVICE_TO_DEVICE };
+CUresult copy_linear(CUdeviceptr to, CUdeviceptr from, size_t bytes, enum direction direction, CUstream stream,
+                     bool wait);
+CUresult copy_3d(const CUDA_MEMCPY3D *params, CUstream stream, bool wait);
+/* How long it takes to move so many bytes over the link (no engine's time), or to read and write so many on the card.
+ */
+uint64_t link_ns(CUcontext context, size_t bytes);
+uint64_t memory_ns(CUcontext context, size_t bytes);
+/* Is there host memory at this address? Managed memory is the device's. */
+bool on_host(CUdeviceptr address);
+/* The stream of synchronous copies and fills: the calling thread's own in their _ptds twins, else the default. */
+extern _Thread_local CUstream synchronous_stream;
 
 /* The bytes of an array's element row, for copies. */
 struct CUarray_st {

@@ -39,7 +39,10 @@
     CUDA_API(symbol, base, since, params, args)                                                                        \
     EXPORT CUresult symbol##_ptds params {                                                                             \
         FAULTS(symbol)                                                                                                 \
-        return stub_##symbol args;                                                                                     \
+        synchronous_stream = CU_STREAM_PER_THREAD;                                                                     \
+        CUresult result_ = stub_##symbol args;                                                                         \
+        synchronous_stream = NULL;                                                                                     \
+        return result_;                                                                                                \
     }
 #include "abi/cuda_api.def"
 #undef CUDA_API

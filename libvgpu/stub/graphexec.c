@@ -197,7 +197,9 @@ static CUresult launch_step(CUgraphExec exec, struct step *step, CUstream stream
         return CUDA_SUCCESS;
     case CU_GRAPH_NODE_TYPE_MEMCPY:
     case CU_GRAPH_NODE_TYPE_MEMSET:
-        queue_submit(stream, (struct op){.kind = OP_RUN, .run = {work->run, work->data}}); /* exec outlives it */
+        queue_submit(stream, (struct op){.kind = work->link ? OP_LINK : OP_RUN,
+                                         .duration_ns = work->duration_ns,
+                                         .run = {work->run, work->data}}); /* exec outlives it */
         return CUDA_SUCCESS;
     case CU_GRAPH_NODE_TYPE_EVENT_RECORD:
         return stub_cuEventRecord(work->event, stream);

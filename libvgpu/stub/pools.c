@@ -346,7 +346,9 @@ CUresult pool_free(struct allocation *record, CUstream stream) {
         return CUDA_SUCCESS;
     }
     *ordered = (struct ordered_free){record, pending};
-    return submit_run(stream, reach_free, ordered, sizeof *ordered, CU_GRAPH_NODE_TYPE_MEM_FREE);
+    struct node_work work = {.type = CU_GRAPH_NODE_TYPE_MEM_FREE, .run = reach_free, .data = ordered};
+    work.data_size = sizeof *ordered;
+    return submit_run(stream, &work);
 }
 
 CUresult stub_cuMemAllocFromPoolAsync(CUdeviceptr *dptr, size_t bytes, CUmemoryPool pool, CUstream handle) {

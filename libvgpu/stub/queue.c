@@ -130,7 +130,10 @@ static uint64_t perform(struct executor *executor, const struct op *op, uint64_t
         return now_ns();
     case OP_RUN:
         op->run.function(op->run.data);
-        return ready_ns;
+        return op->duration_ns ? engine_run(executor->device, ready_ns, op->duration_ns) : ready_ns;
+    case OP_LINK: /* beside the engine: nobody waits for it but who waits for the stream */
+        op->run.function(op->run.data);
+        return ready_ns + op->duration_ns;
     default:
         return ready_ns;
     }
@@ -247,15 +250,15 @@ void queue_submit(CUstream stream, struct op op) {
     }
     while (stream->submitted - stream->completed == QUEUE_DEPTH)
         watch(executor);
-    bool instant = op.kind == OP_RECORD || op.kind == OP_WAIT || op.kind == OP_RUN ||
-                   (op.kind == OP_KERNEL && op.duration_ns == 0);
+    bool instant = op.kind == OP_RECORD || op.kind == OP_WAIT || op.kind == OP_LINK ||
+                   ((op.kind == OP_KERNEL || op.kind == OP_RUN) && op.duration_ns == 0);
     if (instant && executor->pending == 0 && !(op.kind == OP_WAIT && op.event.event->completed < op.event.generation)) {
         uint64_t time_ns = stream->time_ns > op.submitted_ns ? stream->time_ns : op.submitted_ns;
         executor->pending++;
         stream->submitted++;
-        if (op.kind == OP_RUN)
+        if (op.kind == OP_RUN || op.kind == OP_LINK)
             op.run.function(op.run.data);
-        complete(executor, stream, &op, time_ns);
+        complete(executor, stream, &op, op.kind == OP_LINK ? time_ns + op.duration_ns : time_ns);
         pthread_mutex_unlock(&executor->lock);
         return;
     }
@@ -269,10 +272,21 @@ void queue_submit(CUstream stream, struct op op) {
     pthread_mutex_unlock(&executor->lock);
 }
 
+/* Work on the link ends when its time is over, and nobody has to do anything for it. */
+static void sleep_until(uint64_t time_ns) {
+    uint32_t never = 0;
+    while (now_ns() < time_ns)
+        futex_wait_until(&never, 0, time_ns);
+}
+
+static uint64_t latest(uint64_t time_ns, const struct CUstream_st *stream) {
+    return stream->time_ns > time_ns ? stream->time_ns : time_ns;
+}
+
 void queue_wait_stream(CUstream stream) {
     struct executor *executor = executor_of(stream);
     pthread_mutex_lock(&executor->lock);
-    uint64_t submitted = stream->submitted;
+    uint64_t submitted = stream->submitted, until = 0;
     while (stream->completed < submitted)
         watch(executor);
     if (stream->legacy) { /* which also waits for the blocking streams */
@@ -282,22 +296,26 @@ void queue_wait_stream(CUstream stream) {
             uint64_t mark = other->submitted;
             while (other->completed < mark)
                 watch(executor);
+            until = latest(until, other);
         }
     }
+    until = latest(until, stream);
     pthread_mutex_unlock(&executor->lock);
+    sleep_until(until);
 }
 
 void queue_wait_context(CUcontext context) {
     struct executor *executor = context->device->executor;
     pthread_mutex_lock(&executor->lock);
-    if (executor->pending > 0) {
-        for (CUstream stream = context->streams; stream; stream = stream->next) {
-            uint64_t submitted = stream->submitted;
-            while (stream->completed < submitted)
-                watch(executor);
-        }
+    uint64_t until = 0;
+    for (CUstream stream = context->streams; stream; stream = stream->next) {
+        uint64_t submitted = stream->submitted;
+        while (stream->completed < submitted)
+            watch(executor);
+        until = latest(until, stream);
     }
     pthread_mutex_unlock(&executor->lock);
+    sleep_until(until);
 }
 
 void queue_wait_event(CUevent event, uint64_t generation) {
@@ -305,17 +323,24 @@ void queue_wait_event(CUevent event, uint64_t generation) {
     pthread_mutex_lock(&executor->lock);
     while (event->completed < generation)
         watch(executor);
+    uint64_t until = event->time_ns;
     pthread_mutex_unlock(&executor->lock);
+    sleep_until(until);
 }
 
 bool queue_stream_idle(CUstream stream) {
     struct executor *executor = executor_of(stream);
     pthread_mutex_lock(&executor->lock);
     bool idle = stream->completed == stream->submitted;
-    for (CUstream other = stream->context->streams; idle && stream->legacy && other; other = other->next)
-        idle = (other->flags & CU_STREAM_NON_BLOCKING) || other->completed == other->submitted;
+    uint64_t until = stream->time_ns;
+    for (CUstream other = stream->context->streams; idle && stream->legacy && other; other = other->next) {
+        if (other->flags & CU_STREAM_NON_BLOCKING)
+            continue;
+        idle = other->completed == other->submitted;
+        until = latest(until, other);
+    }
     pthread_mutex_unlock(&executor->lock);
-    return idle;
+    return idle && until <= now_ns();
 }
 
 /* ---- Streams and events as objects ---- */

@@ -210,6 +210,7 @@ CUresult stub_cuEventQuery(CUevent event) {
     REQUIRE(!event->capture, CUDA_ERROR_CAPTURED_EVENT);
     bool done =
         __atomic_load_n(&event->completed, __ATOMIC_ACQUIRE) >= __atomic_load_n(&event->recorded, __ATOMIC_ACQUIRE);
+    done = done && event->time_ns <= now_ns(); /* not before what the link has to do */
     return done ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
 }
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from api.vgpuconfig import Policy
 from libvgpu.paths import library_path
 from libvgpu.shares import Limits, create_share
-from libvgpu.stub import StubGPU, create_driver_root, library_directory, read_card, stub_environment
+from libvgpu.stub import StubGPU, StubSettings, create_driver_root, library_directory, read_card, stub_environment
 
 NATIVE = Path(__file__).parent / "native"
 ROOT = Path(__file__).parents[2]
@@ -79,6 +79,10 @@ class Run:
         return (used[last] - used[first]) / (self.moments_s[last] - self.moments_s[first]) * 100
 
 
+_SETTINGS = StubSettings(bytes_per_us=0)
+"""Fills and copies take no time, so that what calling them costs is seen."""
+
+
 class Rig:
     """A machine with one card; shares as folders, each of which stands for a container."""
 
@@ -91,7 +95,7 @@ class Rig:
     def reset(self) -> None:
         """Make a new card, without shares."""
         shutil.rmtree(self.shares, ignore_errors=True)
-        create_driver_root(self.root / "driver", [StubGPU("Stub", 64 << 30, UUID)])
+        create_driver_root(self.root / "driver", [StubGPU("Stub", 64 << 30, UUID, settings=_SETTINGS)])
 
     def share(self, tenant: Tenant, memory_bytes: int = 1 << 30) -> Path:
         """Create the share of a tenant; return its folder."""

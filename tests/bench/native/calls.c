@@ -4,6 +4,9 @@
  *
  *     launch      cuLaunchKernel of a kernel that takes no time
  *     launch-two  of two of them in turn
+ *     fill        cuMemsetD8Async of 4 KiB
+ *     copy        cuMemcpyDtoDAsync of 4 KiB
+ *     three       a launch, a fill and a copy
  *     pair        cuMemAlloc and cuMemFree of 1 MiB
  *     pair-live   the same with 10,000 live allocations
  *     info        cuMemGetInfo
@@ -46,6 +49,23 @@ static void launch_two(void) {
     CHECK(cuLaunchKernel(turn ? function : other, 1, 1, 1, 1, 1, 1, 0, NULL, NULL, NULL));
 }
 
+static CUdeviceptr from, to;
+enum { MOVED = 4096 };
+
+static void fill(void) {
+    CHECK(cuMemsetD8Async(to, 1, MOVED, NULL));
+}
+
+static void copy(void) {
+    CHECK(cuMemcpyDtoDAsync_v2(to, from, MOVED, NULL));
+}
+
+static void three(void) {
+    launch();
+    fill();
+    copy();
+}
+
 static void pair(void) {
     CUdeviceptr pointer;
     CHECK(cuMemAlloc_v2(&pointer, BYTES));
@@ -72,8 +92,8 @@ static void hold(void) {
 static const struct {
     const char *name;
     void (*call)(void);
-} figures[] = {{"launch", launch}, {"launch-two", launch_two}, {"pair", pair}, {"pair-live", pair},
-               {"info", info},     {"reject", reject},         {"hold", hold}};
+} figures[] = {{"launch", launch}, {"launch-two", launch_two}, {"fill", fill}, {"copy", copy},     {"three", three},
+               {"pair", pair},     {"pair-live", pair},        {"info", info}, {"reject", reject}, {"hold", hold}};
 
 static double quickest_ns(void (*call)(void)) {
     double quickest = 1e18;
@@ -98,6 +118,8 @@ int main(int argc, char **argv) {
     CHECK(cuModuleGetFunction(&function, module, "instant"));
     CHECK(cuModuleLoadData(&module, image));
     CHECK(cuModuleGetFunction(&other, module, "instant"));
+    CHECK(cuMemAlloc_v2(&from, MOVED));
+    CHECK(cuMemAlloc_v2(&to, MOVED));
     if (argc > 1 && strcmp(argv[1], "pair-live") == 0)
         for (int i = 0; i < LIVE; i++)
             CHECK(cuMemAlloc_v2(&live[i], 4096));

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.unit.libvgpu.moves import MOVES, REFUSED, SETUP
+
 
 @dataclass(frozen=True)
 class Scenario:
@@ -87,6 +89,8 @@ _FREE = "lambda: cuda.cuMemFree_v2(p)"
 _TAKE = f"take({_FREE}, cuda.cuMemAlloc_v2, byref(p), c_size_t(%s))"
 _OTHER = "take(lambda: cuda.cuMemFree_v2(q), cuda.cuMemAlloc_v2, byref(q), c_size_t(%s))"
 _TRIM = "check(cuda.cuDeviceGraphMemTrim(0))"
+_MOVES = {**REFUSED, **{name: arguments for kind in MOVES.values() for name, arguments in kind.items()}}
+_CALLS = ", ".join(f"{name!r}: lambda: cuda.{name}({arguments})" for name, arguments in _MOVES.items())
 _OVERSUBSCRIBE: dict[str, Any] = {"oversubscribe": True, "host_memory_bytes": 100 << 20}
 _OLD = """
 old = not v.endswith('_v2')
@@ -406,6 +410,12 @@ if take(lambda: cuda.cuMemFree_v2(p), cuda.cuMemAlloc_v2, byref(p), c_size_t(MIB
         setup="""context, stream = start(), c_void_p()
 check(cuda.cuStreamCreate(byref(stream), 1))
 function = kernel("none")""",
+        limits={"cores_percent": 50},
+    ),
+    "filled or copied": Scenario(
+        "p = Pointer()\nif take(lambda: cuda.cuMemFree_v2(p), cuda.cuMemAlloc_v2, byref(p), c_size_t(MIB)): calls[v]()",
+        tuple(_MOVES),
+        setup=f"{SETUP}\ncontext = start()\nready()\ncalls = {{{_CALLS}}}",
         limits={"cores_percent": 50},
     ),
 }

@@ -368,14 +368,16 @@ def test_a_new_graph_with_the_handle_of_an_old_one_is_charged_for_what_it_takes(
     assert read_books(share).gpu_time_ns == pytest.approx(100e6, rel=0.1)
 
 
-def test_launches_of_a_signal_handler_that_interrupts_the_driver_are_charged(machine: "Machine") -> None:
+def test_launches_and_copies_of_a_signal_handler_that_interrupts_the_driver_are_charged(machine: "Machine") -> None:
     share = machine.share(cores_percent=50)
     machine.run("""
         import ctypes, signal, threading, time
         start()
         known, new = kernel(), kernel("spin_new")
+        to, source, size = alloc(4096), alloc(4096), c_size_t(4096)
         for _ in range(10):
             launch(known, 1_000_000)
+            check(cuda.cuMemcpyAsync(to, source, size, None))
         synchronize()
         libc = ctypes.CDLL(None)
 
@@ -383,6 +385,7 @@ def test_launches_of_a_signal_handler_that_interrupts_the_driver_are_charged(mac
         def handler(number):
             launch(known, 1_000_000)
             launch(new, 1_000_000)
+            check(cuda.cuMemcpyAsync(to, source, size, None))
 
         libc.signal.argtypes = [ctypes.c_int, ctypes.CFUNCTYPE(None, ctypes.c_int)]
         libc.signal(signal.SIGUSR1, handler)
@@ -395,7 +398,7 @@ def test_launches_of_a_signal_handler_that_interrupts_the_driver_are_charged(mac
         synchronize()
     """)
     books = read_books(share)
-    assert books.launches == 25
+    assert books.launches == 40  # with 15 copies
     assert sum(process.launches for process in read_card(machine.card).processes) == 25
 
 

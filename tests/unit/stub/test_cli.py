@@ -60,6 +60,6 @@ def test_a_setting_changes_on_a_card_in_use(machine: Machine) -> None:
     process.heard()
     assert read_card(machine.card_file()).used == 2 * MIB
     with pytest.raises(
-        ValueError, match="no setting 'speed'; there are array_tile_bytes, context_bytes, ecc_uncorrected,"
+        ValueError, match="no setting 'speed'; there are array_tile_bytes, bytes_per_us, context_bytes,"
     ):
         change_settings(machine.card_file(), speed=1)
