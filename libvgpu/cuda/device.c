@@ -75,28 +75,6 @@ struct vgpu_device *vgpu__cuda_current(CUcontext *context, CUresult *result) {
     return *result == CUDA_SUCCESS ? vgpu__cuda_device(ordinal, result) : NULL;
 }
 
-/* The default streams (0, and the two small numbers that stand for them) are those of the current context. */
-CUresult vgpu__cuda_stream_ordinal(CUstream stream, CUdevice *ordinal) {
-    enum { LAST_DEFAULT = 2 }; /* CU_STREAM_PER_THREAD */
-    CUresult result, ignored;
-    CUcontext context;
-    struct vgpu_process *process = vgpu_process();
-    bool one_device = process != NULL && __atomic_load_n(&process->only_device, __ATOMIC_RELAXED) != NULL;
-    if (one_device || (uintptr_t)stream <= LAST_DEFAULT) {
-        VGPU_CALL(result, cuCtxGetDevice, ordinal);
-        return result;
-    }
-    VGPU_CALL(result, cuStreamGetCtx, stream, &context);
-    if (result == CUDA_SUCCESS)
-        VGPU_CALL(result, cuCtxPushCurrent_v2, context);
-    if (result != CUDA_SUCCESS)
-        return result;
-    VGPU_CALL(result, cuCtxGetDevice, ordinal);
-    VGPU_CALL(ignored, cuCtxPopCurrent_v2, &context);
-    (void)ignored;
-    return result;
-}
-
 static struct vgpu_lock starting = VGPU_UNLOCKED; /* the driver's start, with its environment */
 
 static void forget_parent(void) {

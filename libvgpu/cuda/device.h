@@ -32,7 +32,4 @@ struct vgpu_device *vgpu__cuda_device(CUdevice ordinal, CUresult *result);
 /* The shares of the calling thread's current context, and that context. */
 struct vgpu_device *vgpu__cuda_current(CUcontext *context, CUresult *result);
 
-/* The device that a stream's work runs on, whatever context is current. */
-CUresult vgpu__cuda_stream_ordinal(CUstream stream, CUdevice *ordinal);
-
 #endif

@@ -185,14 +185,11 @@ bool vgpu__launch_captured(CUstream stream) {
 
 static struct vgpu_device *device_of(struct vgpu_process *process, CUstream stream, CUresult *result) {
     struct vgpu_device *device = __atomic_load_n(&process->only_device, __ATOMIC_RELAXED);
-    struct vgpu__place place;
-    CUcontext context;
+    CUdevice ordinal;
     if (device != NULL)
         return device;
-    vgpu__place_enter(&place, stream, false);
-    device = vgpu__cuda_current(&context, result);
-    vgpu__place_leave(&place);
-    return device;
+    *result = vgpu__place_ordinal(stream, &ordinal);
+    return *result == CUDA_SUCCESS ? vgpu__cuda_device(ordinal, result) : NULL;
 }
 
 /* A launch in the middle of a call of the driver, or of the payment for another launch: a signal handler's. What was

@@ -43,3 +43,15 @@ void vgpu__place_leave(struct vgpu__place *place) {
         VGPU_CALL(ignored, cuCtxPopCurrent_v2, &context);
     (void)ignored;
 }
+
+CUresult vgpu__place_ordinal(CUstream stream, CUdevice *ordinal) {
+    const struct vgpu_process *process = vgpu_process();
+    bool one_device = process != NULL && __atomic_load_n(&process->only_device, __ATOMIC_RELAXED) != NULL;
+    struct vgpu__place place;
+    CUresult result;
+    vgpu__place_enter(&place, one_device ? NULL : stream, false); /* any context is of the only one */
+    VGPU_CALL(result, cuCtxGetDevice, ordinal);
+    bool entered = place.context != NULL;
+    vgpu__place_leave(&place);
+    return result == CUDA_SUCCESS && !entered ? CUDA_ERROR_INVALID_CONTEXT : result;
+}

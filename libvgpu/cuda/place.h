@@ -21,4 +21,7 @@ void vgpu__place_enter(struct vgpu__place *place, CUstream stream, bool relaxed)
 void vgpu__place_enter_context(struct vgpu__place *place, CUcontext context, bool relaxed);
 void vgpu__place_leave(struct vgpu__place *place);
 
+/* The device that a stream's work runs on, whatever context is current. */
+CUresult vgpu__place_ordinal(CUstream stream, CUdevice *ordinal);
+
 #endif

@@ -9,6 +9,7 @@
 #include "cuda/launch.h"
 #include "cuda/memory.h"
 #include "cuda/oversubscribe.h"
+#include "cuda/place.h"
 #include "cuda/poolrecords.h"
 
 #include <stddef.h>
@@ -103,7 +104,7 @@ static CUresult allocate(struct request r) {
         return CUDA_ERROR_NOT_PERMITTED;
     if (handle == NULL) {
         CUdevice ordinal;
-        result = vgpu__cuda_stream_ordinal(r.stream, &ordinal);
+        result = vgpu__place_ordinal(r.stream, &ordinal);
         if (result == CUDA_SUCCESS)
             VGPU_CALL(result, cuDeviceGetMemPool, &handle, ordinal);
         if (result != CUDA_SUCCESS)

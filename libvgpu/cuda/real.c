@@ -22,8 +22,8 @@ const struct vgpu_cuda_entry vgpu__cuda_entries[VGPU_FN_COUNT] = {
 };
 
 const vgpu_function vgpu__cuda_hooks[VGPU_FN_COUNT] = {
-#define HOOK(symbol, what)  [VGPU_FN_##symbol] = (vgpu_function)symbol,
-#define HOOK2(symbol, what) HOOK(symbol, what) HOOK(symbol##_ptsz, what)
+#define HOOK(symbol, what)      [VGPU_FN_##symbol] = (vgpu_function)symbol,
+#define HOOK2(symbol, what)     HOOK(symbol, what) HOOK(symbol##_ptsz, what)
 #define HOOK_PTDS(symbol, what) HOOK(symbol, what) HOOK(symbol##_ptds, what)
 #include "cuda/hooks.def"
 #undef HOOK
