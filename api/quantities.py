@@ -6,6 +6,7 @@ not absurd.
 
 import re
 from decimal import ROUND_CEILING, Decimal
+from functools import lru_cache
 
 from kubernetes.utils.quantity import parse_quantity
 
@@ -70,7 +71,12 @@ def parse_count_up(quantity: object, where: str) -> int:
 def _parse(quantity: object) -> Decimal | None:
     if isinstance(quantity, bool) or not isinstance(quantity, str | int):
         return None
-    if isinstance(quantity, str) and not _FORM.fullmatch(quantity):
+    return _parse_text(quantity) if isinstance(quantity, str) else Decimal(quantity)
+
+
+@lru_cache(1024)  # the claims of a cluster ask for the same few amounts
+def _parse_text(quantity: str) -> Decimal | None:
+    if not _FORM.fullmatch(quantity):
         return None
     try:
         value: Decimal = parse_quantity(quantity)  # type: ignore[no-untyped-call]

@@ -166,6 +166,11 @@ class LeaderElector:
         try:
             lease = self._kube.get(LEASES, settings.name, settings.namespace)
         except NotFoundError:
+            # Somebody deleted it, which its holder does not know yet.
+            if self._seen is not None and not may_take(
+                {"spec": self._seen.spec}, self._seen, settings.identity, monotonic_s()
+            ):
+                return False
             fresh = {
                 "apiVersion": LEASES.api_version,
                 "kind": "Lease",

@@ -26,6 +26,9 @@ FENCE = 2
 """Of the leader before, one write may still be on its way; what it creates is of the next generation at most, and so is
 below this one, where schedulers do not look at it."""
 
+_LAST_GENERATION = (1 << 63) - 1 - FENCE
+"""There is no next one (int64). Only somebody else can have written so high a number: the pool begins anew."""
+
 
 @dataclass(frozen=True)
 class Pool:
@@ -82,7 +85,7 @@ def plan(
         settled: by slice name, differences that a write did not remove before.
         generation_step: how far a new generation is above the last: FENCE for the first one of a new leader.
     """
-    if wanted is None:
+    if wanted is None or generation(stored) > _LAST_GENERATION:
         return Plan(deletes=tuple(_target(obj) for obj in stored))
     kept = {obj["metadata"]["name"]: obj for obj in stored if _belongs(obj, wanted)}
     wanted_names = [slice_name(index, wanted.node, wanted.driver) for index in range(len(wanted.slices))]

@@ -91,14 +91,12 @@ def claim_trimmer(driver: str) -> Callable[[Object], ClaimRecord | None]:
             held = replace(view.allocation, results=results, configs=())
             if not results:
                 return None
-            return ClaimRecord(subject, replace(_bare(view), requests=(), allocation=held), "", view.digest())
-        return ClaimRecord(subject, _bare(view), check_configs(view.configs, driver, str(view)))
+            bare = replace(view, requests=(), configs=(), allocation=held, reserved_for=(), limits_annotation=None)
+            return ClaimRecord(subject, bare, "", view.digest())
+        problem = check_configs(view.configs, driver, str(view))
+        return ClaimRecord(subject, replace(view, configs=(), reserved_for=(), limits_annotation=None), problem)
 
     return trim
-
-
-def _bare(view: ClaimView) -> ClaimView:
-    return replace(view, configs=(), reserved_for=(), limits_annotation=None)
 
 
 def template_trimmer(driver: str) -> Callable[[Object], TemplateRecord | None]:

@@ -115,16 +115,18 @@ class Watcher(Generic[T]):
 
     def _run(self) -> None:
         while not self._stopping.is_set():
+            begun = time.monotonic()
             try:
                 if self._version is None:
                     self._list()
-                begun = time.monotonic()
                 self._watch(self._version or "0")
                 # Ended as it should be, after minutes; one that ends at once (a proxy on the way) must not be a loop.
                 self._stopping.wait(max(begun + _FIRST_DELAY_S - time.monotonic(), 0.0))
             except GoneError:
                 log.info("watch is too old, listing anew", extra={"kind": self._kind.resource.plural})
                 self._version = None
+                # At once, but not again and again where what was listed a moment ago is too old already.
+                self._stopping.wait(max(begun + _FIRST_DELAY_S - time.monotonic(), 0.0))
             except KubeError as error:
                 self._wait(error)
             except Exception as error:

@@ -2,7 +2,8 @@
 
 Called by `make bench`. Nodes are kwok's, inventories are made here with a heartbeat each, as agents would; API server,
 scheduler, controller-manager and our controller are the real ones. Pods with fractions and plain pods with CPU requests
-are placed in one run, on the same nodes, by the same scheduler.
+are placed in one run, on the same nodes, by the same scheduler; then pods with fractions once more, while others wait
+whose claims no device can serve.
 """
 
 import contextlib
@@ -33,8 +34,11 @@ from tests.bench.processes import cpu_s, resident_mb
 NODE_COUNT = 200
 GPUS_PER_NODE = 8
 POD_COUNT = 3000
+WAITING_COUNT = 1000
 _CHANGES = 40
+_IDLE_S = 30.0
 _NAMESPACE = "fleet"
+_WAITING_NAMESPACE = "fleet-waiting"
 _TEMPLATE = "part"
 _CLIENTS = 8
 _TIMEOUT_S = 300.0
@@ -80,7 +84,10 @@ def main() -> None:
             _measure_offer(fleet)
             plain = _measure_pods(fleet, "plain", _plain_pod)
             fractions = _measure_pods(fleet, "fraction", _fraction_pod)
+            _measure_waiting(fleet)
+            beside_waiting = _measure_pods(fleet, "more", _fraction_pod)
         print(f"  with fractions against plain pods           {fractions / plain:.2f}")
+        print(f"  the same while {WAITING_COUNT:,} pods wait, against none     {beside_waiting / fractions:.2f}")
         print(f"  controller, resident memory                 {resident_mb(fleet.controller()):.0f} MB")
 
 
@@ -89,9 +96,11 @@ def _install(fleet: Fleet, kwok: Path) -> None:
     client.create(_CRDS, nodeinventory.crd())
     cluster.kubectl("wait", "--for=condition=Established", f"crd/{nodeinventory.crd()['metadata']['name']}")
     version = client.resource_api_version()
-    client.create(_NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": _NAMESPACE}})
-    client.create(Resource(names.RESOURCE_GROUP, version, "resourceclaimtemplates", True), _template(version))
-    cluster.kubectl("-n", _NAMESPACE, "wait", "--for=create", "serviceaccount/default", "--timeout=60s")
+    templates = Resource(names.RESOURCE_GROUP, version, "resourceclaimtemplates", True)
+    for namespace, memory in (_NAMESPACE, "8Gi"), (_WAITING_NAMESPACE, "81Gi"):
+        client.create(_NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+        client.create(templates, _template(version, namespace, memory))
+        cluster.kubectl("-n", namespace, "wait", "--for=create", "serviceaccount/default", "--timeout=60s")
     kubeconfig = f"--kubeconfig={cluster.kubeconfig}"
     environment = {"PATH": os.environ.get("PATH", os.defpath), "PYTHONPATH": str(_ROOT)}
     cluster.start_process(
@@ -158,6 +167,28 @@ def _measure_pods(fleet: Fleet, kind: str, pod: Callable[[str], dict[str, Any]])
     costs = [f"{name} {1000 * (after[name] - before[name]) / POD_COUNT:.1f}" for name in _PARTS]
     print(f"  {'CPU for each, to its end, ms':<42}  {', '.join(costs)}")
     return POD_COUNT / passed_s
+
+
+def _measure_waiting(fleet: Fleet) -> None:
+    """Create pods whose claims ask for more than a GPU has, and leave them; print what they cost once they wait."""
+    client = fleet.client
+    pods = [f"waiting-{number}" for number in range(WAITING_COUNT)]
+    selection = Selection(namespace=_WAITING_NAMESPACE)
+    version = client.list(PODS, selection)["metadata"]["resourceVersion"]
+    began_s, before = time.monotonic(), fleet.cpu_s()["controller"]
+    _for_each(pods, lambda name: client.create(PODS, _fraction_pod(name, _WAITING_NAMESPACE)))
+    left = set(pods)
+    for obj in _changes(client, PODS, selection, version):
+        if any(condition.get("reason") == "Unschedulable" for condition in obj["status"].get("conditions") or []):
+            left.discard(obj["metadata"]["name"])
+            if not left:
+                break
+    tried_s, tried = time.monotonic(), fleet.cpu_s()["controller"]
+    print(f"  {f'{WAITING_COUNT:,} pods found to wait':<42}  in {tried_s - began_s:.0f} s,", end=" ")
+    print(f"controller's CPU {tried - before:.1f} s,", end=" ", flush=True)
+    time.sleep(_IDLE_S)
+    idle = (fleet.cpu_s()["controller"] - tried) / (time.monotonic() - tried_s)
+    print(f"then {100 * idle:.0f} % of a core")
 
 
 def _remove_pods(fleet: Fleet) -> None:
@@ -234,15 +265,15 @@ def _gpu(node: str, index: int) -> DeviceFacts:
     )
 
 
-def _template(version: str) -> dict[str, Any]:
+def _template(version: str, namespace: str, memory: str) -> dict[str, Any]:
     exactly = {
         "deviceClassName": names.DEVICE_CLASS_ANY,
-        "capacity": {"requests": {names.CAPACITY_MEMORY: "8Gi", names.CAPACITY_CORES: "10"}},
+        "capacity": {"requests": {names.CAPACITY_MEMORY: memory, names.CAPACITY_CORES: "10"}},
     }
     return {
         "apiVersion": f"{names.RESOURCE_GROUP}/{version}",
         "kind": "ResourceClaimTemplate",
-        "metadata": {"name": _TEMPLATE, "namespace": _NAMESPACE},
+        "metadata": {"name": _TEMPLATE, "namespace": namespace},
         "spec": {"spec": {"devices": {"requests": [{"name": "gpu", "exactly": exactly}]}}},
     }
 
@@ -252,14 +283,14 @@ def _plain_pod(name: str) -> dict[str, Any]:
     return _pod(name, {"containers": [container]})
 
 
-def _fraction_pod(name: str) -> dict[str, Any]:
+def _fraction_pod(name: str, namespace: str = _NAMESPACE) -> dict[str, Any]:
     container = {"name": "main", "image": "none", "resources": {"claims": [{"name": "gpu"}]}}
     claims = [{"name": "gpu", "resourceClaimTemplateName": _TEMPLATE}]
-    return _pod(name, {"containers": [container], "resourceClaims": claims})
+    return _pod(name, {"containers": [container], "resourceClaims": claims}, namespace)
 
 
-def _pod(name: str, spec: dict[str, Any]) -> dict[str, Any]:
-    metadata = {"name": name, "namespace": _NAMESPACE}
+def _pod(name: str, spec: dict[str, Any], namespace: str = _NAMESPACE) -> dict[str, Any]:
+    metadata = {"name": name, "namespace": namespace}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"restartPolicy": "Never", **spec}}
 
 

@@ -153,6 +153,29 @@ def test_a_leader_that_cannot_renew_stops_before_others_may_begin(kube: FakeKube
     assert first.told == ["started", "stopped", "started"]
 
 
+def test_a_lease_that_somebody_deletes_stays_with_its_holder(
+    kube: FakeKube, first: Candidate, second: Candidate
+) -> None:
+    kube.create(LEASES, {"metadata": {"namespace": "system", "name": "lease"}, **lease("first", duration_s=60)})
+    for candidate in (second, first):
+        candidate.elector._attempt()
+    kube.delete(LEASES, {"metadata": {"namespace": "system", "name": "lease"}})
+
+    second.elector._attempt()
+    assert kube.objects(LEASES) == []
+    first.elector._attempt()
+
+    assert kube.get(LEASES, "lease", "system")["spec"]["holderIdentity"] == "first"
+
+
+def test_a_lease_that_is_gone_is_taken_once_its_holder_has_been_silent(kube: FakeKube, second: Candidate) -> None:
+    kube.create(LEASES, {"metadata": {"namespace": "system", "name": "lease"}, **lease("dead", duration_s=1)})
+    second.elector.start()
+    wait_until(second.elector.in_contact)
+    kube.delete(LEASES, {"metadata": {"namespace": "system", "name": "lease"}})
+    wait_until(second.elector.is_leading)
+
+
 def test_a_lease_that_somebody_took_ends_leading(kube: FakeKube, first: Candidate) -> None:
     first.elector.start()
     wait_until(first.elector.is_leading)

@@ -140,6 +140,13 @@ def test_a_slice_that_the_leader_before_still_creates_is_below_the_first_generat
     assert generations(mine.updates) == {6}
 
 
+def test_a_pool_whose_generation_somebody_set_to_the_last_that_there_is_begins_anew() -> None:
+    wanted = pool(("a",), ("b",))
+    result = plan(wanted, stored(wanted, (1 << 63) - 1))
+    assert (names_of(result.deletes), result.updates, result.creates) == (["00000", "00001"], (), ())
+    assert generations(plan(wanted, []).creates) == {1}
+
+
 def test_a_difference_that_a_write_did_not_remove_is_not_fought_over() -> None:
     wanted = pool(("a",))
     sent = next(render(wanted, 1))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from api.errors import KubeError
+from api.errors import GoneError, KubeError
 from api.kube import NODES
 from api.kubefake import FakeKube
 from controller.watching import Key, Kind, Watcher
@@ -134,6 +134,20 @@ def test_a_change_is_in_the_indexes_before_it_counts_as_seen_and_is_told_of_afte
         watcher.stop()
         kube.set_down(True)
         assert watcher.join(5)
+
+
+def test_a_watch_that_is_too_old_as_soon_as_it_is_opened_is_not_listed_for_in_a_loop() -> None:
+    class Forgetful(FakeKube):
+        def watch(self, *_: Any, **__: Any) -> Iterator[Any]:
+            self.requests.append(("watch", ""))
+            raise GoneError("too old resource version", 410)
+
+    forgetful = Forgetful()
+    changes = Changes(forgetful)
+    wait_until(lambda: len(forgetful.requests) == 4)  # twice a list and a watch
+    changes.watcher.stop()
+    assert changes.watcher.join(5)
+    assert len(forgetful.requests) == 4
 
 
 def test_a_watch_that_ends_at_once_is_not_opened_in_a_loop(kube: FakeKube) -> None:
