@@ -7,7 +7,7 @@ since the boot, which no clock that somebody sets can move. What an operator cle
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from libvgpu.files import locked
 FAULTS_FILE = "faults.json"
 BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
 _MOST_CLEARINGS = 100
+_CLEARING_FIELDS = ("uuid", "xid", "by", "reason", "at")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Fault:
     xid: int
     at_s: float
     """Seconds since the boot."""
+    extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """Fields of another release."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Clearing:
     reason: str
     at: str
     """RFC 3339, by the wall clock: for people to read."""
+    extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """Fields of another release."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class FaultRecord:
     faults: Mapping[str, Fault] = field(default_factory=dict)
     """By the device's UUID."""
     cleared: tuple[Clearing, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """Fields of another release."""
 
 
 class FaultFile:
@@ -81,8 +88,10 @@ class FaultFile:
             stored: dict[str, Any] = json.loads(read_if_there(self.path) or b"{}")
             if stored.get("bootID") != boot_id():
                 return FaultRecord()
-            faults = {str(uuid): Fault(int(one["xid"]), float(one["at"])) for uuid, one in stored["faults"].items()}
-            return FaultRecord(faults, tuple(Clearing(**one) for one in stored.get("cleared", ())))
+            del stored["bootID"]
+            faults = {str(uuid): _fault(dict(one)) for uuid, one in stored.pop("faults").items()}
+            cleared = tuple(_clearing(dict(one)) for one in stored.pop("cleared", ()))
+            return FaultRecord(faults, cleared, stored)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise StateError(f"{self.path}: found {error!r}, expected the faults of this node") from error
 
@@ -92,11 +101,26 @@ class FaultFile:
             remove(self.path)
             return
         content = {
+            **record.extra,
             "bootID": boot_id(),
-            "faults": {uuid: {"xid": fault.xid, "at": fault.at_s} for uuid, fault in record.faults.items()},
-            "cleared": [asdict(one) for one in record.cleared[-_MOST_CLEARINGS:]],
+            "faults": {
+                uuid: {**fault.extra, "xid": fault.xid, "at": fault.at_s} for uuid, fault in record.faults.items()
+            },
+            "cleared": [
+                {**one.extra, **{name: getattr(one, name) for name in _CLEARING_FIELDS}}
+                for one in record.cleared[-_MOST_CLEARINGS:]
+            ],
         }
         write_atomically(self.path, json.dumps(content).encode(), 0o600)
+
+
+def _fault(fields: dict[str, Any]) -> Fault:
+    return Fault(int(fields.pop("xid")), float(fields.pop("at")), fields)
+
+
+def _clearing(fields: dict[str, Any]) -> Clearing:
+    known = {name: fields.pop(name) for name in _CLEARING_FIELDS}
+    return Clearing(**known, extra=fields)
 
 
 def clear_fault(file: FaultFile, device: str, by: str, reason: str) -> Clearing:
@@ -122,7 +146,7 @@ def clear_fault(file: FaultFile, device: str, by: str, reason: str) -> Clearing:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         clearing = Clearing(uuid, record.faults[uuid].xid, by, reason, now)
         left = {other: fault for other, fault in record.faults.items() if other != uuid}
-        file.write(FaultRecord(left, (*record.cleared, clearing)))
+        file.write(replace(record, faults=left, cleared=(*record.cleared, clearing)))
     return clearing
 
 

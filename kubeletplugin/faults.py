@@ -10,7 +10,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from api.errors import StateError
 from kubeletplugin.faultfiles import Clearing, Fault, FaultFile, FaultRecord
@@ -53,6 +55,8 @@ class Faults:
         self._counts: Counter[tuple[str, str]] = Counter()
         self._broken: dict[str, Fault] = {}
         self._cleared: tuple[Clearing, ...] = ()
+        self._extra: Mapping[str, Any] = {}
+        """Fields of another release."""
         self._signature: tuple[int, int] | None = None
         """Of the file as it was read or written last."""
         self._unstored = False
@@ -127,7 +131,7 @@ class Faults:
                     change()
                     changed = True
                     if self._broken != before or self._unstored:
-                        self._file.write(FaultRecord(self._broken, self._cleared))
+                        self._file.write(FaultRecord(self._broken, self._cleared, self._extra))
                         self._signature = self._file.signature()
                     self._unstored = False
             except (OSError, StateError) as error:
@@ -149,11 +153,11 @@ class Faults:
         for one in record.cleared[len(self._cleared) :]:
             facts = {"device": one.uuid, "xid": one.xid, "by": one.by, "reason": one.reason, "at": one.at}
             _log.warning("fault of the device cleared by hand", extra=facts)
-        self._cleared = record.cleared
+        self._cleared, self._extra = record.cleared, record.extra
         now_s = self._clock()
         stored = {
             # A release before this one wrote the time of the day.
-            uuid: Fault(fault.xid, min(fault.at_s, now_s))
+            uuid: replace(fault, at_s=min(fault.at_s, now_s))
             for uuid, fault in record.faults.items()
             if fault.xid not in self._ignored
         }
