@@ -45,8 +45,9 @@ class Node:
 
     def start_runtime(self, *, dies_with_caller: bool = False) -> None:
         """Make the namespaces and start containerd in them, where they do not run."""
-        if not (self._running("namespaces") and self._running("containerd")):
+        if not self._running("namespaces"):
             self._make_namespaces(dies_with_caller=dies_with_caller)
+        if not self._running("containerd"):  # its containers went on without it: each has a shim of its own
             config = self.paths.directory / "containerd.toml"
             self._start("containerd", str(self._programs.tools / "containerd"), "--config", str(config))
 
@@ -134,9 +135,6 @@ class Node:
             raise StartError(f"{process} of {self.paths.name} did not start:\n{log_tail(command.log)}") from error
 
     def _make_namespaces(self, *, dies_with_caller: bool) -> None:
-        if holder := self._running("namespaces"):
-            # A node whose containerd was lost: what its containers were is gone with it, so begin anew.
-            processes.stop(holder)
         cgroups.create(self._layout.cgroup)
         self._write_files()
         script = [str(NAMESPACES_SCRIPT), str(self.paths.directory), self.paths.name, str(self._programs.pause)]

@@ -96,6 +96,35 @@ def test_a_killed_kubelet_leaves_shares_alone(workloads: Workloads) -> None:
     assert _grab(workloads, "before", 900)[0] == 3
 
 
+@pytest.mark.slow  # the kubelet tries again after ten seconds and more
+def test_a_container_runtime_that_is_killed_leaves_shares_and_agent_alone(workloads: Workloads) -> None:
+    scenario = workloads.scenario
+    _start_working(workloads, "before")
+    agent = _agent_pod(scenario)
+    _kill(scenario, "containerd")
+    try:
+        workloads.start("meanwhile", Asked(), _WORKING)
+        workloads.wait_for("meanwhile", "bound to the node", lambda pod: bool(pod["spec"].get("nodeName")))
+        before_ns = _gpu_time_ns(scenario)
+        checkpoint, deadline_s = scenario.cluster.node().agent / "checkpoint", time.monotonic() + 60
+        while len(list(checkpoint.glob("*.json"))) < 2:  # until the agent has prepared what no runtime starts
+            assert time.monotonic() < deadline_s
+            time.sleep(0.1)
+    finally:
+        scenario.cluster.up(nodes=1)
+    _start_working(workloads, "after")
+    workloads.wait_for_phase("meanwhile", "Running")
+
+    assert _gpu_time_ns(scenario) > before_ns
+    for name in ("before", "meanwhile", "after"):
+        assert _grab(workloads, name, 900)[0] == 3
+        assert _restarts(workloads.wait_for_phase(name, "Running")) == 0
+    after = _agent_pod(scenario)
+    assert (after["metadata"]["uid"], _restarts(after)) == (agent["metadata"]["uid"], _restarts(agent))
+    workloads.delete_all()
+    assert _kept_of_claims(scenario) == []
+
+
 def test_a_minute_without_an_api_server_costs_tenants_and_agent_nothing(workloads: Workloads) -> None:
     scenario = workloads.scenario
     _start_working(workloads, "before")

@@ -62,13 +62,18 @@ def test_up_after_the_loss_of_the_api_server_brings_it_back_with_its_data(cluste
 
 @needs_containers
 @pytest.mark.parametrize("lost", ["kubelet", "containerd"])
-def test_up_after_the_loss_of_a_part_of_the_node_brings_it_back_and_pods_run(
+def test_up_after_the_loss_of_a_part_of_the_node_brings_it_back_and_pods_go_on_and_run(
     cluster: Cluster, pods: Pods, lost: str
 ) -> None:
+    pods.start(f"before-{lost}", ["sleep", "600"])
+    pods.wait_for_phase(f"before-{lost}", "Running")
+    containers = ("get", "pod", f"before-{lost}", "-o", "jsonpath={.status.containerStatuses}")
+    before = cluster.kubectl(*containers)
     kill(cluster, lost)
     cluster.up(nodes=1)
     pods.start(f"after-{lost}", ["true"])
     pods.wait_for_phase(f"after-{lost}", "Succeeded")
+    assert cluster.kubectl(*containers) == before
 
 
 @needs_containers
