@@ -10,10 +10,10 @@ from api import names
 from api.kube import KubeClient
 from api.offerrules import OfferModeName, OfferRule
 from controller.classes import ClassSettings
-from controller.following import PERIOD_S, VersionFollower
 from controller.leading import LeaderElector, LeaseSettings
 from controller.metrics import Metrics
 from controller.terms import Term, TermSettings
+from controller.versionwatching import PERIOD_S, VersionWatch
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Controller:
         self._metrics = Metrics(registry)
         self._lock = threading.Lock()
         self._term: Term | None = None
-        self._follower: VersionFollower | None = None
+        self._version_watch: VersionWatch | None = None
         self._started = False
         self._elector = LeaderElector(kube, settings.lease, on_started=self._begin, on_stopped=self._end)
 
@@ -100,12 +100,12 @@ class Controller:
 
     def _begin(self) -> None:
         term = self._make_term()
-        follower = VersionFollower(self._kube, self._version, self._begin_anew, self._settings.version_period_s)
+        version_watch = VersionWatch(self._kube, self._version, self._begin_anew, self._settings.version_period_s)
         with self._lock:
-            self._term, self._follower = term, follower
+            self._term, self._version_watch = term, version_watch
         self._metrics.leader.set(1)
         term.start()
-        follower.start()
+        version_watch.start()
 
     def _make_term(self) -> Term:
         mine = self._settings
@@ -134,8 +134,8 @@ class Controller:
         self._metrics.leader.set(0)
         with self._lock:
             term, self._term = self._term, None
-            follower, self._follower = self._follower, None
-        if follower is not None:
-            follower.stop()
+            version_watch, self._version_watch = self._version_watch, None
+        if version_watch is not None:
+            version_watch.stop()
         if term is not None:
             term.stop()

@@ -1,9 +1,10 @@
 """A work queue of keys: each key at most once in the queue and in one pair of hands, later or again with back-off.
 
-The shape of client-go's workqueue, as far as the controller needs it. Used by `keeping` and `pending`.
+The shape of client-go's workqueue, as far as the controller needs it. Used by `terms`.
 """
 
 import heapq
+import logging
 import threading
 import time
 from collections import deque
@@ -11,10 +12,16 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from api.errors import KubeError
+
+log = logging.getLogger(__name__)
+
 K = TypeVar("K", bound=Hashable)
 
 _FIRST_DELAY_S = 0.1
 _LAST_DELAY_S = 60.0
+_REFUSED = (400, 403, 422)
+"""HTTP: an answer that the same request gets again, until somebody does something about it."""
 
 
 def backoff_s(failures: int) -> float:
@@ -127,3 +134,32 @@ class WorkQueue(Generic[K]):
                 del self._due[first.key]
                 self._add(first.key)
         return None
+
+
+def work_off(queue: WorkQueue[K], handle: Callable[[K], float | None], on_failure: Callable[[], None]) -> None:
+    """Work on one key after the other until the queue is closed; what fails is tried again.
+
+    Args:
+        queue: of the keys.
+        handle: works on one; returns after how many seconds to do so again, None: when it is added.
+        on_failure: called after each one that failed.
+    """
+    while (key := queue.take()) is not None:
+        try:
+            again_s = handle(key)
+            queue.succeed(key)
+            if again_s is not None:
+                queue.add_after(key, again_s)
+        except KubeError as error:
+            on_failure()
+            delay_s = queue.retry(key)
+            level = logging.WARNING if error.status in _REFUSED else logging.INFO
+            details = {"key": str(key), "error": str(error), "delay_s": round(delay_s, 1)}
+            log.log(level, "will try again", extra=details)
+        except Exception:
+            # One object that nobody thought of must not end the work on all others.
+            on_failure()
+            queue.retry(key)
+            log.exception("cannot handle", extra={"key": str(key)})
+        finally:
+            queue.done(key)

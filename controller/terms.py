@@ -2,49 +2,33 @@
 
 import logging
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
 
-from api.errors import KubeError, VGPUError
+from api.errors import VGPUError
 from api.kube import KubeClient
 from api.offerrules import OfferModeName, OfferRule
 from controller.caching import ClusterCache, Listeners
+from controller.choosing import ModeChooser
 from controller.classes import ClassKeeper, ClassSettings
-from controller.consumable import ConsumableMode
-from controller.counters import CountersMode
 from controller.crds import update_crd
 from controller.keeping import PoolKeeper, Sources
 from controller.leading import NotLeadingError
 from controller.metrics import Metrics
-from controller.offering import NoMode, OfferMode
+from controller.offering import OfferMode
 from controller.pending import PendingKeeper, Topic
 from controller.policies import Policy
-from controller.probing import PROBE_NODE, choose_mode, keeps_taints
-from controller.queueing import WorkQueue, backoff_s
-from controller.slots import SlotsMode
+from controller.probing import PROBE_NODE
+from controller.queueing import WorkQueue, backoff_s, work_off
 
 log = logging.getLogger(__name__)
 
-K = TypeVar("K", bound=Hashable)
-
-OFFER_MODES: tuple[OfferMode, ...] = (ConsumableMode(), CountersMode(), CountersMode(together=True), SlotsMode())
-"""Modes that are tried, best first."""
-
 _CHOOSE_MODE = ""
 """A key of the pools' queue that is no node: find out anew which mode the API server carries."""
-_PROBE_AGAIN_S = 60.0
-"""While no mode can be used: API servers that restart one by one turn a feature gate on without an outage to see."""
 _ALL_CLASSES = Topic("class", ("", ""))
 _CHOOSE_SOON_S = 2.0
 """After fields were dropped of a slice that is in use: of two API servers behind one address, one may keep them."""
-_PROBE_BETTER_S = 900.0
-"""While a mode can be used and a better one could be: each try makes the scheduler look at its queue again."""
-_FIRST_DECIDES_BEFORE = 35
-"""Minor version of Kubernetes from which on the scheduler asks each device of a slice for room (`policies`)."""
 _RENEW_CACHE_S = 1.0
-_REFUSED = (400, 403, 422)
-"""HTTP: an answer that the same request gets again, until somebody does something about it."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +41,6 @@ class TermSettings:
     rules: tuple[OfferRule, ...] = ()
     classes: ClassSettings = field(default_factory=ClassSettings)
     update_crd: bool = False
-
-    @property
-    def modes(self) -> tuple[OfferMode, ...]:
-        """The modes to try, best first."""
-        return tuple(mode for mode in OFFER_MODES if self.offer_mode in ("auto", mode.name))
 
     @property
     def node_labels(self) -> set[str]:
@@ -80,6 +59,7 @@ class Term:
         self._settings = settings
         self._is_leading = is_leading
         self._metrics = metrics
+        self._chooser = ModeChooser(kube, settings.driver, settings.offer_mode, settings.rules)
         self._pools: WorkQueue[str] = WorkQueue()
         self._topics: WorkQueue[Topic] = WorkQueue()
         self._stopping = threading.Event()
@@ -132,19 +112,17 @@ class Term:
         classes = ClassKeeper(self._kube, self._settings.driver, keeper.version, self._settings.classes)
         self._topics.add(_ALL_CLASSES)
         self._trouble = ""
-        workers = [
-            threading.Thread(
-                target=self._work, args=(self._pools, lambda key: self._sync(cache, keeper, key)), name="pools"
+        failures = self._metrics.failures
+        jobs: dict[str, Callable[[], None]] = {
+            "pools": lambda: work_off(
+                self._pools, lambda node: self._sync(cache, keeper, node), failures.labels("pools").inc
             ),
-            threading.Thread(
-                target=self._work,
-                args=(self._topics, lambda topic: self._sync_topic(pending, classes, topic)),
-                name="claims",
+            "claims": lambda: work_off(
+                self._topics, lambda topic: self._sync_topic(pending, classes, topic), failures.labels("claims").inc
             ),
-        ]
-        self._trouble = ""
+        }
+        workers = [threading.Thread(target=job, name=name, daemon=True) for name, job in jobs.items()]
         for worker in workers:
-            worker.daemon = True
             worker.start()
         for worker in workers:
             worker.join()
@@ -199,29 +177,13 @@ class Term:
                 if self._settings.update_crd:
                     update_crd(self._kube)
                 version = self._kube.resource_api_version()
-                return version, *self._choose(version)
+                return version, *self._chooser.choose(version)
             except VGPUError as error:
                 failures += 1
                 self._trouble = str(error)
                 log.warning("cannot begin, will try again", extra={"error": str(error)})
                 self._stopping.wait(backoff_s(failures))
         return None
-
-    def _choose(self, version: str) -> tuple[OfferMode, Policy]:
-        """Return the mode and policy that the API server can carry.
-
-        Raises:
-            KubeError: it did not answer.
-        """
-        settings = self._settings
-        mode = choose_mode(self._kube, settings.modes, settings.driver, version)
-        if isinstance(mode, NoMode) and settings.offer_mode != "auto":
-            mode = NoMode(
-                f"the offer mode is set to {settings.offer_mode}, which this cluster cannot carry: {mode.reason}"
-            )
-        taints = keeps_taints(self._kube, settings.driver, version)
-        first_decides = mode.name == "consumable" and self._kube.server_minor() < _FIRST_DECIDES_BEFORE
-        return mode, Policy(settings.rules, taints, menu=mode.name == "counters", first_decides=first_decides)
 
     def _may_write(self) -> bool:
         return not self._stopping.is_set() and self._is_leading()
@@ -230,13 +192,8 @@ class Term:
         if not self._may_write():
             raise NotLeadingError("the Lease was not renewed in time")
 
-    def _choose_again_s(self, keeper: PoolKeeper) -> float | None:
-        if isinstance(keeper.mode, NoMode):
-            return _PROBE_AGAIN_S
-        return None if keeper.mode == self._settings.modes[0] and keeper.policy.taints else _PROBE_BETTER_S
-
     def _choose_later(self, keeper: PoolKeeper) -> None:
-        delay_s = self._choose_again_s(keeper)
+        delay_s = self._chooser.again_s(keeper.mode, keeper.policy)
         if delay_s is not None:
             self._pools.add_after(_CHOOSE_MODE, delay_s)
 
@@ -244,38 +201,11 @@ class Term:
         if pool != PROBE_NODE:
             self._pools.add(pool)
 
-    def _work(self, queue: WorkQueue[K], handle: Callable[[K], float | None]) -> None:
-        while (key := queue.take()) is not None:
-            try:
-                again_s = handle(key)
-                queue.succeed(key)
-                if again_s is not None:
-                    queue.add_after(key, again_s)
-            except KubeError as error:
-                self._fail(queue, key, error)
-            except Exception:
-                # One object that nobody thought of must not end the work on all others.
-                log.exception("cannot handle", extra={"key": str(key)})
-                self._fail(queue, key, None)
-            finally:
-                queue.done(key)
-
-    def _fail(self, queue: WorkQueue[K], key: K, error: KubeError | None) -> None:
-        self._metrics.failures.labels("pools" if isinstance(key, str) else "claims").inc()
-        delay_s = queue.retry(key)
-        if error is not None:
-            level = logging.WARNING if error.status in _REFUSED else logging.INFO
-            log.log(
-                level,
-                "will try again",
-                extra={"key": str(key), "error": str(error), "delay_s": round(delay_s, 1)},
-            )
-
     def _sync(self, cache: ClusterCache, keeper: PoolKeeper, node: str) -> float | None:
         if node == _CHOOSE_MODE:
             self._check_lead()
-            self._set_mode(cache, keeper, *self._choose(keeper.version))
-            return self._choose_again_s(keeper)
+            self._set_mode(cache, keeper, *self._chooser.choose(keeper.version))
+            return self._chooser.again_s(keeper.mode, keeper.policy)
         mode = keeper.mode
         try:
             return keeper.sync(node)

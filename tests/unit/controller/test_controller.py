@@ -14,7 +14,7 @@ from api.errors import KubeError
 from api.kube import JSON, Resource
 from api.kubefake import FakeKube
 from api.offerrules import OfferRule
-from controller import migrating, probing, telling, terms
+from controller import choosing, migrating, probing, telling
 from controller.controller import Controller
 from tests.unit.controller.builders import (
     CLAIMS,
@@ -404,7 +404,7 @@ def test_nothing_is_offered_where_the_api_server_drops_limits_of_the_mode_that_w
 
 
 def test_devices_are_offered_once_the_gate_is_turned_on_without_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(terms, "_PROBE_AGAIN_S", 0.05)
+    monkeypatch.setattr(choosing, "_PROBE_AGAIN_S", 0.05)
     kube = GateOffKube()
     controller = make_controller(kube, offer_mode="consumable")
     add_node(kube)
@@ -618,7 +618,7 @@ def test_a_fault_at_the_begin_of_a_term_is_tried_again_while_the_lease_is_held(
             raise faults.pop()
         return probing.choose_mode(*arguments)
 
-    monkeypatch.setattr(terms, "choose_mode", choose)
+    monkeypatch.setattr(choosing, "choose_mode", choose)
     controller = make_controller(kube)
     add_node(kube)
     state_inventory(kube, "n1", status(facts()))

@@ -6,7 +6,7 @@ import pytest
 
 from api import kube as kube_api
 from api.kubefake import FakeKube
-from controller.following import VersionFollower
+from controller.versionwatching import VersionWatch
 from tests.unit.controller.builders import add_node, facts, make_controller, state_inventory, status, wait_until
 
 GROUP = "resource.k8s.io"
@@ -51,8 +51,8 @@ class TurningKube(FakeKube):
 def test_api_servers_of_two_versions_that_answer_in_turn_are_not_followed_to_and_fro() -> None:
     turning = TurningKube()
     changes: list[None] = []
-    follower = VersionFollower(turning, lambda: "v1beta1", lambda: changes.append(None), period_s=0.001)
-    follower.start()
+    version_watch = VersionWatch(turning, lambda: "v1beta1", lambda: changes.append(None), period_s=0.001)
+    version_watch.start()
     wait_until(lambda: turning.asked >= 10)
-    follower.stop()
+    version_watch.stop()
     assert changes == []

@@ -18,7 +18,7 @@ SEEN_IN_A_ROW = 2
 """While API servers of two versions answer in turn, whoever follows each answer lists the whole cluster each time."""
 
 
-class VersionFollower:
+class VersionWatch:
     """Asks for the version in a thread of its own, from `start` to `stop`."""
 
     def __init__(
