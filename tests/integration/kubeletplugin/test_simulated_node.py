@@ -5,19 +5,24 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from api import kube
+from api import kube, names
 from api.kubefake import FakeKube
 from api.nodeinventory import NodeInventory
+from controller import migrating, telling
+from controller.controller import Controller
 from kubeletplugin.agent import AgentSettings, NodeAgent
 from libvgpu.paths import library_path
+from libvgpu.shares import read_limits
 from libvgpu.stub import StubGPU, create_driver_root, stub_environment
-from tests.unit.kubeletplugin.builders import NODE, add_claim, add_node, result
+from tests.unit.controller.builders import SLICES, make_controller, wait_until
+from tests.unit.kubeletplugin.builders import CLAIMS, NODE, add_claim, add_node, result
 from tests.unit.kubeletplugin.fakekubelet import FakeKubelet
 
 GIB = 1 << 30
@@ -32,15 +37,26 @@ class Node:
         self.client = FakeKube()
         add_node(self.client)
         create_driver_root(root / "driver", [StubGPU("Simulated H100", 10 * GIB, UUID)])
+
+    def start(self, **options: Any) -> None:
+        root = self.root
         settings = AgentSettings(
-            NODE, root / "kubelet", root / "cdi", root / "state", driver_root=root / "driver", library=library_path()
+            NODE,
+            root / "kubelet",
+            root / "cdi",
+            root / "state",
+            driver_root=root / "driver",
+            library=library_path(),
+            **options,
         )
         self.agent = NodeAgent(self.client, settings, registry=CollectorRegistry())
         self.kubelet = FakeKubelet(root / "kubelet")
-
-    def start(self) -> None:
         self.agent.start()
         self.kubelet.register()
+
+    def restart(self, **options: Any) -> None:
+        self.stop()
+        self.start(**options)
 
     def stop(self) -> None:
         self.kubelet.close()
@@ -111,6 +127,48 @@ def test_a_process_in_a_prepared_share_sees_the_share_as_its_card(node: Node) ->
 
     assert "2048MiB" in table.stdout
     assert "10240MiB" not in table.stdout
+
+
+@pytest.fixture
+def controller(node: Node, monkeypatch: pytest.MonkeyPatch) -> Iterator[Controller]:
+    """A controller for the node, whose agent has a quick pulse and asks for no claim by itself."""
+    monkeypatch.setattr(telling, "_DOUBT_S", 0.1)
+    monkeypatch.setattr(migrating, "WITHDRAWAL_S", 0.1)
+    node.restart(heartbeat_s=0.05, annotation_interval_s=3600)
+    started = make_controller(node.client)
+    started.start()
+    yield started
+    started.stop()
+
+
+def test_a_share_follows_the_annotation_of_its_claim_by_what_the_controller_tells(
+    node: Node, controller: Controller
+) -> None:
+    claim = add_claim(node.client, "train", _result("2Gi", "25"))
+    node.kubelet.prepare(claim)
+    target = {"metadata": {"namespace": "default", "name": "train"}}
+
+    def limit_is(expected_bytes: int) -> bool:
+        return read_limits(node.root / f"state/shares/{claim.uid}-0").memory_bytes == expected_bytes
+
+    for text, expected in ('{"memory": "1Gi"}', GIB), (None, 2 * GIB):
+        node.client.patch(CLAIMS, target, {"metadata": {"annotations": {names.ANNOTATION_LIMITS: text}}})
+        wait_until(partial(limit_is, expected))
+
+
+def test_the_gpus_of_a_node_that_is_registered_anew_under_its_agent_are_offered_again(
+    node: Node, controller: Controller
+) -> None:
+    def owners() -> list[str]:
+        stored = [obj for obj in node.client.objects(SLICES) if obj["spec"].get("devices")]
+        return [obj["metadata"]["ownerReferences"][0]["uid"] for obj in stored if obj["spec"]["nodeName"] == NODE]
+
+    wait_until(owners)
+    node.client.delete(kube.NODES, {"metadata": {"name": NODE}})
+    add_node(node.client)
+    uid = node.client.get(kube.NODES, NODE)["metadata"]["uid"]
+
+    wait_until(lambda: owners() == [uid])
 
 
 def _result(memory: str, cores: str) -> dict[str, Any]:
