@@ -157,6 +157,9 @@ class ClaimView:
             raise ClaimError(f"{where}: expected the fields of {names.RESOURCE_GROUP}, found {error!r}") from error
 
 
+_NOTHING_SAID = VGPUConfig(apiVersion="vgpu.dra-driver.io/v1alpha1", kind="VGPUConfig")
+
+
 def vgpu_config(configs: tuple[OpaqueConfig, ...], request: str, driver: str, where: str) -> VGPUConfig:
     """Return the parameters that hold for a request: field by field, the last config that sets it wins.
 
@@ -169,7 +172,7 @@ def vgpu_config(configs: tuple[OpaqueConfig, ...], request: str, driver: str, wh
     Raises:
         ConfigError: one of them is not a valid VGPUConfig.
     """
-    found = VGPUConfig(apiVersion="vgpu.dra-driver.io/v1alpha1", kind="VGPUConfig")
+    found = _NOTHING_SAID
     for config in configs:
         if config.driver == driver and config.applies_to(request):
             given = parse_config(config.parameters, where)

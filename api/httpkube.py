@@ -11,6 +11,7 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 import urllib3
+from pydantic_core import from_json
 from typing_extensions import override
 
 from api import kubeconfigs
@@ -48,6 +49,14 @@ class HTTPKubeClient(KubeClient):
     @override
     def get(self, resource: Resource, name: str, namespace: str | None = None) -> JSON:
         return self._get(resource.path(namespace, name))
+
+    @override
+    def get_all(self, resource: Resource, objects: Sequence[tuple[str, str | None]]) -> Sequence[JSON | KubeError]:
+        if self._connections is None:
+            return super().get_all(resource, objects)
+        paths = [resource.path(namespace, name) for name, namespace in objects]
+        answers = self._connections.get_all(paths, self._headers("application/json"))
+        return [_object_or_error(path, answer) for path, answer in zip(paths, answers, strict=True)]
 
     @override
     def list(self, resource: Resource, selection: Selection = _EVERYTHING) -> JSON:
@@ -129,10 +138,7 @@ class HTTPKubeClient(KubeClient):
     def _get(self, path: str) -> JSON:
         if self._connections is None:
             return self._request("GET", path)
-        status, body = self._connections.get(path, self._headers("application/json"))
-        if status >= 400:
-            raise _error(status, f"GET {path}: {_message(body, status)}", body)
-        return _answer(body, f"GET {path}")
+        return _object(path, *self._connections.get(path, self._headers("application/json")))
 
     def _request(self, method: str, path: str, **options: Any) -> JSON:
         response = self._send(method, path, **options)
@@ -190,9 +196,22 @@ def _lines(response: urllib3.BaseHTTPResponse, path: str) -> Iterator[bytes]:
         raise KubeError(f"watch {path}: the connection broke: {error}") from error
 
 
+def _object(path: str, status: int, body: bytes) -> JSON:
+    if status >= 400:
+        raise _error(status, f"GET {path}: {_message(body, status)}", body)
+    return _answer(body, f"GET {path}")
+
+
+def _object_or_error(path: str, answer: tuple[int, bytes] | KubeError) -> JSON | KubeError:
+    try:
+        return answer if isinstance(answer, KubeError) else _object(path, *answer)
+    except KubeError as error:
+        return error
+
+
 def _answer(body: bytes, request: str) -> JSON:
     try:
-        answer: JSON = json.loads(body)
+        answer: JSON = from_json(body, cache_strings="keys")
     except ValueError as error:
         # A proxy on the way that has something to say of its own.
         start = body[:200].decode(errors="replace")

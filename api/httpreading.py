@@ -29,18 +29,23 @@ class Answer:
 def ask(
     connection: socket.socket, host: str, target: str, headers: Mapping[str, str], end_s: float | None = None
 ) -> Answer:
-    """Send a GET and return its answer.
+    """Send a GET and return its answer; see `send` and `read_answer`."""
+    send(connection, host, target, headers)
+    return read_answer(connection, end_s)
+
+
+def send(connection: socket.socket, host: str, target: str, headers: Mapping[str, str]) -> None:
+    """Send a GET.
 
     Args:
         connection: open, and with nothing left to read on it.
         host: for the Host header.
         target: path and query.
         headers: beside Host.
-        end_s: when all of the answer must be there, by the monotonic clock; None: the connection's timeout counts.
 
     Raises:
-        OSError: the connection broke, or the answer did not come in time.
-        http.client.HTTPException: what came is not an answer, or the target is not one.
+        OSError: the connection broke.
+        http.client.HTTPException: the target is not one.
     """
     if _NOT_VISIBLE.search(target):
         raise http.client.InvalidURL(f"{target!r} has a blank or a control character")
@@ -48,6 +53,19 @@ def ask(
     if any("\r" in line or "\n" in line for line in lines):
         raise ValueError("a header has a line break")
     connection.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
+
+
+def read_answer(connection: socket.socket, end_s: float | None = None) -> Answer:
+    """Read the answer to what was sent.
+
+    Args:
+        connection: a request was sent on it.
+        end_s: when all of the answer must be there, by the monotonic clock; None: the connection's timeout counts.
+
+    Raises:
+        OSError: the connection broke, or the answer did not come in time.
+        http.client.HTTPException: what came is not an answer.
+    """
     return _Reader(connection, end_s).answer()
 
 

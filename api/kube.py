@@ -5,12 +5,12 @@ server; `api.kubefake.FakeKube` keeps objects in memory for tests.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from api import names
-from api.errors import ConfigError
+from api.errors import ConfigError, KubeError
 
 JSON = dict[str, Any]
 
@@ -93,6 +93,16 @@ class KubeClient(ABC):
     @abstractmethod
     def get(self, resource: Resource, name: str, namespace: str | None = None) -> JSON:
         """Return an object; NotFoundError if there is none."""
+
+    def get_all(self, resource: Resource, objects: Sequence[tuple[str, str | None]]) -> Sequence[JSON | KubeError]:
+        """Return objects by name and namespace, in the order of these; instead of one that there is not, its error."""
+        return [self._get_or_error(resource, name, namespace) for name, namespace in objects]
+
+    def _get_or_error(self, resource: Resource, name: str, namespace: str | None) -> JSON | KubeError:
+        try:
+            return self.get(resource, name, namespace)
+        except KubeError as error:
+            return error
 
     @abstractmethod
     def list(self, resource: Resource, selection: Selection = _EVERYTHING) -> JSON:

@@ -5,6 +5,7 @@ controller makes the names, the node agent limits the share by them, with no nee
 for when it was allocated. A name never changes its meaning: another size is another device.
 """
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -61,6 +62,7 @@ class Slot:
         return f"{self.gpu}-slot-{self.memory_bytes // names.MEMORY_STEP_BYTES}m-{self.cores_percent}c-{self.index}"
 
 
+@functools.lru_cache(maxsize=4096)  # a node prepares, and a controller counts, the same devices again and again
 def parse_slot(name: str) -> Slot | None:
     """Return the slot that a device's name stands for; None: the name is not that of a slot."""
     match = _SLOT.fullmatch(name) if name.isascii() else None

@@ -44,6 +44,8 @@ def adjusted(claim: Limits, held: Held, adjustments: Adjustments) -> Limits:
         held: what the claim was allocated; nothing goes above it.
         adjustments: who wants what.
     """
+    if not adjustments and claim.memory_bytes <= held.memory_bytes and not claim.suspended:
+        return claim
     wishes = list(adjustments.values())
     memory = [wish.memory for wish in wishes if wish.memory is not None] or [claim.memory_bytes]
     cores = [wish.cores for wish in wishes if wish.cores is not None]

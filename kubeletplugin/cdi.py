@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_json
+
 from api import names
 from api.errors import StateError
 from api.names import ClaimUID
@@ -182,7 +184,8 @@ class SpecFolder:
     def __init__(self, folder: Path, vendor: str) -> None:
         self._folder = folder
         self._vendor = vendor
-        self._common: tuple[dict[str, Any], str] | None = None
+        self._claim_prefix = f"{folder}/{vendor}-{names.CDI_CLASS_CLAIM}_"
+        self._common: tuple[dict[str, Any], bytes] | None = None
         """Edits that were encoded last."""
         self._claim_file = re.compile(rf"{re.escape(vendor)}-{names.CDI_CLASS_CLAIM}_(.+)\.json")
 
@@ -244,14 +247,15 @@ class SpecFolder:
         common = spec["containerEdits"]
         former = self._common
         if former is None or former[0] is not common:
-            former = self._common = common, json.dumps(common)
-        rest = json.dumps({key: value for key, value in spec.items() if key != "containerEdits"})
-        return f'{rest[:-1]}, "containerEdits": {former[1]}}}'.encode()
+            former = self._common = common, to_json(common)
+        rest = to_json({key: value for key, value in spec.items() if key != "containerEdits"})
+        return b'%b,"containerEdits":%b}' % (rest[:-1], former[1])
 
-    def _path(self, uid: ClaimUID) -> Path:
-        return self._folder / f"{self._vendor}-{names.CDI_CLASS_CLAIM}_{uid}.json"
+    def _path(self, uid: ClaimUID) -> str:
+        # As text, like all that each claim comes by: paths as objects cost more than the calls.
+        return f"{self._claim_prefix}{uid}.json"
 
-    def _write(self, path: Path, spec: Spec) -> bool:
+    def _write(self, path: Path | str, spec: Spec) -> bool:
         content = self._encode(spec)
         if read_if_there(path) == content:
             return False

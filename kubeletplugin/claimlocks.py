@@ -6,8 +6,8 @@ on one node: the kubelet may send a claim to either of them during a rolling upd
 
 import hashlib
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,23 +43,59 @@ class ClaimLocks:
         Raises:
             TransientError: another call for this claim did not end in time.
         """
+        self._take(uid, self._timeout_s)
+        try:
+            yield
+        finally:
+            self._give_back(uid)
+
+    @contextmanager
+    def hold_free(self, uids: Iterable[ClaimUID]) -> Iterator[frozenset[ClaimUID]]:
+        """Hold the locks of those of some claims that nobody has now; yields which. Waits for none, so in any order."""
+        held: list[ClaimUID] = []
+        try:
+            for uid in uids:
+                with suppress(TransientError):
+                    self._take(uid, 0)
+                    held.append(uid)
+            yield frozenset(held)
+        finally:
+            for uid in held:
+                self._give_back(uid)
+
+    def _take(self, uid: ClaimUID, timeout_s: float) -> None:
         with self._guard:
             entry = self._entries.setdefault(uid, _Entry())
             entry.users += 1
         try:
-            timeout_s = left_s(self._timeout_s)
-            if not entry.lock.acquire(timeout=timeout_s):
-                raise TransientError(f"claim {uid}: another call for it runs for more than {timeout_s:.3g} s")
-            try:
-                with self._instances.hold(_byte(uid), left_s(self._timeout_s)):
-                    yield
-            finally:
-                entry.lock.release()
+            self._acquire(entry.lock, uid, timeout_s)
+        except BaseException:
+            self._forget(uid, entry)
+            raise
+
+    def _acquire(self, lock: threading.Lock, uid: ClaimUID, timeout_s: float) -> None:
+        wait_s = min(timeout_s, left_s(timeout_s))
+        if not lock.acquire(timeout=wait_s):
+            raise TransientError(f"claim {uid}: another call for it runs for more than {wait_s:.3g} s")
+        try:
+            self._instances.acquire(_byte(uid), min(timeout_s, left_s(timeout_s)))
+        except BaseException:
+            lock.release()
+            raise
+
+    def _give_back(self, uid: ClaimUID) -> None:
+        entry = self._entries[uid]
+        try:
+            self._instances.release(_byte(uid))
         finally:
-            with self._guard:
-                entry.users -= 1
-                if not entry.users:
-                    del self._entries[uid]
+            entry.lock.release()
+            self._forget(uid, entry)
+
+    def _forget(self, uid: ClaimUID, entry: _Entry) -> None:
+        with self._guard:
+            entry.users -= 1
+            if not entry.users:
+                del self._entries[uid]
 
 
 def _byte(uid: ClaimUID) -> int:

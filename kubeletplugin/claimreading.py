@@ -7,12 +7,13 @@ about a millisecond (tests/bench/prepare.py).
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from api import kube, names
 from api.claims import ClaimView
-from api.errors import ClaimError, KubeError, NotFoundError
+from api.errors import ClaimError, KubeError, NotFoundError, VGPUError
 from api.kube import JSON, KubeClient, Resource
 from api.names import ClaimUID
 
@@ -79,12 +80,29 @@ class ClaimReader:
             ConfigError: the API server serves no version of resource.k8s.io that we know.
             KubeError: the API server did not answer, or refused.
         """
-        claim = ClaimView.from_object(self._ask(reference))
-        if claim.uid != reference.uid:
-            raise ClaimGoneError(
-                f"{reference}: found uid {claim.uid}, expected {reference.uid}: it was deleted and created again"
-            )
-        return claim
+        return _view(reference, self._ask(reference))
+
+    def read_all(self, references: Sequence[ClaimReference]) -> list[ClaimView | VGPUError]:
+        """Return claims as they are now, in one round of requests; instead of one that cannot be read, its error."""
+        if len(references) == 1:
+            return [self._read_or_error(references[0])]
+        started_s = self._clock()
+        if self._silence is not None and started_s < self._silence.until_s:
+            return [self._silence.error for _ in references]
+        try:
+            found = self._client.get_all(self._version(), [(one.name, one.namespace) for one in references])
+        except VGPUError:  # not even what is served
+            found = ()
+        waited_s = self._clock() - started_s
+        views: list[ClaimView | VGPUError] = []
+        for reference, one in zip_longest(references, found):
+            if isinstance(one, KubeError):
+                self._note_silence(one, waited_s)
+            if one is None or isinstance(one, KubeError):
+                views.append(self._read_or_error(reference))  # for the reasons that there can be to ask again
+            else:
+                views.append(_view_or_error(reference, one))
+        return views
 
     def find(self, reference: ClaimReference) -> ClaimView | None:
         """Return a claim as it is now, None if there is none (any more); raises what `read` raises otherwise."""
@@ -101,34 +119,62 @@ class ClaimReader:
         try:
             found = self._get(reference)
         except KubeError as error:
-            ended_s = self._clock()
-            if error.status is None and ended_s - started_s > _SLOW_S:
-                self._silence = _Silence(ended_s + _SILENCE_S, error)
+            self._note_silence(error, self._clock() - started_s)
             raise
         self._silence = None
         return found
 
-    def _get(self, reference: ClaimReference) -> JSON:
+    def _note_silence(self, error: KubeError, waited_s: float) -> None:
+        if error.status is None and waited_s > _SLOW_S:
+            self._silence = _Silence(self._clock() + _SILENCE_S, error)
+
+    def _version(self) -> Resource:
         # Asked late: the agent starts, and undoes what is to be undone, without an API server. Asked each time while it
         # is an older version: once a newer one is served, the older one may lack what was consumed of a device.
         if self._resource is None or self._resource.version != names.RESOURCE_VERSIONS[0]:
             self.refresh()
-        asked = self._resource
+        assert self._resource is not None
+        return self._resource
+
+    def _read_or_error(self, reference: ClaimReference) -> ClaimView | VGPUError:
+        try:
+            return self.read(reference)
+        except VGPUError as error:
+            return error
+
+    def _get(self, reference: ClaimReference) -> JSON:
+        asked = self._version()
         try:
             return self._get_as(asked, reference)
         except NotFoundError:
             # That version is not served (any more), at least not by the server that answered: during an upgrade there
             # are several behind one address, and what discovery says is the word of another.
             self.refresh()
-            if self._resource == asked:
+            now = self._resource
+            if now is None or now == asked:
                 raise
-            return self._get_as(self._resource, reference)
+            return self._get_as(now, reference)
 
-    def _get_as(self, resource: Resource | None, reference: ClaimReference) -> JSON:
-        assert resource is not None
+    def _get_as(self, resource: Resource, reference: ClaimReference) -> JSON:
         try:
             return self._client.get(resource, reference.name, reference.namespace)
         except NotFoundError as error:
             if error.missing != (resource.plural, reference.name):
                 raise
             raise ClaimGoneError(f"{reference}: found none, expected the one with uid {reference.uid}") from error
+
+
+def _view(reference: ClaimReference, found: JSON) -> ClaimView:
+    claim = ClaimView.from_object(found)
+    if claim.uid != reference.uid:
+        raise ClaimGoneError(
+            f"{reference}: found uid {claim.uid}, expected {reference.uid}: it was deleted and created again"
+        )
+    return claim
+
+
+def _view_or_error(reference: ClaimReference, found: JSON) -> ClaimView | VGPUError:
+    try:
+        return _view(reference, found)
+    except VGPUError as error:
+        return error

@@ -25,6 +25,8 @@ def check_parts(planned: PreparedClaim, prepared: Prepared) -> None:
         CapacityError: names both claims.
     """
     parts = {device.device for device in planned.devices if device.is_part}
+    if not parts:
+        return  # and so it is with most claims: the others need not be looked through
     for uid, claim in prepared.items():
         for device in claim.devices:
             if uid != planned.uid and device.is_part and device.device in parts:
@@ -52,12 +54,13 @@ def check_room(planned: PreparedClaim, device: Device, room: OfferedRoom, prepar
     former = prepared.get(planned.uid)
     if former is not None and _takes_no_more(planned, former, uuid):
         return
-    claims = [planned, *(claim for uid, claim in prepared.items() if uid != planned.uid)]
     here = [
-        (claim, prepared_device)
-        for claim in claims
-        for prepared_device in claim.devices
-        if prepared_device.limits is not None and prepared_device.limits.device_uuid == uuid
+        (claim, one)
+        for claim in (planned, *prepared.values())
+        if uuid in claim.shared_devices
+        if claim is planned or claim.uid != planned.uid
+        for one in claim.devices
+        if one.limits is not None and one.limits.device_uuid == uuid
     ]
     holders = [(claim, one.limits) for claim, one in here if one.limits is not None]
     others = {claim.uid for claim, _ in here if claim is not planned}

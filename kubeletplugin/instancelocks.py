@@ -36,6 +36,8 @@ class InstanceLocks:
     @property
     def descriptor(self) -> int:
         """The open file, to read and to write; OSError if it cannot be opened."""
+        if self._descriptor is not None:
+            return self._descriptor
         # One for all threads: what is locked by one description cannot be unlocked by another.
         with self._opening:
             if self._descriptor is None:
@@ -54,13 +56,14 @@ class InstanceLocks:
         Raises:
             TransientError: another instance still holds it.
         """
-        self._acquire(byte, timeout_s)
+        self.acquire(byte, timeout_s)
         try:
             yield
         finally:
-            self._ask(fcntl.F_UNLCK, byte)
+            self.release(byte)
 
-    def _acquire(self, byte: int, timeout_s: float) -> None:
+    def acquire(self, byte: int, timeout_s: float) -> None:
+        """Take a lock, as `hold` does."""
         deadline_s = time.monotonic() + timeout_s
         pause_s = _FIRST_PAUSE_S
         while True:
@@ -74,6 +77,10 @@ class InstanceLocks:
                     ) from error
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def release(self, byte: int) -> None:
+        """Give a lock back."""
+        self._ask(fcntl.F_UNLCK, byte)
 
     def _ask(self, kind: int, byte: int) -> None:
         fcntl.fcntl(self.descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0))

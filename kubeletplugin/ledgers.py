@@ -19,7 +19,15 @@ from pathlib import Path
 from api.deadlines import left_s
 from api.errors import StateError, TransientError
 from api.names import ClaimUID
-from kubeletplugin.files import FolderSync, fsync_directory, fsync_file, remove, write_atomically, write_durably
+from kubeletplugin.files import (
+    FolderSync,
+    fsync_directory,
+    fsync_file,
+    remove,
+    start_writing,
+    write_atomically,
+    write_durably,
+)
 from kubeletplugin.instancelocks import InstanceLocks
 from kubeletplugin.preparedclaims import PreparedClaim, decode
 
@@ -35,6 +43,10 @@ _NUMBER_BYTES = 8
 _UNKNOWN = -1
 
 Prepared = Mapping[ClaimUID, PreparedClaim]
+Decide = Callable[[Prepared], PreparedClaim]
+"""Gets what is prepared now, which may include the claim in question; raises if it does not fit. Must be quick and do
+no I/O."""
+Reserve = Callable[[ClaimUID, Decide], tuple[PreparedClaim, PreparedClaim | None]]
 Recovery = Callable[[ClaimUID], PreparedClaim | None]
 """Rebuilds the record of a claim from what else lies on the node; None: nothing of it lies there."""
 _Signature = tuple[int, int, int]
@@ -46,6 +58,7 @@ class Ledger:
 
     def __init__(self, folder: Path, recover: Recovery) -> None:
         self._folder = folder
+        self._folder_name = str(folder)
         self._recover = recover
         self._lock = threading.Lock()
         self._sync_folder = FolderSync(folder)
@@ -57,6 +70,7 @@ class Ledger:
         """Records that this instance has made durable."""
         self._seen = _UNKNOWN
         """Number of the last change that is in `_claims`."""
+        self._is_changing = False
 
     def load(self) -> None:
         """Read all records; called once at start. Damaged ones are put aside and rebuilt."""
@@ -74,40 +88,36 @@ class Ledger:
         with self._looking():
             return self._claims.get(uid)
 
-    def reserve(
-        self, uid: ClaimUID, decide: Callable[[Prepared], PreparedClaim]
-    ) -> tuple[PreparedClaim, PreparedClaim | None]:
-        """Decide about a claim while nothing else is decided on this node, and count it from now on.
+    @contextmanager
+    def reserving(self) -> Iterator[Reserve]:
+        """Decide about claims while nothing else is decided on this node, and count them from now on.
 
-        The record is in its place when this returns, and durable once it is settled.
-
-        Args:
-            uid: of the claim.
-            decide: gets what is prepared now, which may include this claim; raises if it does not fit. Must be quick
-                and do no I/O.
-
-        Returns:
-            The claim as decided, and as it was recorded before (None: it was not).
+        What is yielded decides about one claim, given its UID and what decides; its record is in its place when that
+        returns, and durable once it is settled. It returns the claim as decided, and as it was recorded before (None:
+        it was not). A claim that does not fit raises, and touches no other.
         """
+        with self._deciding(), self._changing():
+            yield self._reserve
+
+    def reserve(self, uid: ClaimUID, decide: Decide) -> tuple[PreparedClaim, PreparedClaim | None]:
+        """Decide about one claim; see `reserving`."""
         with self._deciding():
-            former = self._claims.get(uid)
-            decided = decide(self._claims)
-            if decided == former:
-                return former, former
-            decided = decided.keeping_extra_of(former)
-            self._place(decided, former)
-            return decided, former
+            return self._reserve(uid, decide)
 
-    def settle(self, uid: ClaimUID) -> None:
-        """Make the record of a reserved claim durable.
+    def settle(self, *uids: ClaimUID) -> None:
+        """Make the records of reserved claims durable.
 
-        Once by each instance that answers with it: another one that wrote it may have died before it was durable.
+        Once by each instance that answers with them: another one that wrote them may have died before that.
         """
-        if uid in self._settled:
+        paths = [self._path(uid) for uid in uids if uid not in self._settled]
+        if not paths:
             return
-        fsync_file(self._path(uid))
+        for path in paths if len(paths) > 1 else ():
+            start_writing(path)
+        for path in paths:
+            fsync_file(path)
         self._sync_folder()
-        self._settled.add(uid)
+        self._settled.update(uids)
 
     def add(self, claim: PreparedClaim) -> None:
         """Count a claim that was found on the node without a record, and write one."""
@@ -136,8 +146,18 @@ class Ledger:
             self._sync_folder()
         return found
 
-    def _path(self, uid: ClaimUID) -> Path:
-        return Path(f"{self._folder}/{uid}{_SUFFIX}")
+    def _path(self, uid: ClaimUID) -> str:
+        # As text: each claim comes by here several times, and paths as objects cost more than the calls.
+        return f"{self._folder_name}/{uid}{_SUFFIX}"
+
+    def _reserve(self, uid: ClaimUID, decide: Decide) -> tuple[PreparedClaim, PreparedClaim | None]:
+        former = self._claims.get(uid)
+        decided = decide(self._claims)
+        if decided == former:
+            return former, former
+        decided = decided.keeping_extra_of(former)
+        self._place(decided, former)
+        return decided, former
 
     def _place(self, claim: PreparedClaim, former: PreparedClaim | None) -> None:
         """Put a record into its place. A new one need not be whole after a power cut; one that replaces another must.
@@ -186,11 +206,16 @@ class Ledger:
     @contextmanager
     def _changing(self) -> Iterator[None]:
         """Number a change of the folder: odd while it is being made, and after a crash at it."""
+        if self._is_changing:
+            yield  # as a part of a larger one
+            return
         number = self._number() | 1
         self._set_number(number)
+        self._is_changing = True
         try:
             yield
         finally:
+            self._is_changing = False
             self._seen = number + 1
             self._set_number(self._seen)
 
@@ -223,7 +248,7 @@ class Ledger:
                     yield ClaimUID(entry.name.removesuffix(_SUFFIX)), _signature(entry.stat())
 
     def _read(self, uid: ClaimUID) -> None:
-        path = self._path(uid)
+        path = Path(self._path(uid))
         self._claims.pop(uid, None)
         try:
             self._claims[uid] = decode(path.read_bytes(), uid, str(path))

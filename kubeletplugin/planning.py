@@ -5,6 +5,7 @@ in the allocation; a share never gets more than was allocated to its claim, nor 
 device has; what is not said never means unlimited.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -37,12 +38,20 @@ class NodeView:
 
     def room(self, device: Device) -> OfferedRoom:
         """Return how much all shares of a device may have together: what it has, or what is offered above that."""
-        offered = self.offers.get(device.name)
-        return OfferedRoom(
-            device=device.name,
-            memory_bytes=max(device.memory_bytes, offered.memory_bytes if offered else 0),
-            cores=max(names.CORES_PER_DEVICE, offered.cores if offered else 0),
-        )
+        room = self._rooms.get(device.name)
+        if room is None:
+            offered = self.offers.get(device.name)
+            room = self._rooms[device.name] = OfferedRoom(
+                device=device.name,
+                memory_bytes=max(device.memory_bytes, offered.memory_bytes if offered else 0),
+                cores=max(names.CORES_PER_DEVICE, offered.cores if offered else 0),
+            )
+        return room
+
+    @functools.cached_property
+    def _rooms(self) -> dict[str, OfferedRoom]:
+        """Rooms by device, as far as anybody asked: each claim does, and the view does not change."""
+        return {}
 
 
 def plan(claim: ClaimView, node: NodeView, prepared: Prepared) -> PreparedClaim:
@@ -145,8 +154,7 @@ def _plan_device(
         room = room.model_copy(update={"memory_bytes": max(room.memory_bytes, before.holds().memory_bytes)})
     memory_bytes, cores = _allocated(claim, result, device, room)
     limits = _plan_limits(claim, result, device, node.driver_name, room)
-    held = Held(memory_bytes, cores)
-    held = replace(held, whole=_takes_all(claim, result, node, held))
+    held = Held(memory_bytes, cores, whole=_takes_all(claim, result, node, Held(memory_bytes, cores)))
     return _keeping(replace(planned, limits=limits, held=held), before)
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pydantic_core import to_json
+
 from api.errors import StateError
 from api.names import ClaimUID, DeviceName
 from api.vgpuconfig import Policy
@@ -103,9 +105,14 @@ class PreparedClaim:
         return any(device.limits is None and device.held is None for device in self.devices)
 
     @functools.cached_property
+    def shared_devices(self) -> frozenset[str]:
+        """UUIDs of the devices of its shares. Kept: each claim that is planned is held against all others."""
+        return frozenset(limits.device_uuid for limits in self.shares())
+
+    @functools.cached_property
     def record(self) -> bytes:
         """The JSON that `decode` reads."""
-        return json.dumps(
+        return to_json(
             {
                 **self.extra,
                 "version": _VERSION,
@@ -115,7 +122,7 @@ class PreparedClaim:
                 "devices": [_encode_device(device) for device in self.devices],
                 **({"pods": list(self.pods)} if self.pods else {}),
             }
-        ).encode()
+        )
 
     def shares(self) -> Iterator[Limits]:
         """Yield the limits of each share."""

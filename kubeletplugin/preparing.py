@@ -1,15 +1,18 @@
-"""Prepares claims: reads the claim, has its share planned, and brings the node to that plan.
+"""Prepares claims: reads them, has their shares planned, and brings the node to that plan.
 
-Called by the gRPC service, from several threads. The answer is given only when everything is on disk. A claim that is
-prepared already is checked and mended, and answered with the same ids.
+Called by the gRPC service, from several threads, with one claim or with all of a call. The answer is given only when
+everything is on disk. A claim that is prepared already is checked and mended, and answered with the same ids.
 """
 
+import functools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from api.claims import ClaimView
 from api.errors import CapacityError, ConfigError, KubeError, VGPUError
+from api.names import ClaimUID
 from kubeletplugin.annotations import take_over
 from kubeletplugin.claimreading import ClaimReader, ClaimReference
 from kubeletplugin.ledgers import Prepared
@@ -33,6 +36,18 @@ class Hooks:
 
 
 _NO_HOOKS = Hooks()
+
+
+@dataclass(frozen=True)
+class _Reserved:
+    """A claim that is counted, and not yet in its place."""
+
+    claim: ClaimView
+    planned: PreparedClaim
+    former: PreparedClaim | None
+
+
+_Outcomes = dict[ClaimUID, PreparedClaim | Exception]
 
 
 class Preparer:
@@ -75,25 +90,82 @@ class Preparer:
                 raise
         return self._prepare(reference)
 
+    def prepare_together(self, references: Sequence[ClaimReference]) -> dict[ClaimUID, PreparedClaim | Exception]:
+        """Prepare claims in one go: in one round of requests, with one decision, and one wait for the disk.
+
+        Returns:
+            What became of each. Not in it is what is to be prepared alone, because it has to wait for somebody: claims
+            that another call is at, and those that there is no room for.
+        """
+        with self._state.locks.hold_free(reference.uid for reference in references) as held:
+            outcomes = self._bring([reference for reference in references if reference.uid in held])
+        return {uid: outcome for uid, outcome in outcomes.items() if not isinstance(outcome, CapacityError)}
+
     def _prepare(self, reference: ClaimReference) -> PreparedClaim:
         with self._state.locks.hold(reference.uid):
-            try:
-                claim = self._reader.read(reference)
-            except KubeError as error:
-                return self._answer_from_record(reference, error)
-            self._hooks.check(claim)
+            outcome = self._bring([reference])[reference.uid]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def _bring(self, references: Sequence[ClaimReference]) -> _Outcomes:
+        """Bring the node to what some claims say, whose locks are held; return what became of each."""
+        outcomes: _Outcomes = {}
+        claims = self._read(references, outcomes)
+        reserved = self._reserve(claims, outcomes)
+        self._settle(reserved, outcomes)
+        for one in reserved:
+            if one.planned.uid not in outcomes:
+                with _noting(outcomes, one.planned.uid):
+                    outcomes[one.planned.uid] = self._put(one)
+        for one in reserved:
+            if isinstance(outcomes[one.planned.uid], Exception):
+                self._undo(one.planned, one.former)
+        return outcomes
+
+    def _read(self, references: Sequence[ClaimReference], outcomes: _Outcomes) -> list[ClaimView]:
+        """Return the claims that are to be decided about."""
+        claims: list[ClaimView] = []
+        for reference, found in zip(references, self._reader.read_all(references), strict=True):
+            with _noting(outcomes, reference.uid):
+                if isinstance(found, KubeError):
+                    outcomes[reference.uid] = self._answer_from_record(reference, found)
+                elif isinstance(found, Exception):
+                    raise found
+                else:
+                    self._hooks.check(found)
+                    claims.append(found)
+        return claims
+
+    def _reserve(self, claims: Sequence[ClaimView], outcomes: _Outcomes) -> list[_Reserved]:
+        reserved: list[_Reserved] = []
+        if not claims:
+            return reserved
+        try:
             view = self._view()
-            planned, former = self._state.ledger.reserve(reference.uid, lambda others: _decide(claim, view, others))
-            try:
-                self._state.ledger.settle(planned.uid)
-                self._state.put(planned, former)
-                self._take_over_annotation(planned, claim)
-            except BaseException:
-                self._undo(planned, former)
-                raise
-            _log.info("claim prepared", extra=_facts(planned) | {"again": planned == former})
-            self._hooks.on_prepared(planned)
-            return planned
+            with self._state.ledger.reserving() as reserve:
+                for claim in claims:
+                    with _noting(outcomes, claim.uid):
+                        planned, former = reserve(claim.uid, functools.partial(_decide, claim, view))
+                        reserved.append(_Reserved(claim, planned, former))
+        except (OSError, VGPUError) as error:  # nobody can be decided about
+            outcomes.update({claim.uid: error for claim in claims if claim.uid not in outcomes})
+        return reserved
+
+    def _settle(self, reserved: Sequence[_Reserved], outcomes: _Outcomes) -> None:
+        try:
+            self._state.ledger.settle(*(one.planned.uid for one in reserved))
+        except OSError:
+            for one in reserved:  # whose fault it is shows alone
+                with _noting(outcomes, one.planned.uid):
+                    self._state.ledger.settle(one.planned.uid)
+
+    def _put(self, one: _Reserved) -> PreparedClaim:
+        self._state.put(one.planned, one.former)
+        self._take_over_annotation(one.planned, one.claim)
+        _log.info("claim prepared", extra=_facts(one.planned) | {"again": one.planned == one.former})
+        self._hooks.on_prepared(one.planned)
+        return one.planned
 
     def _take_over_annotation(self, planned: PreparedClaim, claim: ClaimView) -> None:
         if claim.limits_annotation is None:
@@ -123,6 +195,15 @@ class Preparer:
                 self._state.put(former, planned)  # some shares may have new limits already
         except (OSError, VGPUError) as error:
             _log.error("half-prepared claim not undone", extra=_facts(planned) | {"error": str(error)})
+
+
+@contextmanager
+def _noting(outcomes: _Outcomes, uid: ClaimUID) -> Iterator[None]:
+    """Note an error as what became of a claim: whatever it is, it must not touch the other claims of the call."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - told to the kubelet by the caller
+        outcomes[uid] = error
 
 
 def _decide(claim: ClaimView, view: NodeView, others: Prepared) -> PreparedClaim:

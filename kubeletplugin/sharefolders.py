@@ -80,7 +80,8 @@ class ShareFolders:
         return limits != before[0]
 
     def _with_context(self, limits: Limits) -> Limits:
-        return replace(limits, context_bytes=self._context_bytes(limits.device_uuid))
+        context_bytes = self._context_bytes(limits.device_uuid)
+        return limits if context_bytes == limits.context_bytes else replace(limits, context_bytes=context_bytes)
 
     def has(self, share: str) -> bool:
         """Return whether there are limits and books of a share, whatever they say."""
@@ -109,12 +110,12 @@ class ShareFolders:
         first = next(claim.shares(), None)
         if first is None:
             return
-        path = Path(f"{self.folder}/{first.share}/{_COPY_FILE}")
-        found = read_if_there(path)
-        if found is None:
+        path = f"{self.folder}/{first.share}/{_COPY_FILE}"
+        try:
             write_first(path, claim.record, 0o600)  # whole or not: the record is there
-        elif found != claim.record:
-            write_atomically(path, claim.record, 0o600)
+        except FileExistsError:
+            if read_if_there(path) != claim.record:
+                write_atomically(path, claim.record, 0o600)
 
     def rebuild(self, uid: ClaimUID) -> PreparedClaim | None:
         """Rebuild the record of a claim from what lies in the folders of its shares.

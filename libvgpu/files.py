@@ -49,7 +49,7 @@ def found_size(path: Path) -> str:
     return "no file" if size is None else f"{size} bytes"
 
 
-def create(path: Path, content: tuple[bytes, int], mode: int, *, durable: bool, fresh: bool = False) -> None:
+def create(path: Path | str, content: tuple[bytes, int], mode: int, *, durable: bool, fresh: bool = False) -> None:
     """Write a file, whole or not at all; the folder is locked, so what a crash left of another try is overwritten.
 
     Args:
@@ -102,7 +102,7 @@ def write_all(descriptor: int, content: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def fsync_directory(path: Path) -> None:
+def fsync_directory(path: Path | str) -> None:
     """Make the names in a folder durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

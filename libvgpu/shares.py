@@ -52,7 +52,10 @@ def create_new_share(directory: Path, limits: Limits) -> bool:
         os.mkdir(name, 0o755)  # noqa: PTH102 - as above
     except OSError:
         return False  # it is there; or else create_share says why it cannot be
-    _create_files(directory, raw, durable=False, fresh=True)
+    # No lock: nobody looks for files in a folder that has just been made, and one that is there already is an error.
+    books = booksfile.header(), layout().constants.VGPU_BOOKS_FILE_BYTES
+    files.create(f"{name}/{names.BOOKS_FILE}", books, 0o666, durable=False, fresh=True)
+    files.create(f"{name}/{names.LIMITS_FILE}", (raw, len(raw)), 0o644, durable=False, fresh=True)
     return True
 
 
