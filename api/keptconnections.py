@@ -118,6 +118,10 @@ class KeptConnections:
         except KubeError as error:
             return error
 
+    def close(self) -> None:
+        """Close the connections that nobody uses now."""
+        _close_all(self._idle)
+
     def _finish(self, connection: http.client.HTTPConnection, answer: Answer) -> tuple[int, bytes]:
         if answer.reusable:
             self._idle.append(connection)

@@ -8,6 +8,7 @@ the folder (libvgpu.files.locked).
 import fcntl
 import os
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from api.errors import StateError
@@ -18,11 +19,10 @@ __all__ = [
     "FileLock",
     "FolderSync",
     "fsync_directory",
-    "fsync_file",
+    "fsync_files",
     "read_if_there",
     "remove",
     "remove_tree",
-    "start_writing",
     "write_atomically",
     "write_durably",
     "write_first",
@@ -67,21 +67,46 @@ def remove(path: Path | str) -> bool:
     return _unlink(target) or found
 
 
-def start_writing(path: Path | str) -> None:
-    """Let the disk begin with a file, without waiting: many files that are begun cost little more to sync than one."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        # The one call of the standard library that does so: who wants pages dropped has them written first.
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
+def fsync_files(paths: Sequence[str]) -> None:
+    """Make the content of files durable that were written atomically; their names are durable with their folder's.
+
+    The disk gets all of them to write before the first is waited for, and several waits at a time: it joins them, and
+    many files take little longer than one.
+    """
+    errors: list[OSError] = []
+
+    def sync(some: Sequence[str]) -> None:
+        try:
+            for path in some:
+                _with_open(path, os.fsync)
+        except OSError as error:
+            errors.append(error)
+
+    for path in paths[1:]:
+        _with_open(path, _begin_to_write)
+    waits = min(_WAITS, len(paths))
+    threads = [threading.Thread(target=sync, args=[paths[number::waits]], name="fsync") for number in range(1, waits)]
+    for thread in threads:
+        thread.start()
+    sync(paths[::waits])
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
 
 
-def fsync_file(path: Path | str) -> None:
-    """Make the content of a file durable that was written atomically; its name is durable with its folder's."""
+_WAITS = 4
+
+
+def _begin_to_write(descriptor: int) -> None:
+    # The one call of the standard library that does so: of who wants to drop pages, those that are dirty go to disk.
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _with_open(path: str, action: Callable[[int], object]) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        action(descriptor)
     finally:
         os.close(descriptor)
 

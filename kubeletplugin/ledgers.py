@@ -19,15 +19,7 @@ from pathlib import Path
 from api.deadlines import left_s
 from api.errors import StateError, TransientError
 from api.names import ClaimUID
-from kubeletplugin.files import (
-    FolderSync,
-    fsync_directory,
-    fsync_file,
-    remove,
-    start_writing,
-    write_atomically,
-    write_durably,
-)
+from kubeletplugin.files import FolderSync, fsync_directory, fsync_files, remove, write_atomically, write_durably
 from kubeletplugin.instancelocks import InstanceLocks
 from kubeletplugin.preparedclaims import PreparedClaim, decode
 
@@ -70,7 +62,9 @@ class Ledger:
         """Records that this instance has made durable."""
         self._seen = _UNKNOWN
         """Number of the last change that is in `_claims`."""
-        self._is_changing = False
+        self._change: int | None = None
+        """Number of the change that is being made."""
+        self._is_reserving = False
 
     def load(self) -> None:
         """Read all records; called once at start. Damaged ones are put aside and rebuilt."""
@@ -96,8 +90,13 @@ class Ledger:
         returns, and durable once it is settled. It returns the claim as decided, and as it was recorded before (None:
         it was not). A claim that does not fit raises, and touches no other.
         """
-        with self._deciding(), self._changing():
-            yield self._reserve
+        with self._deciding():
+            self._is_reserving = True
+            try:
+                yield self._reserve
+            finally:
+                self._is_reserving = False
+                self._end_change()
 
     def reserve(self, uid: ClaimUID, decide: Decide) -> tuple[PreparedClaim, PreparedClaim | None]:
         """Decide about one claim; see `reserving`."""
@@ -112,10 +111,7 @@ class Ledger:
         paths = [self._path(uid) for uid in uids if uid not in self._settled]
         if not paths:
             return
-        for path in paths if len(paths) > 1 else ():
-            start_writing(path)
-        for path in paths:
-            fsync_file(path)
+        fsync_files(paths)
         self._sync_folder()
         self._settled.update(uids)
 
@@ -206,17 +202,19 @@ class Ledger:
     @contextmanager
     def _changing(self) -> Iterator[None]:
         """Number a change of the folder: odd while it is being made, and after a crash at it."""
-        if self._is_changing:
-            yield  # as a part of a larger one
-            return
-        number = self._number() | 1
-        self._set_number(number)
-        self._is_changing = True
+        if self._change is None:
+            change = self._number() | 1
+            self._set_number(change)
+            self._change = change
         try:
             yield
         finally:
-            self._is_changing = False
-            self._seen = number + 1
+            if not self._is_reserving:  # else all that is reserved together is one change
+                self._end_change()
+
+    def _end_change(self) -> None:
+        if self._change is not None:
+            self._seen, self._change = self._change + 1, None
             self._set_number(self._seen)
 
     def _number(self) -> int:

@@ -6,7 +6,7 @@ everything is on disk. A claim that is prepared already is checked and mended, a
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,6 +19,7 @@ from kubeletplugin.ledgers import Prepared
 from kubeletplugin.nodestates import NodeState
 from kubeletplugin.planning import NodeView, kept, plan
 from kubeletplugin.preparedclaims import PreparedClaim
+from kubeletplugin.rounds import Rounds
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class Preparer:
         self._state = state
         self._view = view
         self._hooks = hooks
+        self._rounds = Rounds(self._prepare_round)
 
     def prepare(self, reference: ClaimReference) -> PreparedClaim:
         """Prepare a claim, however often.
@@ -90,15 +92,22 @@ class Preparer:
                 raise
         return self._prepare(reference)
 
-    def prepare_together(self, references: Sequence[ClaimReference]) -> dict[ClaimUID, PreparedClaim | Exception]:
-        """Prepare claims in one go: in one round of requests, with one decision, and one wait for the disk.
+    def prepare_together(self, references: Sequence[ClaimReference]) -> _Outcomes:
+        """Prepare claims in one go, together with those of other calls that come now.
 
         Returns:
             What became of each. Not in it is what is to be prepared alone, because it has to wait for somebody: claims
             that another call is at, and those that there is no room for.
+
+        Raises:
+            TransientError: other calls took all the time.
         """
-        with self._state.locks.hold_free(reference.uid for reference in references) as held:
-            outcomes = self._bring([reference for reference in references if reference.uid in held])
+        return self._rounds.do({reference.uid: reference for reference in references})
+
+    def _prepare_round(self, references: Mapping[ClaimUID, ClaimReference]) -> _Outcomes:
+        """Prepare claims in one round of requests, with one decision, and one wait for the disk."""
+        with self._state.locks.hold_free(references) as held:
+            outcomes = self._bring([reference for uid, reference in references.items() if uid in held])
         return {uid: outcome for uid, outcome in outcomes.items() if not isinstance(outcome, CapacityError)}
 
     def _prepare(self, reference: ClaimReference) -> PreparedClaim:

@@ -69,7 +69,7 @@ class DRAService:
         """Prepare each claim; one that fails has its error in the answer and touches no other."""
         end_s = time.monotonic() + _time_for(context)
         claims = {claim.uid: claim for claim in request.claims}
-        answers = self._prepare_together(claims, end_s) if len(claims) > 1 else {}
+        answers = self._prepare_together(claims, end_s)
         alone = [claim for uid, claim in claims.items() if uid not in answers]
         answers.update(self._for_each(alone, self._prepare, end_s))
         return self._messages.NodePrepareResourcesResponse(claims=answers)
@@ -99,13 +99,12 @@ class DRAService:
     def _prepare_together(self, claims: Mapping[str, _ClaimMessage], end_s: float) -> dict[str, Any]:
         """Return the answers of those claims of a call that need not be prepared alone."""
         began_s = time.monotonic()
+        references = [_reference(claim) for uid, claim in claims.items() if is_claim_uid(uid)]
         try:
             with within(end_s - began_s):
-                outcomes = self._preparer.prepare_together(
-                    [_reference(claim) for uid, claim in claims.items() if is_claim_uid(uid)]
-                )
-        except Exception:
-            _log.exception("claims of a call not prepared together: each is tried alone")
+                outcomes = self._preparer.prepare_together(references)
+        except Exception:  # noqa: BLE001 - as above, and the next try tells it
+            _log.exception("claims not prepared together: each is tried alone", extra={"claims": list(claims)})
             return {}
         answers: dict[str, Any] = {}
         for uid, outcome in outcomes.items():

@@ -5,6 +5,7 @@ import http.client
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -167,6 +168,43 @@ def test_a_server_that_says_nothing_is_waited_for_once_and_not_on_each_idle_conn
 
         assert len(connections._idle) == 4
         connections.close()
+
+
+def test_many_objects_are_got_at_once_in_order_with_an_error_for_those_that_are_not_there(server: Server) -> None:
+    names = [("gone" if number % 10 == 3 else "here", None) for number in range(40)]
+
+    found = server.client.get_all(kube.NODES, names)
+
+    assert [isinstance(one, NotFoundError) for one in found] == [name == "gone" for name, _ in names]
+    assert all(one == {"metadata": {"name": "here"}} for one in found if not isinstance(one, KubeError))
+    assert len(set(server.asked_from)) == 16  # each connection is used again
+
+
+def test_objects_are_got_at_once_over_new_connections_when_the_server_closed_the_idle_ones(server: Server) -> None:
+    for connection in [server.connections._take(1)[0] for _ in range(3)]:
+        connection.connect()
+        assert connection.sock is not None
+        connection.sock.shutdown(socket.SHUT_RDWR)
+        server.connections._idle.append(connection)
+
+    found = server.client.get_all(kube.NODES, [("here", None)] * 5)
+
+    assert found == [{"metadata": {"name": "here"}}] * 5
+
+
+def test_a_server_that_says_nothing_is_waited_for_once_by_all_who_ask_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        configuration = client.Configuration()
+        configuration.host = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        connections = KeptConnections(configuration, timeout_s=0.2)
+
+        with within(5):
+            began_s = time.monotonic()
+            found = connections.get_all([f"/{number}" for number in range(40)], {})
+
+        assert [str(one) for one in found] == ["GET /0: no answer from the API server: TimeoutError('timed out')"] * 40
+        assert time.monotonic() - began_s < 2  # 40 times 0.2 s would be 8
+        assert not connections._idle
 
 
 def test_a_server_that_sends_a_little_now_and_then_does_not_outlast_the_deadline_of_the_call() -> None:

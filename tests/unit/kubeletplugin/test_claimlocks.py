@@ -52,6 +52,20 @@ def test_a_call_that_never_ends_is_not_waited_for_for_ever(tmp_path: Path) -> No
         pass
 
 
+@pytest.mark.parametrize("instances", [1, 2])
+def test_of_several_claims_those_are_held_that_nobody_is_at(tmp_path: Path, instances: int) -> None:
+    locks = ClaimLocks(tmp_path / "locks", timeout_s=0)
+    others = locks if instances == 1 else ClaimLocks(tmp_path / "locks", timeout_s=0)
+
+    with others.hold(A), locks.hold_free([A, B]) as held:
+        assert held == {B}
+        with pytest.raises(TransientError):
+            locks.hold(B).__enter__()
+
+    with locks.hold(A), locks.hold(B):
+        pass
+
+
 def test_another_agent_that_never_ends_is_not_waited_for_for_ever(tmp_path: Path) -> None:
     first, second = (ClaimLocks(tmp_path / "locks", timeout_s=0.01) for _ in range(2))
 

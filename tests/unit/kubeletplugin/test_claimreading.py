@@ -104,3 +104,38 @@ def test_a_server_that_answers_nothing_is_waited_for_once_and_asked_again_later(
     client.silent = False
 
     assert reader.read(reference).uid == reference.uid
+
+
+def test_several_claims_are_read_with_one_request_each_and_those_that_cannot_be_read_tell_why() -> None:
+    client = FakeKube()
+    reference = store(client, "v1")
+    gone = ClaimReference("default", "gone", ClaimUID("gone-uid"))
+    again = ClaimReference("default", "train", ClaimUID("former-uid"))
+    reader = ClaimReader(client)
+    reader.refresh()
+    client.requests.clear()
+
+    found = reader.read_all([reference, again, reference])
+
+    assert len(client.requests) == 3
+    message = f"found uid {reference.uid}, expected former-uid: it was deleted and created again"
+    assert [getattr(one, "uid", str(one)) for one in found] == [
+        reference.uid,
+        f"ResourceClaim default/train: {message}",
+        reference.uid,
+    ]
+    assert [str(one) for one in reader.read_all([gone, gone])] == [
+        "ResourceClaim default/gone: found none, expected the one with uid gone-uid"
+    ] * 2
+    client.set_down(True)
+    assert all(isinstance(one, KubeError) for one in reader.read_all([reference, gone]))
+
+
+def test_several_claims_are_read_in_a_better_version_as_soon_as_it_is_served() -> None:
+    client = FakeKube(versions={GROUP: ("v1beta1",)})
+    reader = ClaimReader(client)
+    reader.read(store(client, "v1beta1"))
+    client.set_versions({GROUP: ("v1beta1", "v1")})
+    reference = store(client, "v1")
+
+    assert {getattr(one, "uid", one) for one in reader.read_all([reference, reference])} == {reference.uid}
