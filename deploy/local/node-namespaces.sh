@@ -27,6 +27,11 @@ mount --bind "$node/log" /var/log
 mount --bind "$node/run" /run
 [ "$(readlink -f /var/run)" = /run ] || mount --bind "$node/run" /var/run
 
+# A pod in a user namespace (hostUsers: false) may mount a proc of its own only where
+# one is to be seen whole, and the one at /proc has files mounted over it below.
+mkdir "$node/overlay/proc"
+mount -t proc -o nosuid,nodev,noexec proc "$node/overlay/proc"
+
 # The kubelet insists on these values and would write them for the whole machine:
 # it finds them as it wants them instead.
 sysctl() {

@@ -111,6 +111,32 @@ def test_a_user_without_rights_on_a_read_only_root_has_a_share_like_others(workl
     assert output.strip().endswith("status 3")
 
 
+def test_a_pod_with_users_of_its_own_has_a_share_like_others_and_cannot_change_it(workloads: Workloads) -> None:
+    if workloads.kube.server_minor() < 33:
+        pytest.skip("user namespaces are off before Kubernetes 1.33")
+    # The first column is the user there, the second on the node.
+    users = "read inside outside size < /proc/self/uid_map; [ $inside = 0 ] && [ $outside -ge 65536 ] && echo apart"
+    change = (
+        "for file in /run/vgpu/shares/*/limits /etc/ld.so.preload /usr/lib/vgpu/*; do"
+        " (echo x > $file) 2>/dev/null && echo wrote $file; rm -f $file 2>/dev/null && echo removed $file; done"
+    )
+    hold = f"{users}; {change}; worker run 700"
+    other = "until worker grab 700; [ $? = 3 ]; do sleep 0.2; done; echo refused"
+    containers = [
+        Container(["sh", "-c", hold], name="root"),
+        Container(["sh", "-c", other], name="other", security={"runAsUser": 12345, "capabilities": {"drop": ["ALL"]}}),
+    ]
+    workloads.start("apart", Asked(), *containers, hostUsers=False)
+    workloads.wait_for_phase("apart", "Running")
+    workloads.kubectl("wait", "pod/apart", "--for=jsonpath={.status.containerStatuses[0].state.terminated.exitCode}=0")
+
+    assert "refused" in workloads.kubectl("logs", "apart", "-c", "other")
+    output = workloads.kubectl("logs", "apart", "-c", "root")
+    assert output.startswith("apart\ngpu ")
+    assert "total_mib=1024" in output
+    assert _figures(workloads, "apart")["vgpu_share_memory_bytes"] >= _HELD_BYTES
+
+
 def test_the_drivers_count_of_a_share_is_known_beside_its_books(workloads: Workloads) -> None:
     workloads.start("counted", Asked(), Container(["worker", "run", "700"]))
     workloads.wait_for_phase("counted", "Running")

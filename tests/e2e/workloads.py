@@ -55,9 +55,10 @@ class Workloads:
         """Create objects that are written for v1 and consumable capacity, in the form that the cluster takes."""
         self.scenario.apply(self.namespace, objects)
 
-    def start(self, name: str, asked: Asked, *containers: Container) -> None:
-        """Create a template and a pod that uses it."""
-        self.apply(_template(name, asked), _pod(name, containers))
+    def start(self, name: str, asked: Asked, *containers: Container, **spec: Any) -> None:
+        """Create a template and a pod that uses it; `spec`: further fields of the pod's."""
+        pod = _pod(name, containers)
+        self.apply(_template(name, asked), {**pod, "spec": {**pod["spec"], **spec}})
 
     def wait_for_phase(self, name: str, *phases: str) -> dict[str, Any]:
         """Return the pod as soon as it is in one of the phases."""

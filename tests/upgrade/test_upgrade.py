@@ -1,31 +1,26 @@
 """A cluster is upgraded in place under tenants: none restarts, none loses its limits, and more can be asked for."""
 
-import contextlib
-import os
-import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from api.errors import KubeError
 from api.httpkube import HTTPKubeClient
-from api.kube import Selection, device_classes, slices
-from deploy.demo.asking import Dialect, dialect_of
-from deploy.demo.containers import bring_up, install_chart
+from api.kube import Selection, device_classes
+from api.names import ANNOTATION_CRD_REVISION
+from api.nodeinventory import CRD_REVISION, crd
+from deploy.demo.asking import Dialect
+from deploy.demo.containers import install_chart
 from deploy.demo.scenario import DRIVER_NAMESPACE, Scenario
-from deploy.demo.tenants import GPU
 from deploy.local import imagecontents
-from deploy.local.cluster import Cluster
-from libvgpu.stub import StubGPU
 from tests.e2e.workloads import Asked, Container, Workloads
+from tests.upgrade.following import TIMEOUT_S, installed, wait_until_offered
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
-_SECOND_GPU = StubGPU(name=GPU.name, memory_bytes=GPU.memory_bytes, uuid="GPU-0e1d2c3b-4a59-4687-b5a4-c3d2e1f0a9b8")
 _WORKING = Container(["worker", "run", "300"])
 _ASKED = Asked({"gpu": {"memory": "1Gi", "cores": "10"}})
-_TIMEOUT_S = 120.0
 _STEPS = [
     ("1.34", {"DRAPartitionableDevices": True}, "counters"),
     ("1.36", {}, "consumable"),
@@ -36,23 +31,10 @@ _CLASSES = ["vgpu", "vgpu-nvidia"]
 
 @pytest.fixture
 def scenario() -> Iterator[Scenario]:
-    with Cluster(f"upgrade-{os.getpid()}", kubernetes="oldest") as cluster:
-        cluster.up(nodes=1, dies_with_caller=True)
-        yield bring_up(cluster, [GPU, _SECOND_GPU], print)
-
-
-def _wait_until_offered(scenario: Scenario, wanted: Dialect) -> None:
-    """Wait until the driver has followed, by itself."""
-    kube, node = HTTPKubeClient(str(scenario.cluster.kubeconfig)), scenario.cluster.node().name
-    deadline, found = time.monotonic() + _TIMEOUT_S, None
-    while found != wanted:
-        assert time.monotonic() < deadline, f"found {found}, expected {wanted} within {_TIMEOUT_S} s"
-        with contextlib.suppress(KubeError):
-            found = dialect_of(kube, node)
-            if found != wanted:
-                position = kube.list(slices(found.version))["metadata"]["resourceVersion"]
-                next(kube.watch(slices(found.version), position, Selection(), 1), None)
-    vars(scenario)["dialect"] = wanted
+    # As a release left it that was the first.
+    first = Path(__file__).parents[1] / "integration/controller/first-crd.yaml"
+    with installed("upgrade", "oldest", crd=first.read_text()) as scenario:
+        yield scenario
 
 
 def _upgrade_release(scenario: Scenario, version: str) -> None:
@@ -67,6 +49,11 @@ def _classes(scenario: Scenario) -> list[str]:
     return [item["metadata"]["name"] for item in found["items"]]
 
 
+def _crd_revision(scenario: Scenario) -> str:
+    annotations = scenario.json("get", "crd", crd()["metadata"]["name"])["metadata"].get("annotations", {})
+    return str(annotations.get(ANNOTATION_CRD_REVISION))
+
+
 def _uninstall_release(scenario: Scenario) -> None:
     """Uninstall, and wait until the classes are gone: the garbage collector does that."""
     kube = HTTPKubeClient(str(scenario.cluster.kubeconfig))
@@ -74,7 +61,7 @@ def _uninstall_release(scenario: Scenario) -> None:
     scenario.cluster.helm("uninstall", "vgpu", "--namespace", DRIVER_NAMESPACE, "--wait")
     listed = kube.list(resource)
     left = {item["metadata"]["name"] for item in listed["items"]}
-    watch = kube.watch(resource, listed["metadata"]["resourceVersion"], Selection(), int(_TIMEOUT_S))
+    watch = kube.watch(resource, listed["metadata"]["resourceVersion"], Selection(), int(TIMEOUT_S))
     while left:
         event = next(watch)
         if event.type == "DELETED":
@@ -101,6 +88,7 @@ def _assert_limited(workloads: Workloads, pod: str) -> None:
 def test_shares_outlive_upgrades_of_cluster_and_release_and_the_offer_follows(scenario: Scenario) -> None:
     assert scenario.dialect == Dialect("v1beta1", "slots")
     assert _classes(scenario) == _CLASSES
+    assert _crd_revision(scenario) == str(CRD_REVISION)
     scenario.cluster.kubectl("create", "namespace", "tests")
     workloads = Workloads(scenario, "tests")
     started = {}
@@ -109,7 +97,7 @@ def test_shares_outlive_upgrades_of_cluster_and_release_and_the_offer_follows(sc
         started[name] = _containers(workloads, name)
     for version, gates, mode in _STEPS:
         scenario.cluster.upgrade(version, gates)
-        _wait_until_offered(scenario, Dialect("v1", mode))
+        wait_until_offered(scenario, Dialect("v1", mode))
         _upgrade_release(scenario, version)
         assert _classes(scenario) == _CLASSES
         name = f"after-{version.replace('.', '-')}"
@@ -122,3 +110,6 @@ def test_shares_outlive_upgrades_of_cluster_and_release_and_the_offer_follows(sc
     node = scenario.cluster.node()
     assert list((node.agent / "shares").iterdir()) == []
     _uninstall_release(scenario)
+    assert _crd_revision(scenario) == str(CRD_REVISION)
+    (inventory,) = scenario.json("get", "nodeinventories")["items"]
+    assert inventory["metadata"]["name"] == node.name
