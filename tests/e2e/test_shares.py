@@ -29,7 +29,6 @@ _MISSING = {
     "v1beta2": {"first-available": _NO_FIRST_AVAILABLE},
     "counters": {"two-shares": _NO_DISTINCT},
     "slots": {
-        "any-mode": "no slot of the default layout of a 10 GiB GPU has 8 GiB",
         "two-containers-one-share": "no slot of the default layout of a 10 GiB GPU has 6 GiB",
         "two-shares": _NO_DISTINCT,
         "whole-gpu": "a GPU that is cut into slots is no device itself",

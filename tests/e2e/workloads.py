@@ -5,9 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
+
 from api.errors import KubeError
 from api.httpkube import HTTPKubeClient
 from api.kube import EVENTS, PODS, Resource, Selection
+from deploy.demo.asking import Dialect
 from deploy.demo.scenario import Scenario
 from deploy.demo.tenants import IMAGE
 
@@ -59,6 +62,12 @@ class Workloads:
         """Create a template and a pod that uses it; `spec`: further fields of the pod's."""
         pod = _pod(name, containers)
         self.apply(_template(name, asked), {**pod, "spec": {**pod["spec"], **spec}})
+
+    def start_as_written(self, name: str, devices: dict[str, Any], *containers: Container) -> None:
+        """Do the same with a claim as it is written: for the cluster's version, and with nothing of its offer mode."""
+        template = {**_template(name, Asked()), "spec": {"spec": {"devices": devices}}}
+        said = Dialect(self.scenario.dialect.version, "consumable").say(template)
+        self.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all([said, _pod(name, containers)]))
 
     def wait_for_phase(self, name: str, *phases: str) -> dict[str, Any]:
         """Return the pod as soon as it is in one of the phases."""
