@@ -9,7 +9,7 @@ from deploy.demo.looking import look
 from deploy.demo.scenario import start_tenants
 from deploy.demo.tenants import GPU, TENANTS, WAITING_POD
 from deploy.local.cluster import Cluster
-from deploy.local.errors import LocalClusterError
+from deploy.local.endings import run_to_end
 from deploy.local.prerequisites import reason_for_process_nodes
 
 CLUSTER = "demo"
@@ -21,18 +21,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m deploy.demo", description=__doc__)
     parser.add_argument("--down", action="store_true", help="remove the demo's cluster")
     options = parser.parse_args()
+    return run_to_end("demo", _down if options.down else _show, remedy="make demo-down")
+
+
+def _down() -> int:
+    Cluster(CLUSTER).down()
+    return 0
+
+
+def _show() -> int:
     cluster = Cluster(CLUSTER)
-    try:
-        if options.down:
-            cluster.down()
-            return 0
-        return _show(cluster)
-    except LocalClusterError as error:
-        sys.stderr.write(f"demo: {error}\n")
-        return 1
-
-
-def _show(cluster: Cluster) -> int:
     _say(f"one node with one simulated GPU of {GPU.memory_bytes >> 30} GiB")
     reason = reason_for_process_nodes()
     if reason:

@@ -9,20 +9,20 @@ from pathlib import Path
 
 from deploy.local import versions
 from deploy.local.cluster import Cluster
-from deploy.local.errors import LocalClusterError
+from deploy.local.endings import run_to_end
 from deploy.local.layout import UPGRADED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status."""
     options = _parser().parse_args(arguments)
-    try:
-        gates = None if options.feature_gates is None else versions.parse_gates(options.feature_gates)
-        cluster = Cluster(options.name, state_dir=options.state_dir, kubernetes=options.kubernetes, feature_gates=gates)
-        return int(options.run(cluster, options))
-    except LocalClusterError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return run_to_end("error", lambda: _run(options), remedy=f"python -m deploy.local --name {options.name} down")
+
+
+def _run(options: argparse.Namespace) -> int:
+    gates = None if options.feature_gates is None else versions.parse_gates(options.feature_gates)
+    cluster = Cluster(options.name, state_dir=options.state_dir, kubernetes=options.kubernetes, feature_gates=gates)
+    return int(options.run(cluster, options))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from deploy.local.layout import Facts, Layout
 from deploy.local.processes import Command, record_path, running, start
 
 READY_TIMEOUT_S = 60.0
+_ROOM_BYTES = 128 << 20
+"""Less than that on the disk may be why a component ends: etcd alone makes files of 64 MiB."""
 COMPONENTS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 # The defaults (20 and 50 requests a second) would be what any measurement of claims measures.
 CLIENT_LIMITS = ("--kube-api-qps=500", "--kube-api-burst=1000")
@@ -79,11 +82,17 @@ def _wait_until_ready(layout: Layout, client: ApiClient) -> None:
         for component in COMPONENTS[:2]:
             if not running(record_path(layout.state, component)):
                 tail = log_tail(layout.state / "logs" / f"{component}.log")
-                raise StartError(f"{component} ended while it started:\n{tail}")
+                raise StartError(f"{component} ended while it started{_lack_of_room(layout)}:\n{tail}")
         if time.monotonic() > deadline:
             tail = log_tail(layout.state / "logs" / "kube-apiserver.log")
             raise StartError(f"kube-apiserver was not ready within {READY_TIMEOUT_S:.0f} s:\n{tail}")
         time.sleep(0.05)  # /readyz cannot be awaited
+
+
+def _lack_of_room(layout: Layout) -> str:
+    """Return what ends components that write, and that the end of their logs seldom says; empty: it was not that."""
+    free_bytes = shutil.disk_usage(layout.state).free
+    return f" ({layout.state} has {free_bytes >> 20} MiB left)" if free_bytes < _ROOM_BYTES else ""
 
 
 def _etcd(layout: Layout, facts: Facts) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from api.kube import NODE_INVENTORIES
 from deploy.demo.scenario import ROOT
 from deploy.demo.tenants import GPU
 from tests.e2e.workloads import Asked, Container, Workloads
@@ -36,6 +37,15 @@ def _seen(output: str) -> list[tuple[int, str]]:
     return [(int(size), uuid) for size, uuid in re.findall(r"^(\d+), (\S+)$", output, re.MULTILINE)]
 
 
+def _wait_for_a_heartbeat(workloads: Workloads) -> None:
+    listed = workloads.kube.list(NODE_INVENTORIES)
+    (before,) = (inventory["status"]["heartbeatTime"] for inventory in listed["items"])
+    for event in workloads.kube.watch(NODE_INVENTORIES, listed["metadata"]["resourceVersion"], timeout_s=60):
+        if event.object["status"]["heartbeatTime"] != before:
+            return
+    raise AssertionError("no heartbeat of the node agent in 60 s")
+
+
 def test_one_form_of_claim_has_the_same_share_in_every_offer_mode(workloads: Workloads) -> None:
     template, pod = yaml.safe_load_all((ROOT / "deploy/examples/any-mode.yaml").read_text())
     command = pod["spec"]["containers"][0]["command"]
@@ -55,6 +65,8 @@ def test_a_claim_that_says_nothing_of_amounts_has_the_first_device(workloads: Wo
 def test_a_claim_for_all_of_a_gpu_has_it_without_the_library(workloads: Workloads) -> None:
     if workloads.scenario.dialect.mode == "slots":
         pytest.skip("a GPU that is cut into slots is no device itself")
+    if workloads.scenario.dialect.mode == "counters":
+        _wait_for_a_heartbeat(workloads)  # by which the agent learns that no amounts stand for all
     whole = f'device.capacity["vgpu.dra-driver.io"].memory.compareTo(quantity("{_GPU_MIB}Mi")) >= 0'
     request = _exactly("gpu", selectors=[{"cel": {"expression": whole}}], capacity={"requests": {"cores": "100"}})
     script = f"{' '.join(_SIZES)}; [ -e /etc/ld.so.preload ] || echo bare"

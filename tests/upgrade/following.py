@@ -4,6 +4,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from api.errors import KubeError
 from api.httpkube import HTTPKubeClient
@@ -15,6 +16,7 @@ from deploy.demo.tenants import GPU
 from deploy.local.cluster import Cluster
 from deploy.local.versions import FeatureGates
 from libvgpu.stub import StubGPU
+from tests.e2e.workloads import Workloads
 
 SECOND_GPU = StubGPU(name=GPU.name, memory_bytes=GPU.memory_bytes, uuid="GPU-0e1d2c3b-4a59-4687-b5a4-c3d2e1f0a9b8")
 TIMEOUT_S = 120.0
@@ -45,14 +47,13 @@ def wait_until_offered(scenario: Scenario, wanted: Dialect) -> None:
     vars(scenario)["dialect"] = wanted
 
 
+def containers(workloads: Workloads, pod: str) -> Any:
+    """Return what changes when a container is started again, once its pod runs."""
+    found = workloads.wait_for_phase(pod, "Running")
+    return [(one["containerID"], one["restartCount"], one["state"]) for one in found["status"]["containerStatuses"]]
+
+
 def _driver_logs(scenario: Scenario) -> str:
-    pods = [
-        "logs",
-        "--namespace",
-        DRIVER_NAMESPACE,
-        "--tail=60",
-        "--prefix",
-        "--selector=app.kubernetes.io/instance=vgpu",
-    ]
-    done = scenario.run(*pods)
+    pods = ["--namespace", DRIVER_NAMESPACE, "--selector=app.kubernetes.io/instance=vgpu"]
+    done = scenario.run("logs", *pods, "--prefix", "--tail=60")
     return done.stdout + done.stderr

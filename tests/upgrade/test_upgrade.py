@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,7 +14,7 @@ from deploy.demo.containers import install_chart
 from deploy.demo.scenario import DRIVER_NAMESPACE, Scenario
 from deploy.local import imagecontents
 from tests.e2e.workloads import Asked, Container, Workloads
-from tests.upgrade.following import TIMEOUT_S, installed, wait_until_offered
+from tests.upgrade.following import TIMEOUT_S, containers, installed, wait_until_offered
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
@@ -68,12 +67,6 @@ def _uninstall_release(scenario: Scenario) -> None:
             left.discard(event.object["metadata"]["name"])
 
 
-def _containers(workloads: Workloads, pod: str) -> Any:
-    """What changes when a container is started again."""
-    found = workloads.wait_for_phase(pod, "Running")
-    return [(one["containerID"], one["restartCount"], one["state"]) for one in found["status"]["containerStatuses"]]
-
-
 def _grab(workloads: Workloads, pod: str, size_mb: int) -> int:
     done = workloads.scenario.run("-n", workloads.namespace, "exec", pod, "--", "worker", "grab", str(size_mb))
     return done.returncode
@@ -94,7 +87,7 @@ def test_shares_outlive_upgrades_of_cluster_and_release_and_the_offer_follows(sc
     started = {}
     for name in ("first", "second"):
         workloads.start(name, _ASKED, _WORKING)
-        started[name] = _containers(workloads, name)
+        started[name] = containers(workloads, name)
     for version, gates, mode in _STEPS:
         scenario.cluster.upgrade(version, gates)
         wait_until_offered(scenario, Dialect("v1", mode))
@@ -102,9 +95,9 @@ def test_shares_outlive_upgrades_of_cluster_and_release_and_the_offer_follows(sc
         assert _classes(scenario) == _CLASSES
         name = f"after-{version.replace('.', '-')}"
         workloads.start(name, _ASKED, _WORKING)
-        started[name] = _containers(workloads, name)
+        started[name] = containers(workloads, name)
         for pod, before in started.items():
-            assert _containers(workloads, pod) == before
+            assert containers(workloads, pod) == before
             _assert_limited(workloads, pod)
     workloads.delete_all()
     node = scenario.cluster.node()
