@@ -18,7 +18,7 @@ from controller.policies import NodeDevices, Policy
 from controller.publishing import Plan, Pool, plan
 from controller.slots import SlotsMode
 from tests.unit.controller.builders import DRIVER, GI, facts, status
-from tests.unit.controller.simulating import Claims, assert_nothing_is_given_twice, chances, schedule, usage
+from tests.unit.controller.simulating import Claims, assert_nothing_is_given_twice, chances, fill, schedule, usage
 
 CONSUMABLE, COUNTERS, SLOTS = ConsumableMode(), CountersMode(), SlotsMode()
 TOGETHER = CountersMode(together=True)
@@ -128,15 +128,29 @@ def test_shares_in_use_are_left_out_of_the_counters_until_they_end() -> None:
     assert "" in node.offered()
 
 
-def test_a_whole_gpu_in_use_stays_whole_in_every_mode() -> None:
-    for mode in CONSUMABLE, SLOTS:
-        node = Node(mode=COUNTERS)
-        node.sync()
-        node.claims["old"] = (GPU, None)
-        node.mode = mode
-        node.settle()
-        assert node.offered() == [""]
-        assert "allowMultipleAllocations" not in str(node.stored)
+def test_a_whole_gpu_in_use_is_not_cut_into_slots() -> None:
+    node = Node(mode=COUNTERS)
+    node.sync()
+    node.claims["old"] = (GPU, None)
+    node.mode = SLOTS
+    node.settle()
+    assert node.offered() == [""]
+
+
+def test_a_gpu_that_a_scheduler_without_amounts_gave_out_is_there_for_shares_as_soon_as_its_claim_ends() -> None:
+    node = Node(mode=COUNTERS)
+    node.sync()
+    node.claims["old"] = (GPU, None)
+    node.mode = CONSUMABLE
+    node.settle()
+    before = dict(node.stored)
+    assert (node.offered(), node.room()) == ([""], "16Gi")
+    assert "allowMultipleAllocations" in str(before)
+    fill(before.values(), node.claims)
+    assert list(node.claims) == ["old"]
+    del node.claims["old"]
+    fill(before.values(), node.claims)
+    assert node.claims == {"filled-0": (GPU, Amount(16 * GI, 100))}
 
 
 def test_a_slot_of_a_former_layout_stays_until_its_claim_ends() -> None:
