@@ -113,7 +113,8 @@ def adjust(
         write_atomically(folder / _FILE, json.dumps(content).encode(), 0o600)
         return following(adjusted(claim, held, wishes), present)
 
-    return change_limits(folder, change)
+    # An operator at the node can wait; nobody shall be able to put him off for good.
+    return change_limits(folder, change, patient=source is Source.NODE)
 
 
 def following(claim: Limits, present: Limits) -> Limits:

@@ -13,6 +13,7 @@ from api import names
 from api.errors import StateError
 from libvgpu.files import expect, read
 from libvgpu.layout import layout
+from libvgpu.leases import open_shared
 from libvgpu.locks import is_held
 
 _ffi = layout().ffi
@@ -80,7 +81,7 @@ class BooksReader:
         """
         constants = layout().constants
         try:
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            descriptor = open_shared(self._path, os.O_RDONLY)
             try:
                 raw = self._read_used(descriptor)
                 books = _view(raw)
@@ -179,7 +180,7 @@ def cut_back(directory: Path) -> int:
     """
     expected: int = layout().constants.VGPU_BOOKS_FILE_BYTES
     try:
-        descriptor = os.open(directory / names.BOOKS_FILE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+        descriptor = open_shared(directory / names.BOOKS_FILE, os.O_RDWR | os.O_NOFOLLOW)
     except OSError:
         return 0
     try:
@@ -193,10 +194,8 @@ def cut_back(directory: Path) -> int:
 
 def is_in_use(directory: Path) -> bool:
     """Return whether a living process has a slot in the books of a share."""
-    constants = layout().constants
     try:
-        with (directory / names.BOOKS_FILE).open("rb", buffering=0) as file:
-            return is_held(file.fileno(), constants.VGPU_SLOT_LOCKS, constants.VGPU_SLOTS)
+        return _is_held(directory / names.BOOKS_FILE)
     except FileNotFoundError:
         return False
 
@@ -205,13 +204,25 @@ def is_usable(path: Path) -> bool:
     """Return whether a books file may stay: it is sound, or a living process has it (and would lose count)."""
     constants = layout().constants
     try:
-        with path.open("rb", buffering=0) as file:
-            if is_held(file.fileno(), constants.VGPU_SLOT_LOCKS, constants.VGPU_SLOTS):
-                return True
+        if _is_held(path):
+            return True
         _check_header(path, read(path, constants.VGPU_BOOKS_FILE_BYTES))
     except (OSError, StateError):
         return False
     return True
+
+
+def _is_held(path: Path) -> bool:
+    """Return whether a living process has a slot in books, or a lease on them."""
+    constants = layout().constants
+    try:
+        descriptor = open_shared(path, os.O_RDONLY)
+    except BlockingIOError:
+        return True
+    try:
+        return is_held(descriptor, constants.VGPU_SLOT_LOCKS, constants.VGPU_SLOTS)
+    finally:
+        os.close(descriptor)
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from api.errors import StateError
+from libvgpu.leases import open_shared
 
 _PART_BYTES = 1 << 16
 
@@ -23,7 +24,7 @@ def expect(path: Path, field: str, found: int, expected: int) -> None:
 def read(path: Path, expected_bytes: int) -> bytes:
     """Return the content of a file that must have exactly this length; StateError otherwise."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_shared(path, os.O_RDONLY)
         try:
             raw = os.pread(descriptor, expected_bytes + 1, 0)
         finally:

@@ -11,6 +11,7 @@ from typing import Any
 
 from api import names
 from libvgpu.layout import layout
+from libvgpu.leases import open_shared
 
 _ffi = layout().ffi
 _HEADER_BYTES = _ffi.offsetof("struct vgpu_books", "reserved0")
@@ -66,7 +67,7 @@ class ShareMeter:
 
     def _read(self, offset: int, size: int) -> bytes:
         try:
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = open_shared(self._path, os.O_RDONLY)
         except OSError:
             return b""
         try:

@@ -4,6 +4,7 @@ The node agent and `dra-driver run` create shares and change limits; whoever rep
 include/vgpu/layout.h has the layout, what each field means, and how liveness and crash safety work.
 """
 
+import contextlib
 import mmap
 import os
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from api.vgpuconfig import Policy
 from libvgpu import booksfile, files, limitsfile
 from libvgpu.booksfile import Books, BooksReader, ProcessUsage, cut_back, is_in_use, read_books
 from libvgpu.layout import layout
+from libvgpu.leases import open_shared, without_lease
 from libvgpu.limitsfile import Limits, LimitsReader, read_limits
 
 __all__ = [
@@ -98,17 +100,20 @@ def update_limits(directory: Path, limits: Limits) -> None:
         _store(directory / names.LIMITS_FILE, raw)
 
 
-def change_limits(directory: Path, change: Callable[[Limits], Limits]) -> Limits:
+def change_limits(directory: Path, change: Callable[[Limits], Limits], *, patient: bool = False) -> Limits:
     """Change a part of a share's limits in place, and return them; several programs may do so at once.
 
     Args:
         directory: of the share.
         change: gets the limits as they are and returns them as they shall be.
+        patient: wait for a process that holds up the file by a lease: up to 45 s.
 
     Raises:
-        StateError: there are no sound limits, or one is out of its range.
+        StateError: there are no sound limits, or one is out of its range, or a process holds up the file.
     """
-    with files.locked(directory):
+    limits_file = directory / names.LIMITS_FILE
+    waiting = without_lease(limits_file) if patient and limits_file.exists() else contextlib.nullcontext()
+    with waiting, files.locked(directory):
         present = read_limits(directory)
         wanted = change(present)
         if wanted != present:
@@ -129,7 +134,16 @@ def _store(path: Path, raw: bytes, *, durable: bool = False) -> None:
     """Write over a limits file; the share's folder is locked."""
     if files.size_of(path) != len(raw):
         raise StateError(f"{path}: found {files.found_size(path)}, expected a file of {len(raw)} bytes")
-    with path.open("r+b") as file, mmap.mmap(file.fileno(), len(raw)) as mapping:
-        limitsfile.store(mapping, raw)
-        if durable:
-            mapping.flush()
+    try:
+        descriptor = open_shared(path, os.O_RDWR)
+    except BlockingIOError as error:
+        raise StateError(
+            f"{path}: found a lease that a process of the share holds on it, expected none: it ends in a minute"
+        ) from error
+    try:
+        with mmap.mmap(descriptor, len(raw)) as mapping:
+            limitsfile.store(mapping, raw)
+            if durable:
+                mapping.flush()
+    finally:
+        os.close(descriptor)

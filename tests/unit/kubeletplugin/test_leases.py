@@ -1,0 +1,168 @@
+"""A tenant that holds leases on its files: whoever opens such a file waits for it, and the agent must not."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from api.errors import StateError
+from api.kubefake import FakeKube
+from dra_driver.cli import main
+from kubeletplugin.agent import NodeAgent
+from libvgpu import leases
+from libvgpu.shares import change_limits, is_in_use, read_books, read_limits
+from tests.unit.kubeletplugin.builders import add_claim, gpu, result
+from tests.unit.kubeletplugin.fakekubelet import FakeKubelet, PrepareError, Ref
+
+HOLDER = """
+import fcntl, os, signal, sys
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+descriptor = os.open(sys.argv[1], os.O_RDONLY)
+try:
+    fcntl.fcntl(descriptor, fcntl.F_SETLEASE, getattr(fcntl, sys.argv[2]))
+except OSError as error:
+    print(error.strerror, flush=True)
+else:
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def lease(path: Path, kind: str) -> Iterator[str]:
+    """Hold a lease as a process of a container can, if the kernel grants it; what it says."""
+    command = [sys.executable, "-c", HOLDER, str(path), kind]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_kept() -> Iterator[None]:
+    yield
+    while leases._broken:
+        os.close(leases._broken.popitem()[0])
+
+
+@pytest.fixture
+def claim(served: FakeKubelet, client: FakeKube) -> Ref:
+    claim = add_claim(client, "train", result(gpu(0)))
+    served.prepare(claim)
+    return claim
+
+
+@pytest.fixture
+def share(claim: Ref, root: Path) -> Path:
+    return root / "state/shares" / f"{claim.uid}-0"
+
+
+def _wait_until_kept(path: Path) -> None:
+    while str(path) not in leases._broken.values():
+        assert not threading.Event().wait(0.001)
+
+
+def test_limits_that_are_held_up_are_told_and_changed_as_soon_as_they_can_be(share: Path) -> None:
+    with lease(share / "limits", "F_RDLCK") as said:
+        assert said == "held"
+        with pytest.raises(StateError) as caught:
+            change_limits(share, lambda limits: replace(limits, suspended=True))
+        assert str(caught.value) == (
+            f"{share}/limits: found a lease that a process of the share holds on it, expected none: it ends in a minute"
+        )
+    _wait_until_kept(share / "limits")
+
+    with lease(share / "limits", "F_RDLCK") as said:
+        assert said == "Resource temporarily unavailable"  # for good: the file is open
+        change_limits(share, lambda limits: replace(limits, suspended=True))
+    assert read_limits(share).suspended
+
+
+def test_a_running_share_keeps_its_files_when_it_is_prepared_again_under_a_lease(
+    served: FakeKubelet, claim: Ref, share: Path
+) -> None:
+    before = [(share / name).stat().st_ino for name in ("limits", "books")]
+    change_limits(share, lambda limits: replace(limits, memory_bytes=limits.memory_bytes // 2))  # to be mended
+
+    with lease(share / "limits", "F_RDLCK"), pytest.raises(PrepareError, match="found a lease that a process"):
+        served.prepare(claim)
+
+    _wait_until_kept(share / "limits")
+    served.prepare(claim)
+    assert [(share / name).stat().st_ino for name in ("limits", "books")] == before
+    assert read_limits(share).memory_bytes == 2 << 30
+
+
+def test_books_that_are_held_up_count_as_in_use_and_keep_nobody_waiting(share: Path) -> None:
+    with lease(share / "books", "F_WRLCK") as said:
+        assert said == "held"
+        assert is_in_use(share)
+        with pytest.raises(StateError, match="books: found Resource temporarily unavailable"):
+            read_books(share)
+    _wait_until_kept(share / "books")
+    assert not is_in_use(share)
+    assert read_books(share).used_bytes == 0
+
+
+def test_a_lease_keeps_no_claim_from_being_undone(served: FakeKubelet, claim: Ref, share: Path) -> None:
+    with lease(share / "limits", "F_RDLCK"), lease(share / "books", "F_WRLCK"):
+        assert served.unprepare(claim) == {claim.uid: ""}
+        assert not share.exists()
+
+
+def test_what_was_held_up_once_is_given_back_with_its_share(
+    served: FakeKubelet, claim: Ref, share: Path, client: FakeKube
+) -> None:
+    other = add_claim(client, "other", result(gpu(1)))
+    served.prepare(other)
+    _hold_up(share)
+    served.unprepare(claim)
+
+    _hold_up(share.parent / f"{other.uid}-0")
+
+    assert list(leases._broken.values()) == [f"{share.parent / other.uid}-0/limits"]
+
+
+def _hold_up(share: Path) -> None:
+    with lease(share / "limits", "F_RDLCK"), pytest.raises(StateError):
+        change_limits(share, lambda limits: replace(limits, priority=limits.priority + 1))
+    _wait_until_kept(share / "limits")
+
+
+def test_an_operator_at_the_node_waits_for_the_end_of_a_lease(share: Path, claim: Ref, root: Path) -> None:
+    with lease(share / "limits", "F_RDLCK"):
+        done: list[int] = []
+        command = ["share", "suspend", claim.uid, "--state-dir", str(root / "state")]
+        operator = threading.Thread(target=lambda: done.append(main(command)))
+        operator.start()
+        operator.join(0.1)
+        assert not done
+    operator.join()
+    assert done == [0]
+    assert read_limits(share).suspended
+
+
+def test_leases_hold_up_neither_monitor_nor_steering(
+    start_agent: Callable[..., NodeAgent], kubelet: FakeKubelet, client: FakeKube, root: Path
+) -> None:
+    registry = CollectorRegistry()
+    agent = start_agent(registry=registry, monitor_interval_s=0.01, steering_interval_s=0.01)
+    kubelet.register()
+    claims = [add_claim(client, name, result(gpu(number))) for number, name in enumerate(("train", "later"))]
+    kubelet.prepare(claims[0])
+    share = root / "state/shares" / f"{claims[0].uid}-0"
+    with lease(share / "limits", "F_WRLCK"), lease(share / "books", "F_WRLCK"):
+        kubelet.prepare(claims[1])
+        labels = {"share": f"{claims[1].uid}-0", "namespace": "default", "claim": "later", "device": gpu(1).uuid}
+        while registry.get_sample_value("vgpu_share_memory_limit_bytes", labels) is None:
+            assert not threading.Event().wait(0.001)
+        assert agent.alive() == ""
