@@ -8,6 +8,7 @@
 #include "core/log.h"
 #include "cuda/footprint.h"
 #include "cuda/launch.h"
+#include "cuda/managed.h"
 #include "cuda/memory.h"
 #include "cuda/pools.h"
 #include "cuda/visible.h"
@@ -81,6 +82,7 @@ static void forget_parent(void) {
     vgpu__holding = 0;
     vgpu_lock_renew(&starting);
     vgpu__memory_forget();
+    vgpu__managed_forget();
     vgpu__contexts_forget();
     vgpu__pools_forget();
     vgpu__graph_memory_forget();

@@ -274,6 +274,12 @@ uint64_t vgpu__footprint_learn(struct vgpu_device *device, uint64_t bytes, const
     return taken;
 }
 
+void vgpu__footprint_before(uint64_t bytes) {
+    if (__builtin_expect(__atomic_load_n(&imported, __ATOMIC_RELAXED), 0) && bytes > LARGEST_UNIT / 2 &&
+        vgpu__holding == 0)
+        settle_all(true);
+}
+
 /* ---- Looking again ---- */
 
 static void look(struct vgpu_device *device) {
@@ -284,12 +290,6 @@ static void look(struct vgpu_device *device) {
         settle(footprint, true);
     footprint->looked_at_ns = vgpu_now_ns();
     vgpu__leave(&lock);
-}
-
-void vgpu__footprint_before(struct vgpu_device *device, uint64_t bytes) {
-    if (__builtin_expect(__atomic_load_n(&imported, __ATOMIC_RELAXED), 0) && bytes > LARGEST_UNIT / 2 &&
-        vgpu__holding == 0)
-        look(device);
 }
 
 static bool is_old(const struct footprint *footprint) {

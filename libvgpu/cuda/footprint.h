@@ -41,7 +41,7 @@ CUresult vgpu__footprint_imported(void);
 void vgpu__footprint_settle_all(void);
 
 /* `bytes` will be reserved: know what the driver counts here. */
-void vgpu__footprint_before(struct vgpu_device *device, uint64_t bytes);
+void vgpu__footprint_before(uint64_t bytes);
 
 /* Called for every allocation and for its end: asking NVML takes long where many processes use the card, so it is asked
  * again when there are more of them than there were (the driver rounds them up), and else after a while. */

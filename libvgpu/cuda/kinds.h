@@ -16,7 +16,8 @@ enum vgpu_kind {
     VGPU_KIND_CONTEXT,
     VGPU_KIND_LIMIT, /* a heap of a context */
     VGPU_KIND_MANAGED,
-    VGPU_KIND_HOSTED, /* on the host instead */
+    VGPU_KIND_HOSTED,   /* on the host instead */
+    VGPU_KIND_VISITING, /* managed memory that was moved to another device: managed.c */
 };
 
 #endif

@@ -7,6 +7,7 @@
 #include "core/quota.h"
 #include "cuda/footprint.h"
 #include "cuda/launch.h"
+#include "cuda/managed.h"
 #include "cuda/oversubscribe.h"
 #include "cuda/pools.h"
 #include "cuda/vmm.h"
@@ -14,7 +15,7 @@
 #include <stddef.h>
 
 int vgpu__reserve(struct vgpu_device *device, uint64_t bytes) {
-    vgpu__footprint_before(device, bytes);
+    vgpu__footprint_before(bytes);
     int result = vgpu_reserve(device, bytes);
     bool again = result != VGPU_OK && vgpu__vmm_settle();
     if (result != VGPU_OK && (vgpu__pools_shrink(device) || again)) {
@@ -73,9 +74,9 @@ static void give_back(const struct vgpu_charge *charge) {
         vgpu_credit_host(charge->device, charge->bytes);
         return;
     }
-    if (charge->kind == VGPU_KIND_MANAGED)
+    if (charge->kind == VGPU_KIND_MANAGED || charge->kind == VGPU_KIND_VISITING)
         vgpu__footprint_managed(charge->device, -(int64_t)charge->bytes);
-    if (charge->kind != VGPU_KIND_LIMIT)
+    if (charge->kind != VGPU_KIND_LIMIT && charge->kind != VGPU_KIND_VISITING)
         vgpu__footprint_freed(charge->device);
     vgpu_credit(charge->device, charge->bytes);
 }
@@ -228,15 +229,17 @@ CUresult cuMemAllocManaged(CUdeviceptr *dptr, size_t bytes, unsigned int flags) 
 /* Stream-ordered memory may be freed this way too. */
 CUresult cuMemFree_v2(CUdeviceptr dptr) {
     CUresult result;
+    struct vgpu__visits visits = {.count = 0};
     VGPU_ENTER(cuMemFree_v2, dptr);
     struct vgpu_charge charge = vgpu__give(VGPU_KIND_POINTER, dptr);
     if (charge.device == NULL)
         charge = vgpu__give(VGPU_KIND_POOLED, dptr);
-    if (charge.device == NULL)
-        charge = vgpu__give(VGPU_KIND_MANAGED, dptr);
+    if (charge.device == NULL && (charge = vgpu__give(VGPU_KIND_MANAGED, dptr)).device != NULL)
+        vgpu__visits_give(dptr, &visits);
     if (charge.device == NULL)
         charge = vgpu__give(VGPU_KIND_HOSTED, dptr);
     VGPU_CALL(result, cuMemFree_v2, dptr);
+    vgpu__visits_given(&visits, result);
     return vgpu__given(&charge, result);
 }
 

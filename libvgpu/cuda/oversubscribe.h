@@ -11,4 +11,7 @@
  * the caller would return otherwise, and what is returned where it is not allowed or not possible. */
 CUresult vgpu__oversubscribe(CUdeviceptr *dptr, uint64_t bytes, CUresult refused);
 
+/* True if this process has had such memory: VGPU_KIND_HOSTED. */
+bool vgpu__oversubscribed(void);
+
 #endif

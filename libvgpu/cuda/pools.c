@@ -7,10 +7,12 @@
 
 #include "core/quota.h"
 #include "cuda/launch.h"
+#include "cuda/managed.h"
 #include "cuda/memory.h"
 #include "cuda/oversubscribe.h"
 #include "cuda/place.h"
 #include "cuda/poolrecords.h"
+#include "cuda/vmm.h"
 
 #include <stddef.h>
 
@@ -110,6 +112,8 @@ static CUresult allocate(struct request r) {
         if (result != CUDA_SUCCESS)
             return result;
     }
+    vgpu__footprint_before(r.bytes);
+    vgpu__vmm_settle();
     vgpu__pools_enter();
     struct vgpu__pool *pool = vgpu__pool_of(handle);
     if (pool == NULL)
@@ -169,11 +173,14 @@ void vgpu__pooled_freed(const struct vgpu_charge *charge) {
             return VGPU_REAL(symbol)(dptr, hStream);                                                                   \
         struct vgpu_charge plain = vgpu__give(VGPU_KIND_POINTER, dptr), pooled = vgpu__give(VGPU_KIND_POOLED, dptr);   \
         struct vgpu_charge managed = vgpu__give(VGPU_KIND_MANAGED, dptr), host = vgpu__give(VGPU_KIND_HOSTED, dptr);   \
+        struct vgpu__visits visits;                                                                                    \
+        vgpu__visits_give(dptr, &visits);                                                                              \
         VGPU_CALL(result, symbol, dptr, hStream);                                                                      \
         if (result != CUDA_SUCCESS && host.device != NULL)                                                             \
             VGPU_CALL(result, cuMemFree_v2, dptr);                                                                     \
         vgpu__given(&plain, result);                                                                                   \
         vgpu__given(&managed, result);                                                                                 \
+        vgpu__visits_given(&visits, result);                                                                           \
         vgpu__given(&host, result);                                                                                    \
         return vgpu__given(&pooled, result);                                                                           \
     } while (0)

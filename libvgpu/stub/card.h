@@ -125,6 +125,7 @@ struct stub_card {
     uint64_t kernel_block_ns;   /* ...and for each of its blocks, divided over the multiprocessors */
     uint64_t array_tile_bytes;  /* arrays are rounded up to this */
     uint64_t opened_counts;     /* NVML counts memory to those who have opened it too */
+    uint64_t pageable_access;   /* all memory of a process can be moved to the card */
     uint64_t bytes_per_us;      /* that its memory reads and writes, for fills and copies on the card; 0: no time */
     uint64_t link_bytes_per_us; /* between it and the host, or another card; 0: no time */
     uint64_t spare[6];          /* slots start on a cache line */
@@ -159,7 +160,7 @@ struct stub_card {
     struct stub_event events[STUB_EVENTS];
     struct stub_fault faults[STUB_FAULTS];
     struct stub_shared shared[STUB_SHARED];
-    uint64_t unused[7]; /* slots start on a cache line */
+    uint64_t unused[6]; /* slots start on a cache line */
 
     struct stub_slot slots[STUB_SLOTS];
 };

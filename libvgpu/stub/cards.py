@@ -20,6 +20,7 @@ class StubSettings:
     kernel_block_ns: int = 1_000
     array_tile_bytes: int = 1  # real: tiles of some KiB
     opened_counts: int = 0  # 1: NVML counts memory to all who hold it, not to one
+    pageable_access: int = 0  # 1: as with HMM or ATS, what malloc gives can be moved to the card too
     bytes_per_us: int = 3_000_000
     link_bytes_per_us: int = 50_000
     # Health, as NVML tells it

@@ -141,6 +141,9 @@ CUresult stub_cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUd
     case CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID:
         *value = (int)shared->pci_device;
         return CUDA_SUCCESS;
+    case CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS:
+        *value = shared->pageable_access != 0;
+        return CUDA_SUCCESS;
     case CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID:
         *value = shared->numa_node;
         return CUDA_SUCCESS;

@@ -146,7 +146,8 @@ enum allocation_kind {
 struct allocation {
     CUdeviceptr base;
     size_t size;
-    uint64_t charged; /* bytes taken from the card for it */
+    uint64_t charged;          /* bytes taken from a card for it... */
+    struct device *charged_on; /* ...its device's, but for managed memory that lies elsewhere */
     enum allocation_kind kind;
     bool touched; /* its pages may hold something */
     bool freed;   /* a stream-ordered free is on its way */

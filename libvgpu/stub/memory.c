@@ -81,7 +81,7 @@ CUresult allocation_make(enum allocation_kind kind, CUcontext context, size_t si
     }
     if (record) {
         record->charged = charge;
-        record->device = context->device;
+        record->device = record->charged_on = context->device;
         record->context = context;
         record->id = ++last_id;
         list_add(record);
@@ -96,7 +96,7 @@ CUresult allocation_make(enum allocation_kind kind, CUcontext context, size_t si
 }
 
 void allocation_drop(struct allocation *record) {
-    struct device *device = record->device;
+    struct device *device = record->device, *charged_on = record->charged_on;
     struct holding holding = record->holding;
     uint64_t charged = record->charged;
     pthread_mutex_lock(&memory_lock);
@@ -109,7 +109,7 @@ void allocation_drop(struct allocation *record) {
     record->next = spare;
     spare = record;
     pthread_mutex_unlock(&memory_lock);
-    device_credit(device, charged);
+    device_credit(charged_on, charged);
     holding_close(holding);
 }
 
@@ -194,17 +194,39 @@ CUresult stub_cuMemAllocManaged(CUdeviceptr *dptr, size_t bytes, unsigned flags)
     return CUDA_SUCCESS;
 }
 
-/* Moves a managed allocation to the card, if there is room, or to the host. */
-static void managed_move(struct allocation *record, bool to_device) {
-    struct card *card = &record->device->card;
-    if (to_device && record->charged == 0 && card_charge(card, record->size)) {
-        record->charged = record->size;
-        __atomic_fetch_sub(&card->slot->host_bytes, record->size, __ATOMIC_RELAXED);
-    } else if (!to_device && record->charged != 0) {
-        card_credit(card, record->charged);
-        record->charged = 0;
-        __atomic_fetch_add(&card->slot->host_bytes, record->size, __ATOMIC_RELAXED);
-    }
+/* Moves a managed allocation to a card, if there is room, or to the host (NULL). */
+static void managed_move(struct allocation *record, struct device *to) {
+    uint64_t *host_bytes = &record->device->card.slot->host_bytes;
+    struct device *from = record->charged ? record->charged_on : NULL;
+    if (to == from || (to && !card_charge(&to->card, record->size)))
+        return;
+    if (from)
+        card_credit(&from->card, record->charged);
+    else
+        __atomic_fetch_sub(host_bytes, record->size, __ATOMIC_RELAXED);
+    if (!to)
+        __atomic_fetch_add(host_bytes, record->size, __ATOMIC_RELAXED);
+    record->charged = to ? record->size : 0;
+    record->charged_on = to ? to : record->device;
+}
+
+/* The card that a location means, which is joined then; NULL: the host. */
+static CUresult device_at(CUmemLocation location, struct device **device) {
+    *device = NULL;
+    if (location.type != CU_MEM_LOCATION_TYPE_DEVICE)
+        return CUDA_SUCCESS;
+    TRY(device_of(location.id, device));
+    pthread_mutex_lock(&driver.lock);
+    CUresult result = device_join(*device);
+    pthread_mutex_unlock(&driver.lock);
+    return result;
+}
+
+/* Memory of the application's own goes to a card that reaches it by itself, and stays there. */
+static CUresult pageable_move(struct device *to, size_t bytes) {
+    REQUIRE(to && to->card.shared->pageable_access, CUDA_ERROR_INVALID_VALUE);
+    card_charge(&to->card, bytes);
+    return CUDA_SUCCESS;
 }
 
 static CUresult managed_at(CUdeviceptr dptr, struct allocation **record) {
@@ -218,11 +240,14 @@ CUresult stub_cuMemPrefetchAsync_v2(CUdeviceptr dptr, size_t bytes, CUmemLocatio
                                     CUstream handle) {
     (void)flags;
     struct allocation *record;
+    struct device *to;
     CUstream stream;
     TRY(resolve_stream(handle, &stream));
-    TRY(managed_at(dptr, &record));
+    TRY(device_at(location, &to));
+    if (managed_at(dptr, &record) != CUDA_SUCCESS)
+        return record ? CUDA_ERROR_INVALID_VALUE : pageable_move(to, bytes);
     REQUIRE(bytes && bytes <= record->size - (dptr - record->base), CUDA_ERROR_INVALID_VALUE);
-    managed_move(record, location.type == CU_MEM_LOCATION_TYPE_DEVICE);
+    managed_move(record, to);
     return CUDA_SUCCESS;
 }
 
@@ -259,10 +284,13 @@ CUresult stub_cuMemPrefetchAsync(CUdeviceptr dptr, size_t bytes, CUdevice device
 CUresult stub_cuMemAdvise_v2(CUdeviceptr dptr, size_t bytes, CUmem_advise advice, CUmemLocation location) {
     enum { SET_PREFERRED_LOCATION = 3, LAST_ADVICE = 6 };
     struct allocation *record;
+    struct device *to;
     REQUIRE(advice >= 1 && advice <= LAST_ADVICE && bytes, CUDA_ERROR_INVALID_VALUE);
     TRY(managed_at(dptr, &record));
-    if (advice == SET_PREFERRED_LOCATION)
-        managed_move(record, location.type == CU_MEM_LOCATION_TYPE_DEVICE);
+    if (advice != SET_PREFERRED_LOCATION)
+        return CUDA_SUCCESS;
+    TRY(device_at(location, &to));
+    managed_move(record, to);
     return CUDA_SUCCESS;
 }
 
@@ -277,7 +305,7 @@ CUresult stub_cuMemRangeGetAttribute(void *data, size_t size, CUmem_range_attrib
     REQUIRE(data && size >= sizeof(int) && bytes, CUDA_ERROR_INVALID_VALUE);
     TRY(managed_at(dptr, &record));
     bool location = attribute == PREFERRED_LOCATION || attribute == LAST_PREFETCH_LOCATION;
-    *(int *)data = !location ? 0 : record->charged ? record->device->ordinal : -1;
+    *(int *)data = !location ? 0 : record->charged ? record->charged_on->ordinal : -1;
     return CUDA_SUCCESS;
 }
 
