@@ -142,7 +142,7 @@ class PoolKeeper:
             assert state.inventory is not None
             assert state.node_uid is not None
             self._publish(node, state.node_uid, state.inventory, stored)
-            dues = [self._composer.due_in_s(node)]
+            dues = [self._composer.due_in_s(node), self._teller.due_in_s(node)]
             if self._created_under.get(node) == state.inventory.heartbeat_time:
                 dues.append(max(HEARTBEAT_LIMIT_S - state.heartbeat_age_s, 0.0) + 1.0)
             return min((due for due in dues if due is not None), default=None)
@@ -190,7 +190,6 @@ class PoolKeeper:
         )
 
     def _publish(self, node: str, node_uid: str, inventory: InventoryStatus, stored: Sequence[Object]) -> None:
-        self._teller.forget(node)
         self._teller.tell_mode(node, inventory, self._mode.name, self._sources.followed(node))
         devices = replace(self._sources.devices(node, inventory), keeps_mode=self._teller.keeps_mode)
         offer = self._composer.compose(node, devices, self._mode, self._policy, stored)

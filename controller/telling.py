@@ -20,8 +20,9 @@ from controller.records import InventoryRecord
 log = logging.getLogger(__name__)
 
 _MODE = "offerMode"
-_TRY_AGAIN_S = 300.0
-"""So long a field is not written that the API server dropped."""
+_TRY_SOON_S, _TRY_AGAIN_S = 10.0, 300.0
+"""So long a field is not written that the API server dropped: for the first time, since a CRD that was updated just now
+takes effect a moment later, and from then on."""
 _DOUBT_S = 5.0
 """So long what an agent states of its Node may differ from what is seen of it: one of the two may be seen late."""
 
@@ -43,6 +44,10 @@ class InventoryTeller:
         self._clock = clock
         self._dropped: dict[str, float] = {}
         """Fields of the status that the API server does not keep, and when to write them once more."""
+        self._lost: set[str] = set()
+        """Those of them that it did not keep for the second time either."""
+        self._untold: dict[str, float] = {}
+        """Nodes that were not told something for that, and when they will be."""
         self._doubts: dict[str, tuple[tuple[str, str], float]] = {}
         """By node: the UIDs that an agent states and that its Node has, and since when they differ."""
 
@@ -53,6 +58,7 @@ class InventoryTeller:
 
     def tell_mode(self, node: str, inventory: InventoryStatus, mode: str, claims: tuple[FollowedClaim, ...]) -> None:
         """Tell a node's agent how it is offered, before anything of it is, and which of its claims to follow."""
+        self.forget(node)
         told = inventory.followed_claims
         changes: dict[str, Any] = {}
         if inventory.offer_mode != mode:
@@ -65,6 +71,11 @@ class InventoryTeller:
         """Tell a node's agent what is offered above what it has, before any claim can hold it."""
         if tuple(inventory.offers or ()) != rooms:
             self._tell(node, {"offers": [room.model_dump(mode="json", by_alias=True) for room in rooms] or None})
+
+    def due_in_s(self, node: str) -> float | None:
+        """Return after how many seconds to tell a node what the API server dropped; None: it knows all."""
+        due = self._untold.get(node)
+        return None if due is None else max(due - self._clock(), 0.0)
 
     def ask_anew(self, node: str, record: InventoryRecord, node_uid: str) -> float | None:
         """Let an agent that has outlived its Node look again which one it is on.
@@ -112,31 +123,43 @@ class InventoryTeller:
         return None
 
     def forget(self, node: str) -> None:
-        """Forget a node that is stated as it is, or gone."""
+        """Forget a node that is gone."""
         self._doubts.pop(node, None)
+        self._untold.pop(node, None)
 
     def _tell(self, node: str, changes: Mapping[str, Any]) -> None:
         now = self._clock()
         due = {field: value for field, value in changes.items() if now >= self._dropped.get(field, now)}
-        if not due:
-            return
-        stored = self._patch(node, {"status": due}).get("status") or {}
-        for field, value in due.items():
-            if field in stored:
-                self._dropped.pop(field, None)
-            elif value is not None:
-                self._note_dropped(field, now)
-        self._metrics.crd_outdated.set(len(self._dropped) > 0)
+        if due:
+            stored = self._patch(node, {"status": due}).get("status") or {}
+            for field, value in due.items():
+                if field in stored:
+                    self._note_kept(field)
+                elif value is not None:
+                    self._note_dropped(field, now)
+        left = [self._dropped[field] for field in changes if field in self._dropped]
+        if left:
+            self._untold[node] = min([*left, self._untold.get(node, left[0])])
 
     def _note_dropped(self, field: str, now: float) -> None:
         """Remember that the CRD has no place for a field: that of an older release, which may not be ours to update."""
         if field not in self._dropped:
+            self._dropped[field] = now + _TRY_SOON_S
+            return
+        self._dropped[field] = now + _TRY_AGAIN_S
+        if field not in self._lost:
+            self._lost.add(field)
+            self._metrics.crd_outdated.set(1)
             log.warning(
                 "the CRD of NodeInventory is of an older release and drops what the controller tells node agents; "
                 "apply the output of `dra-driver crds`",
                 extra={"field": f"status.{field}"},
             )
-        self._dropped[field] = now + _TRY_AGAIN_S
+
+    def _note_kept(self, field: str) -> None:
+        self._dropped.pop(field, None)
+        self._lost.discard(field)
+        self._metrics.crd_outdated.set(len(self._lost) > 0)
 
     def _patch(self, node: str, patch: Mapping[str, Any]) -> JSON:
         self._check_lead()

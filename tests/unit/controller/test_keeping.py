@@ -160,6 +160,11 @@ class Node:
         by_controller = {"offer_mode": stored.offer_mode, "followed_claims": stored.followed_claims}
         return self.inventory.model_copy(update=by_controller)
 
+    def beat(self) -> None:
+        """State the same once more."""
+        beat = self.inventory.heartbeat_time + timedelta(seconds=20)
+        self.inventory = self.inventory.model_copy(update={"heartbeat_time": beat})
+
     def tell(self, mode: str) -> None:
         """As a keeper does before it offers anything."""
         self.kube.patch(
@@ -202,26 +207,54 @@ class OldCRD(FakeKube):
         return super().patch(resource, target, patch, subresource)
 
 
-def test_a_crd_of_an_older_release_is_noted_once_and_tried_again_after_a_while(
+TOLD = ("patch", "/apis/vgpu.dra-driver.io/v1alpha1/nodeinventories/n1/status")
+
+
+def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [vars(record)["field"] for record in caplog.records if "drops what the controller tells" in record.message]
+
+
+def test_a_crd_of_an_older_release_is_complained_of_once_and_tried_again_ever_more_rarely(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     kube = OldCRD()
     node = Node(kube)
+    before = kube.requests.count(TOLD)
     for _ in range(3):
-        node.keeper.sync("n1")
-    told = ("patch", "/apis/vgpu.dra-driver.io/v1alpha1/nodeinventories/n1/status")
-    assert kube.requests.count(told) == 1 + 1  # the agent's own, and one of the keeper
-    found = [vars(record)["field"] for record in caplog.records if "drops what the controller tells" in record.message]
-    assert found == ["status.offerMode", "status.followedClaims"]
+        assert node.keeper.sync("n1") == 10
+    assert kube.requests.count(TOLD) == before + 1
+    assert complaints(caplog) == []
+    node.beat()
+    node.now += 10
+    assert node.keeper.sync("n1") == 300
+    assert complaints(caplog) == ["status.offerMode", "status.followedClaims"]
     assert node.registry.get_sample_value("vgpu_controller_crd_outdated") == 1
+    node.now += 300
+    assert node.keeper.sync("n1") == 300
+    assert kube.requests.count(TOLD) == before + 3
+    assert len(complaints(caplog)) == 2
 
     kube.dropped = frozenset()
     node.now += 300
-    node.keeper.sync("n1")
+    assert node.keeper.sync("n1") is None
 
     assert node.registry.get_sample_value("vgpu_controller_crd_outdated") == 0
     (stored,) = kube.objects(NODE_INVENTORIES)
     assert (stored["status"]["offerMode"], stored["status"]["followedClaims"]) == ("consumable", [])
+
+
+def test_a_crd_that_takes_effect_a_moment_after_its_update_is_no_reason_to_complain(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    kube = OldCRD()
+    node = Node(kube)
+    node.keeper.sync("n1")
+    kube.dropped = frozenset()
+    node.beat()
+    node.now += 10
+    assert node.keeper.sync("n1") is None
+    assert complaints(caplog) == []
+    assert kube.objects(NODE_INVENTORIES)[0]["status"]["offerMode"] == "consumable"
 
 
 @pytest.mark.parametrize(("kube", "offered_at_once"), [(FakeKube(), 1), (OldCRD(), 0)])
