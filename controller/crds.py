@@ -19,10 +19,11 @@ _LEFT = (400, 403, 404, 422)
 """HTTP: an answer that the same request gets again, until somebody does something about it."""
 
 
-def update_crd(kube: KubeClient) -> None:
-    """Give the stored CRD this release's schema if it is of an older revision; leave one of a newer release alone.
+def update_crd(kube: KubeClient) -> bool:
+    """Give the stored CRD this release's schema if it is of an older revision; return whether it was.
 
-    A CRD that is not there, or not ours to change, is told of and left at that: the work goes on with what is stored.
+    One of a newer release is left alone. One that is not there, or not ours to change, is told of and left at that: the
+    work goes on with what is stored.
 
     Raises:
         KubeError: the API server did not answer, or somebody changed the CRD at the same time; try again later.
@@ -34,14 +35,15 @@ def update_crd(kube: KubeClient) -> None:
         stored = kube.get(CRDS, name)
         found = _revision(stored)
         if found >= _revision(wanted):
-            return
+            return False
         kube.replace(CRDS, _updated(stored, wanted))
     except KubeError as error:
         if error.status not in _LEFT:
             raise
         log.warning("cannot update the CRD", extra={"crd": name, "error": str(error), "remedy": remedy})
-    else:
-        log.info("CRD updated", extra={"crd": name, "from": found, "to": _revision(wanted)})
+        return False
+    log.info("CRD updated", extra={"crd": name, "from": found, "to": _revision(wanted)})
+    return True
 
 
 def _revision(crd: Mapping[str, Any]) -> int:

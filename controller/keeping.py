@@ -110,6 +110,10 @@ class PoolKeeper:
         self._mode, self._policy = mode, policy
         return changed
 
+    def note_old_crd(self) -> None:
+        """Remember that the CRD of NodeInventory was of an older release until now."""
+        self._teller.note_old_crd()
+
     def withheld(self, node: str) -> tuple[Withheld, ...]:
         """Return what a node has and does not offer, as of its last sync."""
         return self._withheld.get(node, ())

@@ -44,6 +44,7 @@ class InventoryTeller:
         self._clock = clock
         self._dropped: dict[str, float] = {}
         """Fields of the status that the API server does not keep, and when to write them once more."""
+        self._had_no_mode = False
         self._lost: set[str] = set()
         """Those of them that it did not keep for the second time either."""
         self._untold: dict[str, float] = {}
@@ -53,8 +54,12 @@ class InventoryTeller:
 
     @property
     def keeps_mode(self) -> bool:
-        """Say whether the API server remembers what a node was told, as far as is known."""
-        return _MODE not in self._dropped
+        """Say whether a node that was told a mode is known by that, as far as is known."""
+        return _MODE not in self._dropped and not self._had_no_mode
+
+    def note_old_crd(self) -> None:
+        """Remember that the CRD was of an older release until now: that a node was told no mode says nothing."""
+        self._had_no_mode = True
 
     def tell_mode(self, node: str, inventory: InventoryStatus, mode: str, claims: tuple[FollowedClaim, ...]) -> None:
         """Tell a node's agent how it is offered, before anything of it is, and which of its claims to follow."""

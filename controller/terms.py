@@ -65,6 +65,7 @@ class Term:
         self._stopping = threading.Event()
         self._cache: ClusterCache | None = None
         self._trouble = "starting"
+        self._had_old_crd = False
         self.version: str | None = None
         """Version of resource.k8s.io in use; None: not known yet. Another one takes another term."""
         self._main = threading.Thread(target=self._run, name="term", daemon=True)
@@ -158,6 +159,8 @@ class Term:
         keeper = PoolKeeper(
             self._kube, driver, version, sources=sources, may_write=self._may_write, metrics=self._metrics
         )
+        if self._had_old_crd:
+            keeper.note_old_crd()
         self._set_mode(cache, keeper, mode, policy)
         self._choose_later(keeper)
         cache.start()
@@ -175,7 +178,7 @@ class Term:
         while not self._stopping.is_set():
             try:
                 if self._settings.update_crd:
-                    update_crd(self._kube)
+                    self._had_old_crd |= update_crd(self._kube)
                 version = self._kube.resource_api_version()
                 return version, *self._chooser.choose(version)
             except VGPUError as error:

@@ -271,6 +271,16 @@ def test_where_the_crd_forgets_what_was_offered_a_pool_without_slices_is_not_tak
     assert len(stored["spec"]["devices"]) == 1
 
 
+def test_a_crd_that_was_updated_just_now_does_not_make_a_pool_without_slices_a_new_one() -> None:
+    node = Node()
+    node.keeper.note_old_crd()
+    node.keeper.sync("n1")
+    assert node.kube.objects(SLICES)[0]["spec"]["devices"] == []
+    node.now += WITHDRAWAL_S
+    node.keeper.sync("n1")
+    assert len(node.kube.objects(SLICES)[0]["spec"]["devices"]) == 1
+
+
 def test_an_agent_is_told_which_of_its_claims_are_annotated_and_when_none_is_any_more() -> None:
     node = Node()
 

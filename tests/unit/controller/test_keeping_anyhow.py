@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from prometheus_client import CollectorRegistry
 
 from api.errors import KubeError
@@ -37,6 +37,7 @@ LAYOUTS: list[Layout] = [
     ({"memory": "2Gi", "cores": 80}, {"memory": "4Gi", "cores": 30}),
 ]
 """The last one has sizes that do not fit into a GPU together."""
+NEW_FIELDS = {"offerMode", "followedClaims"}
 STATUSES = [409, 429, 500, 503, None]
 
 
@@ -50,6 +51,8 @@ class ShakyKube(FakeKube):
         self.after: list[Callable[[], None]] = []
         """The same, after they took effect and before they are answered."""
         self.now = 1000.0
+        self.has_old_crd = False
+        """It drops what inventories have of later releases."""
         self.history: list[list[JSON]] = [[]]
         self.since: list[float] = [0.0]
         """When each of these states began."""
@@ -68,6 +71,9 @@ class ShakyKube(FakeKube):
         self, resource: Resource, target: Mapping[str, Any], patch: Mapping[str, Any], subresource: str | None = None
     ) -> JSON:
         """Patch, with what goes wrong."""
+        if self.has_old_crd and "status" in patch:
+            status = {field: value for field, value in patch["status"].items() if field not in NEW_FIELDS}
+            patch = {**patch, "status": status}
         stored: JSON = self._shaken(lambda: super(ShakyKube, self).patch(resource, target, patch, subresource))
         return stored
 
@@ -188,6 +194,10 @@ class Anyhow(RuleBasedStateMachine):
         self.world = World()
         self.leader = Leader(self.world)
         self.number = 0
+
+    @initialize(old=st.booleans())
+    def install_a_crd(self, old: bool) -> None:
+        self.world.kube.has_old_crd = old
 
     @rule(mode=st.sampled_from(MODES))
     def change_mode_for_the_next_leader(self, mode: OfferMode) -> None:
