@@ -11,10 +11,9 @@
 
 /* The hook of a pointer that the driver exports by some name. */
 static vgpu_function hook_of_pointer(vgpu_function pointer) {
-    for (int i = 0; i < VGPU_FN_COUNT; i++)
-        if (vgpu__cuda_hooks[i] != NULL &&
-            (vgpu__cuda_hooks[i] == pointer || vgpu__cuda_function((enum vgpu_cuda_function)i) == pointer))
-            return vgpu__cuda_hooks[i];
+    for (int i = 0; i < VGPU_HOOK_COUNT; i++)
+        if (vgpu__cuda_hook(i) == pointer || vgpu__cuda_function(vgpu__cuda_hooked[i]) == pointer)
+            return vgpu__cuda_hook(i);
     return NULL;
 }
 
@@ -22,18 +21,19 @@ static bool per_thread_asked(unsigned long long flags) {
     return flags & CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM;
 }
 
-/* The newest entry of that name up to a version, in the kind of default stream that was asked for; -1: none. */
-static int entry_of_name(const char *symbol, int version, bool per_thread) {
+/* The newest hook of that name up to a version, in the kind of default stream that was asked for; -1: none. */
+static int hook_of_name(const char *symbol, int version, bool per_thread) {
+    const struct vgpu_cuda_entry *newest = NULL;
     int best = -1;
-    for (int i = 0; i < VGPU_FN_COUNT; i++) {
-        const struct vgpu_cuda_entry *entry = &vgpu__cuda_entries[i];
-        if (vgpu__cuda_hooks[i] == NULL || strcmp(entry->base, symbol) != 0 || entry->since > version)
+    for (int i = 0; i < VGPU_HOOK_COUNT; i++) {
+        const struct vgpu_cuda_entry *entry = &vgpu__cuda_entries[vgpu__cuda_hooked[i]];
+        if (entry->since > version || (entry->per_thread && !per_thread) ||
+            !vgpu__cuda_is_version_of(vgpu__cuda_symbol(vgpu__cuda_hooked[i]), symbol))
             continue;
-        if (entry->per_thread && !per_thread)
-            continue;
-        if (best < 0 || entry->since > vgpu__cuda_entries[best].since ||
-            (entry->since == vgpu__cuda_entries[best].since && entry->per_thread))
+        if (newest == NULL || entry->since > newest->since || (entry->since == newest->since && entry->per_thread)) {
+            newest = entry;
             best = i;
+        }
     }
     return best;
 }
@@ -59,11 +59,12 @@ static bool redirect(const char *symbol, void **pfn, int version, unsigned long 
     vgpu_function pointer = (vgpu_function)*pfn, hook = hook_of_pointer(pointer);
     if (hook == NULL) {
         /* Drivers may give out functions that they export under no name. */
-        int best = entry_of_name(symbol, version, per_thread_asked(flags));
-        if (best >= 0 && asked_again(symbol, vgpu__cuda_entries[best].since, flags) == pointer) {
-            if (!vgpu__cuda_exists((enum vgpu_cuda_function)best))
-                __atomic_store_n(&vgpu__cuda_real[best], pointer, __ATOMIC_RELEASE);
-            hook = vgpu__cuda_hooks[best];
+        int best = hook_of_name(symbol, version, per_thread_asked(flags));
+        enum vgpu_cuda_function index = best >= 0 ? vgpu__cuda_hooked[best] : VGPU_FN_COUNT;
+        if (best >= 0 && asked_again(symbol, vgpu__cuda_entries[index].since, flags) == pointer) {
+            if (!vgpu__cuda_exists(index))
+                __atomic_store_n(&vgpu__cuda_real[index], pointer, __ATOMIC_RELEASE);
+            hook = vgpu__cuda_hook(best);
         } else if (vgpu__cuda_unknown(symbol) || best >= 0) {
             vgpu_complain("%s of CUDA %d.%d: found a function that is newer than this library; it is not handed out",
                           symbol, version / 1000, version % 1000 / 10);

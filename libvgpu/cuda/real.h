@@ -11,6 +11,7 @@
 #define VGPU_CUDA_REAL_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 /* The prototypes of what we export come with default visibility; everything else in the library is hidden. */
 #pragma GCC visibility push(default)
@@ -44,19 +45,33 @@ enum vgpu_cuda_function {
 typedef void (*vgpu_function)(void);
 
 struct vgpu_cuda_entry {
-    const char *symbol;
-    const char *base; /* what cuGetProcAddress calls it */
-    int since;        /* CUDA version: 1000 * major + 10 * minor */
-    bool per_thread;  /* the per-thread-default-stream twin */
+    uint16_t symbol; /* where its name is */
+    uint16_t since;  /* CUDA version: 1000 * major + 10 * minor */
+    bool per_thread; /* the per-thread-default-stream twin */
 };
 
 extern const struct vgpu_cuda_entry vgpu__cuda_entries[VGPU_FN_COUNT];
+const char *vgpu__cuda_symbol(enum vgpu_cuda_function index);
+
+/* True if two symbols are versions or twins of one function: cuFoo, as cuGetProcAddress calls it, and cuFoo_v3_ptsz. */
+bool vgpu__cuda_is_version_of(const char *symbol, const char *other);
 
 /* The real functions; NULL: not resolved yet. Written by vgpu__cuda_resolve, and by tests. */
 extern vgpu_function vgpu__cuda_real[VGPU_FN_COUNT];
 
-/* Our hooks; NULL: passed through (hooks.def). */
-extern const vgpu_function vgpu__cuda_hooks[VGPU_FN_COUNT];
+/* Our hooks by their number in hooks.def, and the functions that they stand for. */
+enum vgpu_cuda_hook_number {
+#define HOOK(symbol, what)      VGPU_HOOK_##symbol,
+#define HOOK2(symbol, what)     VGPU_HOOK_##symbol, VGPU_HOOK_##symbol##_ptsz,
+#define HOOK_PTDS(symbol, what) VGPU_HOOK_##symbol, VGPU_HOOK_##symbol##_ptds,
+#include "cuda/hooks.def"
+#undef HOOK
+#undef HOOK2
+#undef HOOK_PTDS
+    VGPU_HOOK_COUNT
+};
+extern const uint16_t vgpu__cuda_hooked[VGPU_HOOK_COUNT];
+vgpu_function vgpu__cuda_hook(int number);
 
 /* Resolve one function; what stands for "not supported" if the driver lacks it. */
 vgpu_function vgpu__cuda_resolve(enum vgpu_cuda_function index);
