@@ -102,19 +102,32 @@ def _held(rig: Rig, program: Path) -> Iterator[None]:
 
 
 def _start(rig: Rig, command: Sequence[str]) -> Found:
-    """What a process without CUDA takes from start to end: CPU time, since that minds no busy machine."""
-    environments = (rig.environment(None), rig.environment("s"))
+    """What a process without CUDA takes from start to end, without a library, with ours and with an empty one.
+
+    CPU time, since that minds no busy machine.
+    """
+    ours = rig.environment("s")
+    environments = (rig.environment(None), ours, {**ours, "LD_PRELOAD": str(_empty(rig.root))})
 
     def cpu_us(environment: Mapping[str, str]) -> float:
         _, _, usage = os.wait4(os.posix_spawn(command[0], list(command), environment), 0)
         return (usage.ru_utime + usage.ru_stime) * 1e6
 
-    native, more, ratios = [], [], []
+    native, more, least, ratios = [], [], [], []
     for _ in _turns():
         found = [[cpu_us(environment) for environment in environments] for _ in range(_STARTS)]
-        without, with_library = (statistics.median(times) for times in zip(*found, strict=True))
+        without, with_ours, with_empty = (statistics.median(times) for times in zip(*found, strict=True))
         native.append(without)
-        more.append(with_library - without)
-        ratios.append((with_library / without - 1) * 100)
+        more.append(with_ours - without)
+        least.append(with_empty - without)
+        ratios.append((with_ours / without - 1) * 100)
     text = f"{statistics.median(native):.0f} us + {statistics.median(more):.0f} us ({statistics.median(ratios):.1f} %)"
-    return Found(text, f"{min(ratios):.1f} to {max(ratios):.1f} % more", "1 % more")
+    bar = f"1 % more; an empty library: {statistics.median(least):.0f} us more"
+    return Found(text, f"{min(ratios):.1f} to {max(ratios):.1f} % more", bar)
+
+
+def _empty(folder: Path) -> Path:
+    """Compile a library with nothing in it: what any takes to be loaded."""
+    library = folder / "empty.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-x", "c", "-o", str(library), os.devnull], check=True, timeout=60)
+    return library
