@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from dra_driver import running
-from libvgpu.stub import StubGPU, create_driver_root
+from libvgpu.stub import StubGPU, StubSettings, create_driver_root
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "tests" / "unit" / "libvgpu"
@@ -95,7 +95,7 @@ def card(tmp_path: Path) -> Iterator[Card]:
     root, environment = Path("/"), dict(os.environ)
     if STUB:
         root = tmp_path / "root"
-        create_driver_root(root, [StubGPU(name="Stub 10G", memory_bytes=10 << 30, uuid=STUB_UUID)])
+        create_driver_root(root, [StubGPU("Stub 10G", 10 << 30, STUB_UUID, settings=StubSettings(bytes_per_us=1_000))])
         environment = running.share_environment(tmp_path, STUB_UUID, root, os.environ)
         for name in ("LD_PRELOAD", "CUDA_VISIBLE_DEVICES", "VGPU_SHARES_DIR"):
             environment.pop(name)

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.gpu.conftest import STUB
+
 if TYPE_CHECKING:
     from tests.gpu.conftest import Card
 
@@ -55,3 +57,36 @@ def test_two_shares_under_load_get_work_done_in_their_proportion(card: "Card") -
             print(file=program.stdin, flush=True)
         results = [json.loads(program.communicate(timeout=60)[0]) for program in (small, large)]
     assert results[1] / results[0] == pytest.approx(2, rel=0.15)
+
+
+MOVES = """
+start()
+size = c_size_t({size})
+one, other = alloc(size.value), alloc(size.value)
+def move():
+    check({call})
+move()
+synchronize()
+begin, done = time.monotonic(), 0
+while time.monotonic() < begin + 2:
+    move()
+    done += 1
+    if done % 8 == 0:
+        synchronize()
+synchronize()
+say(json.dumps(done / (time.monotonic() - begin)))
+"""
+SIZE = 256 << (10 if STUB else 20)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param("cuda.cuMemsetD8Async(one, 0, size, None)", id="fills"),
+        pytest.param("cuda.cuMemcpyDtoDAsync_v2(one, other, size, None)", id="copies"),
+    ],
+)
+def test_a_share_that_only_moves_bytes_moves_its_part_of_what_the_gpu_does(call: str, card: "Card") -> None:
+    program = MOVES.format(call=call, size=SIZE)
+    whole, part = (json.loads(card.run(program, "--cores", cores, "--memory", "2Gi")) for cores in ("100", "20"))
+    assert part / whole == pytest.approx(0.2, abs=0.05)
