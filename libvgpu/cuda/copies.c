@@ -40,6 +40,12 @@ static CUresult begin(struct vgpu__launch *launch, const struct load *load, CUst
     return vgpu__launch_begin(launch, vgpu__launch_key((const void *)handle, load->bytes), stream);
 }
 
+/* Of a batch that fails, the driver may have begun a part: it is measured, and paid, as one that does not. */
+static void end(struct vgpu__launch *launch, const struct load *load, CUresult result) {
+    bool batch = load->way == COPY_BATCH || load->way == COPY_FABRIC;
+    vgpu__launch_end(launch, batch && result != CUDA_ERROR_NOT_SUPPORTED ? CUDA_SUCCESS : result);
+}
+
 /* One hook. */
 #define UNWRAPPED(...) __VA_ARGS__
 #define MOVE(symbol, parameters, arguments, what, stream)                                                              \
@@ -52,7 +58,7 @@ static CUresult begin(struct vgpu__launch *launch, const struct load *load, CUst
         if (result != CUDA_SUCCESS)                                                                                    \
             return result;                                                                                             \
         VGPU_CALL(result, symbol, UNWRAPPED arguments);                                                                \
-        vgpu__launch_end(&launch, result);                                                                             \
+        end(&launch, &load, result);                                                                                   \
         return result;                                                                                                 \
     }
 /* Synchronous and asynchronous ones, with their twins. */

@@ -22,6 +22,7 @@ static void forget_in_child(void) {
     context_forget_all();
     holdings_forget_all();
     arena_forget_all();
+    handles_forget_all();
     pools_forget_all();
     memset(&driver, 0, sizeof driver);
     pthread_mutex_init(&driver.lock, NULL);

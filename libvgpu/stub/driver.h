@@ -340,6 +340,7 @@ void pools_forget_all(void);
 
 /* Is all of [address, address + size) of a reservation mapped and accessible? Under memory_lock. */
 bool reservation_accessible(const struct allocation *reservation, CUdeviceptr address, size_t size);
+void handles_forget_all(void); /* in a fork's child */
 /* Drops the mappings of a reservation that goes. */
 void reservation_clear(struct allocation *reservation);
 /* Puts a memory file behind part of an allocation. */

@@ -36,6 +36,10 @@ struct mapping {
 
 static pthread_mutex_t handles_lock = PTHREAD_MUTEX_INITIALIZER;
 
+void handles_forget_all(void) {
+    pthread_mutex_init(&handles_lock, NULL); /* a thread of the parent may have held it */
+}
+
 int memory_file(uint64_t size) {
     int fd = memfd_create("cuda-stub", MFD_CLOEXEC);
     if (fd >= 0 && ftruncate(fd, (off_t)size) != 0) {

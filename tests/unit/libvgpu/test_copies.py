@@ -163,6 +163,10 @@ HOLDING = {
     "copies by address": HELD.format(call="check(cuda.cuMemcpy_ptds(d, e, n))"),
     "copies of boxes": HELD.format(call="check(cuda.cuMemcpy2DAsync_v2(flat(d, DEVICE, e, DEVICE), stream))"),
     "a graph of fills and copies": GRAPH,
+    "batches that fail after their first copy": HELD.format(
+        call="assert cuda.cuMemcpyBatchAsync_v2((Pointer * 2)(d.value, d.value), (Pointer * 2)(e.value, e.value), "
+        "(c_size_t * 2)(SIZE, 0), c_size_t(2), (c_int * 6)(1), (c_size_t * 1)(0), ONE, stream) != SUCCESS"
+    ),
 }
 
 
