@@ -89,7 +89,7 @@ static void watch(struct footprint *footprint) {
     if (footprint->driver != UNASKED)
         return;
     footprint->driver = SILENT;
-    if (VGPU_NVML(nvmlInit_v2)() == NVML_SUCCESS &&
+    if (vgpu__nvml_start() == NVML_SUCCESS &&
         VGPU_NVML(nvmlDeviceGetHandleByUUID)(footprint->device->uuid, &footprint->handle) == NVML_SUCCESS &&
         listed_bytes(footprint, &ignored) == ABSENT)
         footprint->driver = WATCHED;
@@ -102,20 +102,25 @@ static uint64_t own_bytes(const struct vgpu_device *device) {
     return sum;
 }
 
-/* What the footprint is by all that can be known. Other threads may allocate or free meanwhile: what is reserved before
- * and after counts by the larger, so that nothing is charged twice. */
-static uint64_t measured(struct footprint *footprint) {
+/* What the footprint is by all that can be known; false: what it was when that was known last. Other threads may
+ * allocate or free meanwhile: what is reserved before and after counts by the larger, so that nothing is charged twice.
+ */
+static bool measure(struct footprint *footprint, uint64_t *bytes) {
     uint64_t before = own_bytes(footprint->device), held;
+    *bytes = 0;
     if (footprint->contexts == 0)
-        return 0;
+        return true;
     enum listing listing = footprint->driver < WATCHED ? ABSENT : listed_bytes(footprint, &held);
-    if (listing == UNKNOWN)
-        return footprint->charged_bytes;
+    if (listing == UNKNOWN) {
+        *bytes = footprint->charged_bytes;
+        return false;
+    }
     if (listing == ABSENT) {
         if (footprint->driver == WATCHED)
             footprint->driver = SILENT;
         const struct vgpu_limits *limits = footprint->device->shares[0]->limits;
-        return footprint->driver == TRUSTED ? 0 : footprint->contexts * vgpu_limits_context_bytes(limits);
+        *bytes = footprint->driver == TRUSTED ? 0 : footprint->contexts * vgpu_limits_context_bytes(limits);
+        return true;
     }
     footprint->driver = TRUSTED;
     uint64_t after = own_bytes(footprint->device), charged = before > after ? before : after;
@@ -125,14 +130,14 @@ static uint64_t measured(struct footprint *footprint) {
     held += managed > 0 ? (uint64_t)managed : 0; /* as if none of it were on the device */
     uint64_t most = held > others ? held - others : 0;
     uint64_t now = footprint->charged_bytes;
-    if (now < least)
-        return least;
-    return now > most ? most : now;
+    *bytes = now < least ? least : now > most ? most : now;
+    return true;
 }
 
-/* False: it is more than the share has, and nothing was charged. */
+/* False: it is more than the share has, and nothing was charged; or nobody knows what was to be charged. */
 static bool settle(struct footprint *footprint, bool forced) {
-    uint64_t bytes = measured(footprint);
+    uint64_t bytes;
+    bool known = measure(footprint, &bytes);
     if (bytes > footprint->charged_bytes) {
         uint64_t growth = bytes - footprint->charged_bytes;
         if (vgpu__reserve(footprint->device, growth) != VGPU_OK) {
@@ -144,7 +149,7 @@ static bool settle(struct footprint *footprint, bool forced) {
         vgpu_credit(footprint->device, footprint->charged_bytes - bytes);
     }
     footprint->charged_bytes = bytes;
-    return true;
+    return known;
 }
 
 /* ---- Contexts and modules ---- */

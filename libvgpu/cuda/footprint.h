@@ -17,7 +17,8 @@
 /* A context is about to be made: reserve what one takes. CUDA_ERROR_OUT_OF_MEMORY: the driver need not be asked. */
 CUresult vgpu__footprint_coming(struct vgpu_device *device);
 
-/* It was made (`made`) or not. CUDA_ERROR_OUT_OF_MEMORY: it took more than there is, unmake it. */
+/* It was made (`made`) or not. CUDA_ERROR_OUT_OF_MEMORY: it took more than there is, or NVML cannot say now what it
+ * took: unmake it. */
 CUresult vgpu__footprint_came(struct vgpu_device *device, bool made);
 
 /* A context has ended. */

@@ -31,7 +31,7 @@ static bool has(const struct devices *devices, const char *uuid) {
 static bool list(struct vgpu_process *process, struct devices *devices) {
     unsigned int cards = 0;
     bool hidden = false;
-    if (VGPU_NVML(nvmlInit_v2)() != NVML_SUCCESS || VGPU_NVML(nvmlDeviceGetCount_v2)(&cards) != NVML_SUCCESS)
+    if (vgpu__nvml_start() != NVML_SUCCESS || VGPU_NVML(nvmlDeviceGetCount_v2)(&cards) != NVML_SUCCESS)
         return false;
     for (unsigned int i = 0; i < cards; i++) {
         nvmlDevice_t card;

@@ -32,6 +32,9 @@ static inline vgpu_nvml_pointer vgpu__nvml_pointer(enum vgpu_nvml_function index
     return function != NULL ? function : vgpu__nvml_resolve(index);
 }
 
+/* Start NVML for the library itself: no nvmlShutdown of the application ends it. */
+nvmlReturn_t vgpu__nvml_start(void);
+
 #define VGPU_NVML(symbol) ((symbol##_fn)vgpu__nvml_pointer(VGPU_FN_##symbol))
 
 #endif

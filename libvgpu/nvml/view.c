@@ -1,31 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Start of NVML, memory and utilisation: the size and the load of the share in the place of the card's.
+ * Memory and utilisation: the size and the load of the share in the place of the card's.
  */
 #include "nvml/view.h"
 
 #include "core/limiter.h"
 
 #include <stddef.h>
-
-static nvmlReturn_t refuse_unless_attached(void) {
-    return vgpu_process() != NULL ? NVML_SUCCESS : NVML_ERROR_NO_PERMISSION;
-}
-
-nvmlReturn_t nvmlInit(void) {
-    nvmlReturn_t result = refuse_unless_attached();
-    return result == NVML_SUCCESS ? VGPU_NVML(nvmlInit)() : result;
-}
-
-nvmlReturn_t nvmlInit_v2(void) {
-    nvmlReturn_t result = refuse_unless_attached();
-    return result == NVML_SUCCESS ? VGPU_NVML(nvmlInit_v2)() : result;
-}
-
-nvmlReturn_t nvmlInitWithFlags(unsigned int flags) {
-    nvmlReturn_t result = refuse_unless_attached();
-    return result == NVML_SUCCESS ? VGPU_NVML(nvmlInitWithFlags)(flags) : result;
-}
 
 struct vgpu_device *vgpu__nvml_device(nvmlDevice_t handle, nvmlReturn_t *result) {
     struct vgpu_process *process = vgpu_process();

@@ -208,19 +208,21 @@ for _ in range(128): alloc({MIB})
     assert _compare(machine, share, held) == 257 * MIB
 
 
-def test_what_a_context_takes_stays_charged_while_nvml_cannot_say(machine: "Machine") -> None:
+def test_while_nvml_cannot_say_what_is_taken_stays_charged_and_nothing_is_loaded(machine: "Machine") -> None:
     _settle(machine, context_bytes=100 * MIB, module_bytes=10 * MIB)
     machine.share(256 * MIB)
     program = machine.start(f"""
         start()
         say("started")
         wait_for_line()
-        kernel()
-        assert info()[0] <= {156 * MIB}, info()
-        say("loaded")
+        image = b".version 8.0\\n.target sm_80\\n.address_size 64\\n"
+        assert cuda.cuModuleLoadData(byref(c_void_p()), image) == OUT_OF_MEMORY
+        assert info()[0] == {156 * MIB}, info()
+        assert cuda.cuCtxCreate_v2(byref(c_void_p()), 0, 0) == OUT_OF_MEMORY
+        say("refused")
         wait_for_line()
         kernel()
-        assert info()[0] == {136 * MIB}, info()
+        assert info()[0] == {146 * MIB}, info()
     """)
     with program:
         assert program.stdin is not None
@@ -228,7 +230,7 @@ def test_what_a_context_takes_stays_charged_while_nvml_cannot_say(machine: "Mach
         assert program.stdout.readline() == "started\n"
         change_settings(machine.card, lost=1)
         print(file=program.stdin, flush=True)
-        assert program.stdout.readline() == "loaded\n"
+        assert program.stdout.readline() == "refused\n"
         change_settings(machine.card, lost=0)
         program.communicate("\n", timeout=60)
     assert program.returncode == 0
@@ -275,3 +277,27 @@ def test_what_the_driver_rounds_an_allocation_up_to_is_reserved_before(nvml: boo
         assert info()[0] == {62 * MIB}, info()
     """)
     assert read_card(machine.card).peak_bytes == 64 * MIB
+
+
+def test_an_application_that_ends_nvml_ends_it_for_itself_alone(machine: "Machine") -> None:
+    _settle(machine, module_bytes=40 * MIB)
+    share = machine.share(64 * MIB)
+    machine.run("""
+        NVML_ERROR_UNINITIALIZED = 1
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        def end_twice():
+            check(nvml.nvmlInit_v2())
+            check(nvml.nvmlInitWithFlags(0))
+            check(nvml.nvmlShutdown())
+            check(nvml.nvmlShutdown())
+            assert nvml.nvmlShutdown() == NVML_ERROR_UNINITIALIZED
+        end_twice()
+        assert nvml.nvmlDeviceGetCount_v2(byref(c_uint())) == NVML_ERROR_UNINITIALIZED
+        start()
+        assert nvml.nvmlShutdown() == NVML_ERROR_UNINITIALIZED
+        end_twice()
+        kernel()
+        image = b".version 8.0\\n.target sm_80\\n.address_size 64\\n"
+        assert cuda.cuModuleLoadData(byref(c_void_p()), image) == OUT_OF_MEMORY
+    """)
+    assert read_books(share).peak_bytes == 40 * MIB

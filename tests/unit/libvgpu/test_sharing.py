@@ -212,6 +212,20 @@ assert info()[0] == {(256 - 41) * MIB}, info()
         maker.communicate("\n", timeout=60)
 
 
+def test_who_failed_to_import_is_still_charged_for_the_modules_and_contexts_it_makes(machine: "Machine") -> None:
+    change_settings(machine.card, module_bytes=40 * MIB, context_bytes=10 * MIB)
+    machine.share(64 * MIB)
+    machine.run("""
+start()
+assert cuda.cuMemImportFromShareableHandle(byref(Pointer()), c_void_p(-1), 1) != SUCCESS
+kernel()
+assert info()[0] == 14 << 20, info()
+check(cuda.cuCtxCreate_v2(byref(c_void_p()), 0, 0))
+assert cuda.cuCtxCreate_v2(byref(c_void_p()), 0, 0) == OUT_OF_MEMORY
+""")
+    assert read_card(machine.card).peak_bytes == 60 * MIB
+
+
 def test_memory_of_another_api_takes_nothing_of_the_share_and_is_followed_to_its_end(
     machine: "Machine", tmp_path: "Path"
 ) -> None:
