@@ -8,6 +8,7 @@ from deploy.demo import checks, containers, processes
 from deploy.demo.looking import look
 from deploy.demo.scenario import start_tenants
 from deploy.demo.tenants import GPU, TENANTS, WAITING_POD
+from deploy.local.caching import cache_dir, locked
 from deploy.local.cluster import Cluster
 from deploy.local.endings import run_to_end
 from deploy.local.prerequisites import reason_for_process_nodes
@@ -21,7 +22,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m deploy.demo", description=__doc__)
     parser.add_argument("--down", action="store_true", help="remove the demo's cluster")
     options = parser.parse_args()
-    return run_to_end("demo", _down if options.down else _show, remedy="make demo-down")
+    return run_to_end("demo", _down if options.down else _show_alone, remedy="make demo-down")
+
+
+def _show_alone() -> int:
+    """Show it when no other demo is being shown: from another clone, it would be on the same cluster."""
+    running = cache_dir() / "locks" / "demo"
+    with locked(running, on_wait=lambda: _say("waiting for another `make demo`, which uses the same cluster")):
+        return _show()
 
 
 def _down() -> int:

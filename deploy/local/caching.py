@@ -34,15 +34,20 @@ def digest(parts: Iterable[bytes]) -> str:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, remove: bool = False) -> Iterator[None]:
+def locked(path: Path, *, remove: bool = False, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold an exclusive lock on a file, waiting for whoever holds it; it ends with the process at the latest.
 
-    With `remove` the file is gone afterwards: for locks of things that are themselves gone then.
+    With `remove` the file is gone afterwards: for locks of things that are themselves gone then. `on_wait` is called
+    before a wait.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as opened:
         lock = opened.enter_context(path.open("a"))
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(lock, fcntl.LOCK_EX)
         while not _is_at(lock, path):
             # Whoever held it has removed the file: what counts is the lock on the one that is there now.
             lock = opened.enter_context(path.open("a"))

@@ -76,3 +76,25 @@ def test_a_lock_that_its_holder_removes_is_held_by_one_at_a_time(tmp_path: Path)
         thread.join()
     assert seen == [1] * 200
     assert not path.exists()
+
+
+def test_who_waits_for_a_lock_is_told_so_and_who_has_it_at_once_is_not(tmp_path: Path) -> None:
+    told: list[str] = []
+    waits = threading.Event()
+
+    def wait() -> None:
+        told.append("waits")
+        waits.set()
+
+    def take() -> None:
+        with locked(tmp_path / "lock", on_wait=wait):
+            told.append("has it")
+
+    with locked(tmp_path / "lock", on_wait=wait):
+        assert told == []
+        other = threading.Thread(target=take)
+        other.start()
+        waits.wait()
+        assert told == ["waits"]
+    other.join()
+    assert told == ["waits", "has it"]
