@@ -88,7 +88,11 @@ class ContextSizes:
             return
         self._learned = {**self._learned, uuid: bytes_}
         _log.info("size of a context learned", extra={"device_uuid": uuid, "bytes": bytes_, "bytes_before": known})
-        write_atomically(self._path, json.dumps(self._learned).encode(), 0o600)
+        try:
+            write_atomically(self._path, json.dumps(self._learned).encode(), 0o600)
+        except OSError as error:
+            # Known as long as we live; the round that has learned it has more to do.
+            _log.warning("sizes of contexts cannot be stored", extra={"path": str(self._path), "error": str(error)})
 
 
 def _context_bytes(found: Attribution, reading: ShareReading) -> int | None:
@@ -106,7 +110,7 @@ def _read(path: Path) -> Mapping[str, int]:
     """Return what was learned before. What cannot be read is learned again."""
     try:
         found = json.loads(read_if_there(path) or b"{}")
-        return {str(uuid): bytes_ for uuid, bytes_ in found.items() if LEAST_BYTES <= int(bytes_) <= MOST_BYTES}
+        return {str(uuid): int(bytes_) for uuid, bytes_ in found.items() if LEAST_BYTES <= int(bytes_) <= MOST_BYTES}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         _log.warning("sizes of contexts are learned again", extra={"path": str(path), "error": str(error)})
         return {}

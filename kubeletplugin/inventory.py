@@ -52,6 +52,7 @@ class InventoryWriter:
         self._offers_file = offers_file
         self.offers: Mapping[str, OfferedRoom] = _read_offers(offers_file)
         """Devices of which the controller offers more than they have, as of the last write; kept over restarts."""
+        self._kept_offers = self.offers
 
     def write(self, found: Discovery, now: datetime | None = None) -> None:
         """State what was found, as of now.
@@ -93,11 +94,16 @@ class InventoryWriter:
             self._keep({room.device: room for room in (read.offers if read else None) or ()})
 
     def _keep(self, offers: Mapping[str, OfferedRoom]) -> None:
-        if offers == self.offers:
-            return
         self.offers = offers
+        if offers == self._kept_offers:
+            return
         content = [room.model_dump(mode="json", by_alias=True) for room in offers.values()]
-        write_atomically(self._offers_file, json.dumps(content).encode(), 0o600)
+        try:
+            write_atomically(self._offers_file, json.dumps(content).encode(), 0o600)
+            self._kept_offers = offers
+        except OSError as error:
+            # They count as long as this agent lives; stored at a later heartbeat. This one was taken by the API server.
+            _log.warning("offers cannot be stored", extra={"path": str(self._offers_file), "error": str(error)})
 
     def _patch(self, wanted: Mapping[str, Any], known: Mapping[str, Any] | None) -> Mapping[str, Any]:
         status = wanted["status"]

@@ -4,6 +4,7 @@ Called by the supervisor and by the steering for the processes that a driver nam
 pid namespace; in another one it knows none of them, and their memory counts as nobody's.
 """
 
+import itertools
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,6 +21,9 @@ _CONTAINER = re.compile(r"/[^/\n]*pod([0-9a-f]{8}(?:[-_]?[0-9a-f]{4}){3}[-_]?[0-
 """The cgroup of a container: UID of its pod, and what the runtime calls it. All runtimes and both cgroup drivers."""
 _ASK_AGAIN_S = 30.0
 """After which a process that shows no share is looked at again."""
+_MOST_BYTES, _MOST_OTHERS = 1 << 18, 32
+"""How much is looked at of a process's mounts, and of how many others of its container: who may mount can make a
+hundred thousand mounts in each of a thousand processes. Whose share is not seen for that counts for its pod's."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,14 @@ class _Known:
     """Those that are mounted where it lives."""
     pod_uid: str
     """Empty for a process that is in no pod."""
+    until_s: float
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """What the processes of a container show together."""
+
+    shares: frozenset[str]
     until_s: float
 
 
@@ -65,6 +77,7 @@ class ProcessOwners:
         self._proc = proc
         self._clock = clock
         self._known: dict[int, _Known] = {}
+        self._beside: dict[_Container, _Beside] = {}
 
     def shares_of(self, pid: int) -> frozenset[str]:
         """Return the names of the shares that a process has, none if it is gone or lives outside of any share."""
@@ -82,8 +95,9 @@ class ProcessOwners:
 
     def keep(self, pids: Iterable[int]) -> None:
         """Forget all other processes."""
-        wanted = set(pids)
+        wanted, now_s = set(pids), self._clock()
         self._known = {pid: known for pid, known in self._known.items() if pid in wanted}
+        self._beside = {container: beside for container, beside in self._beside.items() if now_s < beside.until_s}
 
     def _look(self, pid: int) -> _Known:
         try:
@@ -103,7 +117,13 @@ class ProcessOwners:
         shares = self._mounted(pid, ours)
         if shares or container is None:
             return shares
-        return frozenset[str]().union(*(self._mounted(other, ours) for other in self._others(container)))
+        beside = self._beside.get(container)
+        if beside is None or self._clock() >= beside.until_s:
+            # Once for all that hide: each of them could have the whole node searched.
+            others = itertools.islice(self._others(container), _MOST_OTHERS)
+            found = frozenset[str]().union(*(self._mounted(other, ours) for other in others))
+            beside = self._beside[container] = _Beside(found, self._clock() + _ASK_AGAIN_S)
+        return beside.shares
 
     def _mounted(self, pid: int, ours: Origin | None) -> frozenset[str]:
         """Return the shares among the mounts that a process can reach.
@@ -112,7 +132,7 @@ class ProcessOwners:
         whether it is the very file of this node's share.
         """
         found: set[str] = set()
-        for origin in origins(_read(self._proc / str(pid) / "mountinfo")):
+        for origin in origins(_read(self._proc / str(pid) / "mountinfo", _MOST_BYTES)):
             folder, _, file = origin.path.rpartition("/")
             parent, _, share = folder.rpartition("/")
             if file == names.LIMITS_FILE and ours == Origin(origin.device, parent):
@@ -131,10 +151,11 @@ class ProcessOwners:
                 yield int(entry.name)
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, most_bytes: int = -1) -> str:
     """Return what the kernel says of a process, whatever it calls itself and its folders; nothing if it has ended."""
     try:
-        return path.read_bytes().decode(errors="replace")  # not as text: that takes other signs for ends of lines
+        with path.open("rb") as file:
+            return file.read(most_bytes).decode(errors="replace")  # text files have other signs for ends of lines
     except OSError:
         return ""
 

@@ -156,6 +156,18 @@ def test_one_tenant_who_lies_in_his_books_is_outvoted(tmp_path: Path) -> None:
     assert sizes.bytes_of(UUID) == 310 * MIB
 
 
+def test_what_a_full_disk_does_not_take_is_known_and_keeps_no_look_from_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("kubeletplugin.contextsizes.write_atomically", refuse)
+    sizes = ContextSizes(tmp_path / "contexts.json")
+    observe(sizes, (310 * MIB, 0), (310 * MIB, 0))
+    assert sizes.bytes_of(UUID) == 310 * MIB
+
+
 def test_one_tenant_alone_does_not_set_what_its_neighbours_pay(tmp_path: Path) -> None:
     sizes = ContextSizes(tmp_path / "contexts.json")
     observe(sizes, (1000 * MIB, 0), times=10)

@@ -63,6 +63,28 @@ def test_what_waits_for_a_reset_is_stated_of_the_devices_that_it_is_true_of(
     ]
 
 
+def _refuse(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_offers_that_a_full_disk_does_not_take_count_and_are_stored_later(
+    client: FakeKube, writer: InventoryWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer.write(discovery(gpu(0)), NOW)
+    offers = [{"device": gpu(0).name, "memoryBytes": 15 * GIB, "cores": 150}]
+    client.patch(kube.NODE_INVENTORIES, {"metadata": {"name": NODE}}, {"status": {"offers": offers}}, "status")
+
+    with monkeypatch.context() as full:
+        full.setattr("kubeletplugin.inventory.write_atomically", _refuse)
+        writer.write(discovery(gpu(0)), LATER)
+    assert writer.offers[gpu(0).name].memory_bytes == 15 * GIB
+    assert start_writer(client, tmp_path).offers == {}
+
+    writer.write(discovery(gpu(0)), LATER)
+
+    assert start_writer(client, tmp_path).offers == writer.offers
+
+
 def test_the_offer_mode_is_known_once_the_controller_has_stated_it(client: FakeKube, writer: InventoryWriter) -> None:
     writer.write(discovery(gpu(0)), NOW)
     assert writer.offer_mode == ""

@@ -1,11 +1,14 @@
 """Whose processes are whose, whatever a tenant does to its own view of the node."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from api.names import ClaimUID, DeviceName
+from kubeletplugin import mounts, owners
 from kubeletplugin.ledgers import Prepared
+from kubeletplugin.mounts import Origin
 from kubeletplugin.owners import ProcessOwners
 from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice
 from libvgpu.shares import Limits, Policy
@@ -163,6 +166,27 @@ def test_a_process_without_a_share_is_asked_again_when_its_pod_may_have_come_to_
     node.now_s = 30.0
 
     assert node.owners.shares_of(3) == {"claim-a-0"}
+
+
+def test_a_tenant_with_very_many_mounts_and_processes_makes_little_work_and_stays_known(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.prepare("claim-a-0", POD)
+    many = "".join(f"{number} 1 0:9 / /tmp/{number} rw - tmpfs tmpfs rw\n" for number in range(20_000))
+    node.run(1, many + mount("claim-a-0"), IN_CGROUPFS.format(POD, "c1"))
+    for pid in range(2, 100):
+        node.run(pid, "1 0 0:9 / / rw - tmpfs tmpfs rw\n", IN_CGROUPFS.format(POD, "c1"))
+    read: list[int] = []
+
+    def count(mountinfo: str) -> Iterator[Origin]:
+        read.append(len(mountinfo))
+        return mounts.origins(mountinfo)
+
+    monkeypatch.setattr(owners, "origins", count)
+
+    assert {node.owners.shares_of(pid) for pid in range(1, 100)} == {frozenset({"claim-a-0"})}
+    assert len(read) <= 99 + 32  # each by itself, and some once more for all
+    assert sum(read) <= 2 * (1 << 18) + 200 * 100
 
 
 def test_a_process_is_known_as_soon_as_its_pod_is_known_to_have_come_to_a_claim(node: Node) -> None:
