@@ -5,6 +5,7 @@ what a crash leaves is overwritten by the next try: whoever writes keeps others 
 the folder (libvgpu.files.locked).
 """
 
+import contextlib
 import fcntl
 import os
 import threading
@@ -185,7 +186,8 @@ class FileLock:
                 break
             os.close(descriptor)  # its last holder removed the file meanwhile: a lock on that protects nothing
         os.truncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # for people; a full disk does not take it, and the lock holds all the same
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._descriptor = descriptor
 
     def release(self) -> None:

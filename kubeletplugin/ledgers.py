@@ -9,6 +9,7 @@ Two instances of the agent share the folder during a rolling update. One decides
 the folder before the next one looks. A number beside the folder says whether there is anything new to look at.
 """
 
+import errno
 import logging
 import os
 import threading
@@ -33,6 +34,8 @@ _DECISION_S = 10.0
 """What a decision of others may take at most: it does no network I/O. Less where the deadline of a call is nearer."""
 _NUMBER_BYTES = 8
 _UNKNOWN = -1
+_LOST = {errno.EIO, errno.EUCLEAN, errno.EBADMSG}
+"""What a disk says that has lost the content of a file: one claim's trouble, and no other's."""
 
 Prepared = Mapping[ClaimUID, PreparedClaim]
 Decide = Callable[[Prepared], PreparedClaim]
@@ -250,13 +253,15 @@ class Ledger:
         self._claims.pop(uid, None)
         try:
             self._claims[uid] = decode(path.read_bytes(), uid, str(path))
-        except StateError as error:
+        except (StateError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _LOST:
+                raise  # of the moment: no memory, no descriptors
             rebuilt = self._recover(uid)
             if rebuilt is not None:
                 self._claims[uid] = rebuilt  # counts, whether or not the disk takes it
             self._quarantine(path, rebuilt, error)
 
-    def _quarantine(self, path: Path, rebuilt: PreparedClaim | None, error: StateError) -> None:
+    def _quarantine(self, path: Path, rebuilt: PreparedClaim | None, error: Exception) -> None:
         aside = path.with_name(path.name + QUARANTINE_SUFFIX)
         facts = {"file": str(aside), "error": str(error), "rebuilt": rebuilt is not None}
         try:

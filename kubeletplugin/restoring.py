@@ -83,5 +83,9 @@ def _note_boot(path: Path, boot_id_file: Path) -> bool:
     current, former = read_if_there(boot_id_file), read_if_there(path)
     if current is None or current == former:
         return False
-    write_durably(path, current)
+    try:
+        write_durably(path, current)
+    except OSError as error:
+        # Told again at the next start. Nothing else depends on it, and claims can be undone on a full disk.
+        _log.warning("start of the machine not noted", extra={"file": str(path), "error": str(error)})
     return former is not None

@@ -88,6 +88,20 @@ def test_a_lock_has_one_holder_who_is_named(tmp_path: Path) -> None:
     FileLock(tmp_path / "lock").acquire()
 
 
+def test_a_lock_is_taken_on_a_full_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    lock = FileLock(tmp_path / "lock")
+    with monkeypatch.context() as full:
+        full.setattr(os, "pwrite", refuse)
+        lock.acquire()
+
+    with pytest.raises(StateError, match="held by process unknown, expected no other instance"):
+        FileLock(tmp_path / "lock").acquire()
+    lock.release()
+
+
 def test_a_lock_ends_with_the_process_that_was_killed(tmp_path: Path) -> None:
     code = f"""
 import pathlib, sys, time

@@ -104,6 +104,7 @@ def test_an_agent_that_starts_on_a_full_disk_serves_what_is_recorded(node: BareN
     node.prepare()
     (record,) = node.paths.checkpoint_dir.glob("*.json")
     record.write_bytes(b"damaged")
+    (node.paths.state_dir / "boot").write_text("of another boot of the machine")
     started: list[tuple[NodeState, Preparer, Unpreparer]] = []
 
     def start_and_undo() -> None:

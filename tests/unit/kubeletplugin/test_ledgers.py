@@ -1,5 +1,6 @@
 """Records of prepared claims: what survives what."""
 
+import errno
 import json
 import logging
 import os
@@ -86,6 +87,40 @@ def test_a_damaged_record_without_anything_to_rebuild_from_is_put_aside(tmp_path
 def test_one_damaged_record_costs_no_other_claim(tmp_path: Path) -> None:
     store(tmp_path)
     (tmp_path / "u2.json").write_bytes(b"\x00" * 100)
+
+    assert ledger(tmp_path).prepared() == {CLAIM.uid: CLAIM}
+
+
+def test_a_record_that_the_disk_has_lost_is_rebuilt_and_costs_no_other_claim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = store(tmp_path)
+    other = replace(CLAIM, uid=ClaimUID("u2"))
+    store(tmp_path, other)
+    read = Path.read_bytes
+
+    def lose(self: Path) -> bytes:
+        if self == path:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", lose)
+
+    assert ledger(tmp_path, REBUILT).prepared() == {CLAIM.uid: REBUILT, other.uid: other}
+
+
+def test_a_record_that_cannot_be_read_at_the_moment_is_not_put_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store(tmp_path)
+
+    def refuse(_path: Path) -> bytes:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", refuse)
+        with pytest.raises(OSError, match="Too many open files"):
+            ledger(tmp_path, REBUILT)
 
     assert ledger(tmp_path).prepared() == {CLAIM.uid: CLAIM}
 
