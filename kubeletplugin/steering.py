@@ -120,6 +120,8 @@ class _Device:
     correction: Correction = field(default_factory=Correction)
     active: frozenset[str] = frozenset()
     measured_s: float = float("-inf")
+    pids: frozenset[int] = frozenset()
+    """Processes that had GPU time at the last measurement."""
 
 
 class Steering:
@@ -210,18 +212,20 @@ class Steering:
             share.look(now_s)
         if users and now_s - device.measured_s >= self._pace.measure_s:
             device.measured_s = now_s
-            self._measure(uuid, device.correction, users)
+            self._measure(uuid, device, users)
         granted = grants(Activity(share.limits, share.limits.share in active) for share in shares)
         for share in shares:
             if self._only is None or share.limits.share in self._only:
                 self._write(share, granted, device)
 
-    def _measure(self, uuid: str, correction: Correction, users: Iterable[_Share]) -> None:
+    def _measure(self, uuid: str, device: _Device, users: Iterable[_Share]) -> None:
         times = self._times.read(uuid)
         if times is None:
             return
         found_s = _by_share(times, self._owners)
-        self._owners.keep(times.seconds)
+        device.pids = frozenset(times.seconds)
+        self._owners.keep(pid for one in self._devices.values() for pid in one.pids)
+        correction = device.correction
         passed_s = times.to_s - times.from_s
         real_s: dict[str, float] = {}
         predicted_s: dict[str, float] = {}

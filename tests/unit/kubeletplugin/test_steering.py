@@ -22,12 +22,13 @@ class Processes:
 
     def __init__(self, shares: list[str]) -> None:
         self.shares = shares
+        self.kept: set[int] = set()
 
     def shares_of(self, pid: int) -> frozenset[str]:
         return frozenset({self.shares[pid]}) if pid < len(self.shares) else frozenset()
 
     def keep(self, pids: Iterable[int]) -> None:
-        pass
+        self.kept = set(pids)
 
 
 class Node:
@@ -41,9 +42,11 @@ class Node:
         self.steering = Steering(lambda: self.folders, self.times, self.owners)
         self.now_s = time.monotonic()
 
-    def add(self, name: str, cores: int, policy: Policy = Policy.BURST, priority: int = 0) -> Path:
+    def add(
+        self, name: str, cores: int, policy: Policy = Policy.BURST, priority: int = 0, device: str = DEVICE
+    ) -> Path:
         ceiling = cores if policy is Policy.FIXED else 100
-        create_share(self.folder / name, Limits(name, DEVICE, 1 << 30, cores, ceiling, policy, priority))
+        create_share(self.folder / name, Limits(name, device, 1 << 30, cores, ceiling, policy, priority))
         self.folders[name] = self.folder / name
         self.owners.shares.append(name)
         return self.folder / name
@@ -114,6 +117,18 @@ def test_charges_are_corrected_by_what_the_driver_counts(node: Node) -> None:
     assert node.charge("a") == pytest.approx(700, abs=30)
     assert node.charge("b") == pytest.approx(1000, abs=30)
     assert time.monotonic_ns() - read_limits(node.folders["a"]).steered_at_ns < 10e9
+
+
+def test_processes_of_one_device_are_remembered_while_another_is_measured(node: Node) -> None:
+    node.add("a", 70, Policy.FIXED)
+    node.add("b", 30, Policy.FIXED, device="GPU-2")
+    node.round()
+    node.use("a", "b")
+    node.times.next[DEVICE] = GpuTimes(node.now_s, node.now_s + 0.25, {0: 0.1})
+    node.times.next["GPU-2"] = GpuTimes(node.now_s, node.now_s + 0.25, {1: 0.1})
+    node.round(0.25)
+
+    assert node.owners.kept == {0, 1}
 
 
 def test_what_was_charged_before_the_correction_was_known_is_settled(node: Node) -> None:
