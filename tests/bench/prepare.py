@@ -68,9 +68,9 @@ def main() -> None:
 def _state_parent() -> Path:
     """Where the state lies on a node, if we may write there.
 
-    Not /tmp: ext4 passes over inodes that were deleted in the last minutes, so that in a folder where tests make and
-    delete thousands of files a new file costs ten times as much as elsewhere. For the same reason a second run in a
-    row shows higher figures than the first.
+    Not /tmp: an ext4 without a journal passes over inodes that were deleted in the last minutes, so that in a folder
+    where tests make and delete thousands of files a new file costs ten times as much as elsewhere. For the same reason
+    a second run in a row shows higher figures than the first there; docs/performance.md says how to make a better one.
     """
     on_a_node = Path("/var/lib")
     return on_a_node if os.access(on_a_node, os.W_OK) else Path(tempfile.gettempdir())
