@@ -83,7 +83,12 @@ SHARE_FIGURES = (
         lambda s: s.reading.books.throttled_ns * _NS,
         is_counter=True,
     ),
-    Figure("vgpu_share_launches", "Kernel and graph launches.", lambda s: s.reading.books.launches, is_counter=True),
+    Figure(
+        "vgpu_share_launches",
+        "Launches of kernels and graphs, fills, and copies that stay on the GPU.",
+        lambda s: s.reading.books.launches,
+        is_counter=True,
+    ),
     Figure(
         "vgpu_share_out_of_memory",
         "Requests refused for the limit.",
