@@ -25,6 +25,7 @@ from kubeletplugin.devices import DeviceTable, Discovery
 from kubeletplugin.discovering import Discoverer, HeartbeatPace
 from kubeletplugin.discovery import DiscoveryBackend
 from kubeletplugin.driverroots import DriverRoot
+from kubeletplugin.enduring import endure
 from kubeletplugin.eventing import EventWriter
 from kubeletplugin.faultfiles import FAULTS_FILE
 from kubeletplugin.healths import HealthBoard
@@ -221,7 +222,7 @@ class NodeAgent:
             "claims": lambda: follower.run_until(self._stopping, settings.annotation_interval_s),
         }
         for name, body in bodies.items():
-            thread = threading.Thread(target=body, name=name, daemon=True)
+            thread = threading.Thread(target=endure, args=(body, name, self._stopping), name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
 

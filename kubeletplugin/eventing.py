@@ -10,7 +10,6 @@ import threading
 from datetime import UTC, datetime
 
 from api import events, names
-from api.errors import KubeError
 from api.events import Message, Reporter, Subject
 from api.kube import EVENTS, KubeClient
 from kubeletplugin.preparedclaims import PreparedClaim
@@ -69,5 +68,5 @@ class EventWriter:
         while (event := self._queue.get()) is not None:
             try:
                 self._client.create(EVENTS, event)
-            except (KubeError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - one event is lost, and not all that come after it
                 _log.warning("event not written", extra={"reason": event["reason"], "error": str(error)})

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from api.errors import StateError
 from kubeletplugin.ledgers import Ledger
 from kubeletplugin.preparedclaims import PreparedClaim
 from libvgpu.shares import Books, BooksReader, Limits, LimitsReader, cut_back
@@ -54,7 +53,7 @@ class _Share:
         former = self.reading
         try:
             limits, books = self.limits.read(), self.books.read()
-        except StateError:
+        except BaseException:
             self.reading = None
             raise
         now_s = time.monotonic()
@@ -101,7 +100,7 @@ class Monitor:
     def _read(self, name: str, share: _Share, claim: PreparedClaim) -> None:
         try:
             share.read(claim)
-        except StateError as error:
+        except Exception as error:  # noqa: BLE001 - a tenant writes books: whatever it is, it costs that share alone
             if behind := cut_back(self._shares_dir / name):
                 extra = {"claim_uid": claim.uid, "share": name, "bytes": behind}
                 _log.warning("a container wrote behind the end of its books; cut back", extra=extra)

@@ -71,11 +71,21 @@ class PatientTimes(GpuTimeSource):
         device = self._devices[uuid] = _Device()
 
         def answer() -> None:
+            told: set[str] = set()
             while device.questions.get():
-                device.answers.put(self._source.read(uuid))
+                device.answers.put(self._ask(uuid, told))
 
         threading.Thread(target=answer, name="gpu-times", daemon=True).start()
         return device
+
+    def _ask(self, uuid: str, told: set[str]) -> GpuTimes | None:
+        try:
+            return self._source.read(uuid)
+        except Exception as error:  # noqa: BLE001 - a thread that ended would never answer again
+            if repr(error) not in told:
+                told.add(repr(error))
+                _log.error("GPU times cannot be read", extra={"device": uuid, "error": repr(error)}, exc_info=error)
+            return None
 
     def _note_silence(self, uuid: str, device: _Device) -> None:
         assert device.asked_s is not None
