@@ -38,6 +38,23 @@ def test_every_link_to_a_file_leads_somewhere(document: Path) -> None:
     assert [target for target in targets if not (document.parent / target).exists()] == []
 
 
+def test_every_reason_event_metric_and_variable_that_a_document_names_is_in_the_code() -> None:
+    folders = ("api", "controller", "kubeletplugin", "dra_driver", "libvgpu", "deploy", "tests")
+    kinds = {".py", ".c", ".h", ".yaml", ".tpl", ".json", ".sh"}
+    code = "\n".join(
+        path.read_text() for folder in folders for path in (_ROOT / folder).rglob("*") if path.suffix in kinds
+    )
+    documents = [_ROOT / "README.md", *_ROOT.glob("docs/*.md"), *_ROOT.glob("deploy/*/README.md")]
+    named = {
+        (document.name, name)
+        for document in documents
+        for name in re.findall(r"`((?:Card|VGPU)[A-Z]\w+|VGPU_\w+|vgpu_\w+)", document.read_text())
+    }
+    assert len(named) > 50
+    # A client of Prometheus adds `_total` to the names of counters.
+    assert [where for where in sorted(named) if where[1].removesuffix("_total") not in code] == []
+
+
 def test_every_make_target_has_a_line_of_help() -> None:
     makefile = (_ROOT / "Makefile").read_text()
     wanted = ["help", "demo", "demo-down", "test", "e2e", "bench", "lint", "fmt", "build", "clean"]
