@@ -32,10 +32,10 @@ class ConsumableMode:
     def divide(self, gpu: GPU) -> Division:
         """Return the GPU with what no device of another mode can hold, beside the devices of other modes in use."""
         slots = [Form(slot.name, Kind.SLOT, amount_of(slot)) for slot in gpu.held_slots()]
-        devices = [(fixed_device(gpu, form), form) for form in slots]
+        devices = [(fixed_device(gpu, form), form) for form in slots if not gpu.counted_lately]
         # A claim that was given it without amounts, by a scheduler that knows none, holds it alone: schedulers keep all
         # others off it, shared or not. Who waits gets a share when that claim ends, and not all of it for himself.
-        taken = Amount() if gpu.held_whole() else gpu.taken
+        taken = Amount() if gpu.held_whole() and not gpu.counted_lately else gpu.taken
         left = (gpu.room - taken - total(gpu.booked(form.amount) for form in slots)).clamped()
         if left.memory_bytes >= _MIN_MEMORY_BYTES and (left.cores_percent or not gpu.exclusive):
             devices.insert(0, (_device(gpu, left), Form(gpu.name, Kind.SHARED, left)))

@@ -96,6 +96,9 @@ class GPU:
     held: tuple[Holding, ...] = ()
     taken: Amount = field(default_factory=Amount)
     """What must not be offered, since it can be held by devices that are not published any more."""
+    counted_lately: bool = False
+    """Its devices drew on counters a moment ago, and would not any more. What claims hold is not to be on offer yet:
+    when such a claim ends, a scheduler that still knows the counters could give its part to another device."""
     published: frozenset[str] = frozenset()
     """Names of its devices that are on offer now as this mode would offer them."""
 

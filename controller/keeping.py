@@ -164,9 +164,9 @@ class PoolKeeper:
         if record is not None and state.node_uid is not None and state.is_of_another_node():
             is_alive = state.heartbeat_age_s <= HEARTBEAT_LIMIT_S
             return self._teller.ask_anew(node, record, state.node_uid) if is_alive else None
-        self._teller.forget(node)
         if record is not None and state.node_uid is None:
             return self._teller.clean_up(node, record, state.heartbeat_age_s)
+        self._teller.forget(node)
         return None
 
     def _forget(self, node: str) -> None:

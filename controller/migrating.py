@@ -183,7 +183,7 @@ class Withdrawals:
                 self._gone.setdefault(node, {})[form.name, form.kind] = (form, inherited.due)
 
 
-def situate(gpu: GPU, mode: OfferMode, published: Published, gone: Iterable[Form]) -> GPU:
+def situate(gpu: GPU, mode: OfferMode, published: Published, gone: Sequence[Form]) -> GPU:
     """Return a GPU with what is on offer of it and what must not be.
 
     Args:
@@ -201,5 +201,7 @@ def situate(gpu: GPU, mode: OfferMode, published: Published, gone: Iterable[Form
     taken = [amount for key, amount in lost.items() if key not in wanted]
     if (gpu.name, Kind.SHARED) not in wanted:
         taken += [holding.amount for holding in gpu.held if holding.name == gpu.name]
+    counted = any(form.kind is Kind.COUNTED and gpu_of(form.name) == gpu.name for form in (*gone, *on_offer))
     stays = frozenset(form.name for form in on_offer if (form.name, form.kind) in wanted)
-    return replace(gpu, taken=total(taken), published=stays)
+    lately = counted and all(kind is not Kind.COUNTED for _, kind in wanted)
+    return replace(gpu, taken=total(taken), published=stays, counted_lately=lately)

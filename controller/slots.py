@@ -29,14 +29,14 @@ class SlotsMode:
         """Return the slots that fit into what is left; those in use or on offer stay before new ones come."""
         if gpu.held_whole():
             form = Form(gpu.name, Kind.WHOLE, gpu.room)
-            return Division(((fixed_device(gpu, form), form),))
+            return Division() if gpu.counted_lately else Division(((fixed_device(gpu, form), form),))
         held = [Form(slot.name, Kind.SLOT, amount_of(slot)) for slot in gpu.held_slots()]
         chosen = {form.name: form for form in held}
         wanted = [form for form in self.wanted(gpu) if form.name not in chosen]
         on_offer = [form for form in wanted if form.name in gpu.published]
         _add(chosen, on_offer, gpu, gpu.room - _booked(gpu, held))
         _add(chosen, wanted, gpu, gpu.room - gpu.taken - _booked(gpu, chosen.values()))
-        forms = list(chosen.values())
+        forms = [form for form in chosen.values() if form not in held or not gpu.counted_lately]
         forms.sort(key=lambda form: (form.amount.memory_bytes, form.amount.cores_percent))
         return Division(tuple((fixed_device(gpu, form), form) for form in forms))
 

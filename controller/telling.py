@@ -51,6 +51,8 @@ class InventoryTeller:
         """Nodes that were not told something for that, and when they will be."""
         self._doubts: dict[str, tuple[tuple[str, str], float]] = {}
         """By node: the UIDs that an agent states and that its Node has, and since when they differ."""
+        self._blank: dict[str, float] = {}
+        """Since when inventories without a Node were seen to state nothing."""
 
     @property
     def keeps_mode(self) -> bool:
@@ -115,8 +117,13 @@ class InventoryTeller:
         Returns:
             The seconds until it is to be removed; None: it is gone, or is kept.
         """
+        self._doubts.pop(node, None)
         if record.problem or kept_for(record):
             return None
+        if record.status is None:
+            # Made a moment ago, perhaps, by an agent whose Node and first statement are about to arrive here.
+            now = self._clock()
+            heartbeat_age_s = now - self._blank.setdefault(node, now)
         if heartbeat_age_s <= HEARTBEAT_LIMIT_S:
             return HEARTBEAT_LIMIT_S - heartbeat_age_s + 1.0
         self._check_lead()
@@ -124,13 +131,14 @@ class InventoryTeller:
         target = {"metadata": {"name": node, "uid": record.subject.uid, "resourceVersion": record.version}}
         with contextlib.suppress(NotFoundError):
             self._kube.delete(kube_api.NODE_INVENTORIES, target)
+            self.forget(node)
             log.info("deleted the inventory of a node that is gone", extra={"node": node})
         return None
 
     def forget(self, node: str) -> None:
-        """Forget a node that is gone."""
-        self._doubts.pop(node, None)
-        self._untold.pop(node, None)
+        """Forget what is known of a node."""
+        for known in (self._doubts, self._blank, self._untold):
+            known.pop(node, None)
 
     def _tell(self, node: str, changes: Mapping[str, Any]) -> None:
         now = self._clock()

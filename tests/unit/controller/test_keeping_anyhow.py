@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from prometheus_client import CollectorRegistry
@@ -421,4 +422,24 @@ def test_counters_that_no_device_draws_on_any_more_count_as_taken() -> None:
     state.change_mode(mode=ConsumableMode(), syncs=0)
     state.change_leader_in_the_middle_of_a_write(good=2, rounds=1)
     state.no_byte_is_given_twice()
+    state.teardown()
+
+
+@pytest.mark.parametrize("mode", [ConsumableMode(), SlotsMode()])
+@pytest.mark.parametrize("choice", [437, 13])
+def test_what_a_claim_holds_of_counters_is_not_free_for_two_when_the_claim_ends_right_after_a_change_of_the_mode(
+    mode: OfferMode, choice: int
+) -> None:
+    state = Anyhow()
+    state.change_mode(mode=CountersMode(), syncs=2)
+    state.wait(seconds=60.0)
+    state.allocate(all_of_it=False, choice=choice, late=0, times=3)
+    state.change_mode(mode=mode, syncs=3)
+    state.end_a_claim(choice=0)
+    state.no_byte_is_given_twice()
+    state.wait(seconds=WITHDRAWAL_S + 1)
+    state.sync()
+    held = {device for device, _ in state.world.claims.values()}
+    offered = {device["name"] for obj in state.world.kube.objects(SLICES) for device in obj["spec"]["devices"]}
+    assert held <= offered
     state.teardown()

@@ -59,6 +59,19 @@ def test_the_inventory_of_a_node_that_is_gone_stays_while_its_agent_is_alive() -
     assert world.kube.objects(NODE_INVENTORIES) == []
 
 
+def test_an_inventory_that_states_nothing_yet_has_a_minute_for_its_node_to_be_seen() -> None:
+    world = World()
+    world.kube.delete(NODE_INVENTORIES, NODE)
+    world.kube.create(NODE_INVENTORIES, {"metadata": {"name": "n1"}, "spec": {}})
+    assert world.teller.clean_up("n1", world.record(), float("inf")) == 61
+    world.now += 60
+    assert world.teller.clean_up("n1", world.record(), float("inf")) == 1
+    assert len(world.kube.objects(NODE_INVENTORIES)) == 1
+    world.now += 1
+    assert world.teller.clean_up("n1", world.record(), float("inf")) is None
+    assert world.kube.objects(NODE_INVENTORIES) == []
+
+
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
