@@ -125,6 +125,7 @@ def following(claim: Limits, present: Limits) -> Limits:
         charge_permille=present.charge_permille,
         steered_at_ns=present.steered_at_ns,
         settled_ns=present.settled_ns,
+        unseen_bytes=present.unseen_bytes,
         context_bytes=present.context_bytes,
     )
 

@@ -53,6 +53,7 @@ from kubeletplugin.steering import Steering, SteeringPace
 from kubeletplugin.strays import StrayWatch
 from kubeletplugin.supervising import Supervisor
 from kubeletplugin.unpreparing import Unpreparer
+from kubeletplugin.unseenmemory import UnseenMemory
 from libvgpu.paths import library_path
 
 _STOP_S = 5.0
@@ -179,10 +180,11 @@ class NodeAgent:
         preparer = Preparer(self._reader, state, self._discoverer.view, hooks)
         follower = ClaimFollower(self._reader, state.ledger, paths.shares_dir, self._events.tell)
         strays = StrayWatch(self._events.tell_of_node, follower.look_now, settings.overuse_slack)
+        unseen = UnseenMemory(lambda: _share_folders(state.ledger, paths.shares_dir))
         supervisor = Supervisor(
             self._events.tell,
             ProcessOwners(state.ledger.prepared, paths.shares_dir),
-            observers=(contexts.observe, strays.observe),
+            observers=(contexts.observe, strays.observe, unseen.observe),
             slack=settings.overuse_slack,
         )
         observer = Observer(

@@ -50,6 +50,8 @@ class Limits:
     """When the agent last stood by charge_permille, by time.monotonic_ns(); it counts for ten seconds."""
     settled_ns: int = 0
     """GPU time that the share was charged too much since it began, as measured from outside; below 0: too little."""
+    unseen_bytes: int = 0
+    """Memory that the driver counts for the share's processes beyond what its books know of: taken off its room."""
 
 
 class LimitsReader:
@@ -121,6 +123,7 @@ def _decode(path: Path, raw: bytes) -> Limits:
         context_bytes=view.context_bytes if view.size >= _CONTEXT_BYTES_END else 0,
         steered_at_ns=view.steered_at_ns,
         settled_ns=view.settled_ns,
+        unseen_bytes=view.unseen_bytes,
     )
     check(path, limits)
     return limits
@@ -161,6 +164,7 @@ def encode(directory: Path, limits: Limits) -> bytes:
     view.context_bytes = limits.context_bytes
     view.steered_at_ns = limits.steered_at_ns
     view.settled_ns = limits.settled_ns
+    view.unseen_bytes = limits.unseen_bytes
     view.policy = _POLICIES[limits.policy]
     view.priority = limits.priority
     view.device_uuid = limits.device_uuid.encode()
@@ -203,6 +207,7 @@ def check(path: Path, limits: Limits) -> None:
         ("granted_percent", limits.granted_percent, 0, 100),
         ("charge_permille", limits.charge_permille, 0, 20_000),
         ("settled_ns", limits.settled_ns, -(2**63), 2**63 - 1),
+        ("unseen_bytes", limits.unseen_bytes, 0, 2**62),
         ("priority", limits.priority, -(2**31), 2**31 - 1),
     ):
         if not low <= found <= high:

@@ -23,6 +23,18 @@ int vgpu_limits_copy(const struct vgpu_limits *limits, struct vgpu_limits *copy)
 static inline uint64_t vgpu_limits_memory_bytes(const struct vgpu_limits *limits) {
     return __atomic_load_n(&limits->memory_bytes, __ATOMIC_RELAXED);
 }
+/* What the driver counts beyond the books, as the agent found it: at most all of the memory. */
+static inline uint64_t vgpu_limits_unseen_bytes(const struct vgpu_limits *limits) {
+    uint64_t unseen = __atomic_load_n(&limits->unseen_bytes, __ATOMIC_RELAXED);
+    uint64_t memory = vgpu_limits_memory_bytes(limits);
+    return unseen < memory ? unseen : memory;
+}
+
+/* What the books may say is used. */
+static inline uint64_t vgpu_limits_room_bytes(const struct vgpu_limits *limits) {
+    uint64_t memory = vgpu_limits_memory_bytes(limits), unseen = vgpu_limits_unseen_bytes(limits);
+    return unseen < memory ? memory - unseen : 0;
+}
 static inline uint64_t vgpu_limits_host_memory_bytes(const struct vgpu_limits *limits) {
     return __atomic_load_n(&limits->host_memory_bytes, __ATOMIC_RELAXED);
 }

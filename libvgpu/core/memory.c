@@ -55,7 +55,7 @@ static int hold(struct vgpu_share *share, uint64_t bytes, bool forced) {
 static int reserve_in(struct vgpu_share *share, uint64_t bytes, bool forced) {
     int result = VGPU_BUSY;
     for (int round = 0; result == VGPU_BUSY && (forced || round < BUSY_REFUSE_AFTER); round++) {
-        uint64_t limit = forced ? INT64_MAX : vgpu_limits_memory_bytes(share->limits);
+        uint64_t limit = forced ? INT64_MAX : vgpu_limits_room_bytes(share->limits);
         result = vgpu_quota_reserve(share->books, share->slot, limit, bytes);
         if (result == VGPU_BUSY)
             wait_for_recount(share, round);
@@ -64,7 +64,7 @@ static int reserve_in(struct vgpu_share *share, uint64_t bytes, bool forced) {
 }
 
 static uint64_t room_in(const struct vgpu_share *share) {
-    uint64_t limit = vgpu_limits_memory_bytes(share->limits), used = vgpu_quota_used(share->books);
+    uint64_t limit = vgpu_limits_room_bytes(share->limits), used = vgpu_quota_used(share->books);
     return used < limit ? limit - used : 0;
 }
 
@@ -147,6 +147,6 @@ void vgpu_usage(struct vgpu_device *device, uint64_t *total_bytes, uint64_t *use
     *total_bytes = *used_bytes = 0;
     for (uint32_t i = 0; i < device->count; i++) {
         *total_bytes += vgpu_limits_memory_bytes(device->shares[i]->limits);
-        *used_bytes += vgpu_quota_used(device->shares[i]->books);
+        *used_bytes += vgpu_quota_used(device->shares[i]->books) + vgpu_limits_unseen_bytes(device->shares[i]->limits);
     }
 }

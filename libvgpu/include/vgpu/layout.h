@@ -81,7 +81,8 @@ struct vgpu_limits {
     uint64_t context_bytes; /* what a context takes itself, charged where the driver does not say it; 0: nothing said */
     uint64_t steered_at_ns; /* CLOCK_MONOTONIC, when the agent last stood by charge_permille; 0: it never did */
     int64_t settled_ns; /* GPU time that was charged too much, all in all, as the agent found it; below 0: too little */
-    uint8_t reserved1[3832];
+    uint64_t unseen_bytes; /* what the driver counts for the share's processes beyond their books; 0: nothing said */
+    uint8_t reserved1[3824];
 };
 
 struct vgpu_slot {

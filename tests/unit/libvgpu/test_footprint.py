@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from libvgpu.shares import read_books
+from libvgpu.shares import change_limits, read_books
 from libvgpu.stub import StubGPU, StubSettings, change_settings, create_card, read_card
 
 if TYPE_CHECKING:
@@ -301,3 +301,31 @@ def test_an_application_that_ends_nvml_ends_it_for_itself_alone(machine: "Machin
         assert cuda.cuModuleLoadData(byref(c_void_p()), image) == OUT_OF_MEMORY
     """)
     assert read_books(share).peak_bytes == 40 * MIB
+
+
+def test_what_only_the_driver_sees_is_taken_off_the_share(machine: "Machine") -> None:
+    share = machine.share(64 * MIB)
+    program = machine.start(f"""
+        start()
+        kept = alloc({10 * MIB})
+        say("holding")
+        wait_for_line()
+        assert info() == ({14 * MIB}, {64 * MIB}), info()
+        assert try_alloc({15 * MIB})[0] == OUT_OF_MEMORY
+        free(alloc({14 * MIB}))
+        say("full")
+        wait_for_line()
+        assert info()[0] == 0, info()
+        assert try_alloc({MIB})[0] == OUT_OF_MEMORY
+        free(kept)
+    """)
+    with program:
+        assert program.stdout is not None
+        assert program.stdin is not None
+        assert program.stdout.readline() == "holding\n"
+        change_limits(share, lambda limits: replace(limits, unseen_bytes=40 * MIB))
+        print(file=program.stdin, flush=True)
+        assert program.stdout.readline() == "full\n"
+        change_limits(share, lambda limits: replace(limits, unseen_bytes=1 << 40))  # more than there is
+        program.communicate("\n", timeout=60)
+    assert program.returncode == 0

@@ -74,6 +74,7 @@ def test_limits_read_back_as_they_were_written(tmp_path: Path) -> None:
         context_bytes=4,
         steered_at_ns=5,
         settled_ns=-6,
+        unseen_bytes=7,
     )
     create_share(tmp_path / "share", everything)
     assert read_limits(tmp_path / "share") == everything
