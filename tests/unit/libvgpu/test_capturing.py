@@ -1,0 +1,105 @@
+"""Capture, clones and bindings in their rarer forms: what they lead to is charged, by the card's own count."""
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from libvgpu.shares import read_books
+from libvgpu.stub import read_card
+from tests.unit.libvgpu.test_coverage import HELPERS
+
+if TYPE_CHECKING:
+    from tests.unit.libvgpu.conftest import Machine
+
+MIB = 1 << 20
+BEGINNINGS = {
+    "cuStreamBeginCapture": "(stream)",
+    "cuStreamBeginCapture_ptsz": "(stream)",
+    "cuStreamBeginCapture_v2": "(stream, 2)",
+    "cuStreamBeginCapture_v2_ptsz": "(stream, 2)",
+    "cuStreamBeginCaptureToGraph": "(stream, new_graph(), None, None, c_size_t(0), 2)",
+    "cuStreamBeginCaptureToGraph_ptsz": "(stream, new_graph(), None, None, c_size_t(0), 2)",
+}
+
+
+@pytest.mark.parametrize("begin", BEGINNINGS)
+@pytest.mark.parametrize("end", ["cuStreamEndCapture", "cuStreamEndCapture_ptsz"])
+def test_captured_allocations_are_charged_when_their_graph_is_launched(
+    begin: str, end: str, machine: "Machine"
+) -> None:
+    machine.share(64 * MIB)
+    machine.run(
+        HELPERS
+        + f"""
+start()
+stream = c_void_p()
+check(cuda.cuStreamCreate(byref(stream), 1))
+def capture(size):
+    pointer, graph = Pointer(), c_void_p()
+    check(cuda.{begin}{BEGINNINGS[begin]})
+    check(cuda.cuMemAllocAsync(byref(pointer), c_size_t(size), stream))
+    check(cuda.cuMemFreeAsync_ptsz(pointer, stream))
+    check(cuda.{end}(stream, byref(graph)))
+    return instantiate(graph)
+small, big = capture({40 * MIB}), capture({80 * MIB})
+assert info()[0] == {64 * MIB}, info()
+assert cuda.cuGraphLaunch(big, stream) == OUT_OF_MEMORY
+check(cuda.cuGraphLaunch_ptsz(small, stream))
+synchronize()
+assert info()[0] == {24 * MIB}, info()
+check(cuda.cuMemAllocAsync(byref(Pointer()), c_size_t({60 * MIB}), stream))  # captured no longer: charged now
+assert info()[0] == {4 * MIB}, info()
+"""
+    )
+    assert read_card(machine.card).peak_bytes == 60 * MIB
+
+
+def test_launches_of_a_graphs_clone_are_paid(machine: "Machine") -> None:
+    share = machine.share(64 * MIB)
+    machine.run(
+        HELPERS
+        + """
+start()
+stream, graph, clone, spin = c_void_p(), c_void_p(), c_void_p(), kernel()
+check(cuda.cuStreamCreate(byref(stream), 1))
+check(cuda.cuStreamBeginCapture_v2(stream, 2))
+launch(spin, 5_000_000, stream)
+check(cuda.cuStreamEndCapture(stream, byref(graph)))
+check(cuda.cuGraphClone(byref(clone), graph))
+check(cuda.cuGraphDestroy(graph))
+for _ in range(2):  # instantiated again
+    executable = instantiate(clone)
+    for _ in range(8):
+        check(cuda.cuGraphLaunch(executable, stream))
+    check(cuda.cuStreamSynchronize(stream))
+    check(cuda.cuGraphExecDestroy(executable))
+"""
+    )
+    held_ns = read_card(machine.card).gpu_time_ns
+    assert held_ns == 16 * 5_000_000
+    assert read_books(share).gpu_time_ns >= held_ns // 2
+
+
+@pytest.mark.parametrize("version", ["", "_v2"])
+def test_memory_bound_by_its_address_stays_charged_when_mapping_and_handle_are_gone(
+    version: str, machine: "Machine"
+) -> None:
+    share = machine.share(64 * MIB)
+    machine.run(
+        HELPERS
+        + f"""
+start()
+size, zero, place = c_size_t({40 * MIB}), c_ulonglong(0), Pointer()
+group, memory, device = multicast({40 * MIB}), create({40 * MIB}), {"(0,)" if version else "()"}
+check(cuda.cuMemAddressReserve(byref(place), size, c_size_t(0), Pointer(0), zero))
+check(cuda.cuMemMap(place, size, c_size_t(0), memory, zero))
+check(cuda.cuMemSetAccess(place, size, (c_int * 3)(1, 0, 3), c_size_t(1)))
+check(cuda.cuMulticastBindAddr{version}(group, *device, zero, place, size, zero))
+check(cuda.cuMemUnmap(place, size))
+check(cuda.cuMemRelease(memory))
+assert info()[0] == {24 * MIB}, info()
+check(cuda.cuMulticastUnbind(group, 0, zero, size))
+assert info()[0] == {64 * MIB}, info()
+"""
+    )
+    assert read_books(share).used_bytes == 0
