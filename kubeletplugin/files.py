@@ -172,10 +172,13 @@ class FileLock:
         """Take the lock, without waiting.
 
         Raises:
-            StateError: another process holds it; its process id is named.
+            StateError: another process holds it; its process id is named. Or the file cannot be made.
         """
         while True:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                raise StateError(f"{self._path}: found {error.strerror}, expected a file to lock") from error
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:

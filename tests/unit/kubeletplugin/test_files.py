@@ -88,6 +88,13 @@ def test_a_lock_has_one_holder_who_is_named(tmp_path: Path) -> None:
     FileLock(tmp_path / "lock").acquire()
 
 
+def test_a_lock_that_cannot_be_made_is_told_with_its_reason(tmp_path: Path) -> None:
+    with pytest.raises(StateError) as caught:
+        FileLock(tmp_path / "gone/lock").acquire()
+
+    assert str(caught.value) == f"{tmp_path}/gone/lock: found No such file or directory, expected a file to lock"
+
+
 def test_a_lock_is_taken_on_a_full_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> int:
         raise OSError(28, "No space left on device")

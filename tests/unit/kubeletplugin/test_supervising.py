@@ -4,9 +4,12 @@ from collections.abc import Iterable, Sequence
 
 import pytest
 
+from api.kube import EVENTS
+from api.kubefake import FakeKube
 from api.names import ClaimUID, DeviceName
 from kubeletplugin.comparing import Slack, attribute, overuse_bytes
 from kubeletplugin.devices import DeviceFigures, DriverProcess
+from kubeletplugin.eventing import EventWriter
 from kubeletplugin.monitoring import ShareReading
 from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice
 from kubeletplugin.strays import StrayFigures, StrayWatch
@@ -196,3 +199,16 @@ def test_strays_that_come_and_go_make_no_storm_of_questions_and_events() -> None
 
     assert [later - before for before, later in zip(watched.asked, watched.asked[1:], strict=False)] == [40.0] * 5
     assert (len(watched.notes), watched.watch.figures.count) == (1, 12)
+
+
+def test_the_node_is_told_of_by_an_event_that_its_description_shows(client: FakeKube) -> None:
+    events = EventWriter(client, "node-1")
+    events.start()
+
+    events.tell_of_node("VGPUOveruse", "pod p holds much")
+
+    events.stop(5)
+    (event,) = client.list(EVENTS)["items"]
+    assert (event["metadata"]["namespace"], event["type"], event["note"]) == ("default", "Warning", "pod p holds much")
+    node = {"apiVersion": "v1", "kind": "Node", "namespace": "", "name": "node-1", "uid": "node-1"}
+    assert event["regarding"] == node
