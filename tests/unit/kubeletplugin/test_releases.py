@@ -68,7 +68,7 @@ def left(request: pytest.FixtureRequest, root: Path, client: FakeKube, monkeypat
 
 def take_up(start_agent: Callable[..., NodeAgent], kubelet: FakeKubelet, left: Left) -> dict[str, Any]:
     """Start the agent of today, and let the kubelet send all claims again."""
-    start_agent()
+    start_agent(steering_interval_s=3600.0)  # grants follow what the shares do, and are no part of what was left
     kubelet.register()
     answers = kubelet.prepare(*left.claims)
     return {uid: [list(device.cdi_device_ids) for device in devices] for uid, devices in answers.items()}
