@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from api.deadlines import within
+from api.deadlines import left_s, within
 from api.errors import TransientError
 from kubeletplugin import rounds
 from kubeletplugin.rounds import Rounds
@@ -20,10 +20,12 @@ class Work:
 
     def __init__(self) -> None:
         self.rounds: list[dict[str, int]] = []
+        self.times_s: list[float] = []
         self.began, self.goes_on = threading.Event(), threading.Event()
 
     def __call__(self, wanted: Wanted) -> Wanted:
         self.rounds.append(dict(wanted))
+        self.times_s.append(left_s(1000))
         if 0 in wanted.values():
             self.began.set()
             assert self.goes_on.wait(5)
@@ -135,6 +137,29 @@ def test_of_two_calls_that_want_something_else_under_one_name_the_second_is_not_
     asked = behind_a_round(shared, work, pool, {"a": 1}, {"a": 2, "b": 3})
 
     assert [one.result(5) for one in asked] == [{"a": 2}, {"b": 6}]
+
+
+@pytest.mark.parametrize("order", [(20, 500), (500, 20)])
+def test_a_call_with_little_time_left_leaves_those_of_its_round_the_time_that_they_have(
+    work: Work, pool: ThreadPoolExecutor, patient: None, order: tuple[float, float]
+) -> None:
+    shared = Rounds(work)
+
+    def do_within(seconds: float) -> dict[str, int]:
+        with within(seconds):
+            return shared.do({f"{seconds} s": 1})
+
+    first = pool.submit(shared.do, {"first": 0})
+    assert work.began.wait(5)
+    asked = []
+    for number, seconds in enumerate(order, 1):
+        asked.append(pool.submit(do_within, seconds))
+        wait_for(shared, number)
+    work.goes_on.set()
+
+    assert [len(one.result(5)) for one in (first, *asked)] == [1, 1, 1]
+    assert len(work.rounds) == 2
+    assert 400 < work.times_s[1] <= 500
 
 
 def test_a_call_whose_time_is_up_before_its_round_comes_is_told_so(
