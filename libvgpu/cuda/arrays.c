@@ -80,23 +80,31 @@ CUresult cuMipmappedArrayDestroy(CUmipmappedArray mipmap) {
 /* ---- Creating ---- */
 
 /* The tiles may take more than the elements did: then there is room for them, or the array is destroyed again. */
-#define CREATE(kind, handle, bytes, destroy, symbol, ...)                                                              \
+#define CREATE(kind, type, handle, bytes, destroy, symbol, ...)                                                        \
     do {                                                                                                               \
         struct vgpu__taking taking;                                                                                    \
-        VGPU_ENTER(symbol, __VA_ARGS__);                                                                               \
+        type made = NULL;                                                                                              \
         CUresult result = vgpu__take(&taking, bytes), room;                                                            \
         if (result != CUDA_SUCCESS)                                                                                    \
             return result;                                                                                             \
-        VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
-        result = vgpu__taken(&taking, result, kind, result == CUDA_SUCCESS ? (uintptr_t)*(handle) : 0);                \
-        if (result != CUDA_SUCCESS || taking.device == NULL ||                                                         \
-            (room = vgpu__footprint_grown(taking.device)) == CUDA_SUCCESS)                                             \
-            return result;                                                                                             \
-        if (destroy(*(handle)) == CUDA_SUCCESS)                                                                        \
-            result = room;                                                                                             \
-        vgpu__footprint_settle(taking.device);                                                                         \
+        VGPU_CALL(result, symbol, VGPU_OUT(handle, made), __VA_ARGS__);                                                \
+        result = vgpu__taken(&taking, result, kind, (uintptr_t)made);                                                  \
+        if (result == CUDA_SUCCESS && taking.device != NULL &&                                                         \
+            (room = vgpu__footprint_grown(taking.device)) != CUDA_SUCCESS) {                                           \
+            if (destroy(made) == CUDA_SUCCESS)                                                                         \
+                result = room;                                                                                         \
+            vgpu__footprint_settle(taking.device);                                                                     \
+        }                                                                                                              \
+        if (result == CUDA_SUCCESS)                                                                                    \
+            *(handle) = made;                                                                                          \
         return result;                                                                                                 \
     } while (0)
+
+/* What the application describes, as it was when its bytes were counted. */
+#define KEPT(type, kept, desc)                                                                                         \
+    type kept##_copy, *kept = (desc) != NULL ? &kept##_copy : NULL;                                                    \
+    if (kept != NULL)                                                                                                  \
+        *kept = *(desc);
 
 /* The older and the flat descriptors say less than the one of cuArray3DCreate_v2. */
 #define BYTES_OF(desc, depth, flags)                                                                                   \
@@ -110,23 +118,33 @@ CUresult cuMipmappedArrayDestroy(CUmipmappedArray mipmap) {
                                   1))
 
 CUresult cuArrayCreate(CUarray *array, const CUDA_ARRAY_DESCRIPTOR_v1 *desc) {
-    CREATE(VGPU_KIND_ARRAY, array, BYTES_OF(desc, 0, 0), destroy_array, cuArrayCreate, array, desc);
+    VGPU_ENTER(cuArrayCreate, array, desc);
+    KEPT(CUDA_ARRAY_DESCRIPTOR_v1, kept, desc);
+    CREATE(VGPU_KIND_ARRAY, CUarray, array, BYTES_OF(kept, 0, 0), destroy_array, cuArrayCreate, kept);
 }
 
 CUresult cuArrayCreate_v2(CUarray *array, const CUDA_ARRAY_DESCRIPTOR *desc) {
-    CREATE(VGPU_KIND_ARRAY, array, BYTES_OF(desc, 0, 0), destroy_array, cuArrayCreate_v2, array, desc);
+    VGPU_ENTER(cuArrayCreate_v2, array, desc);
+    KEPT(CUDA_ARRAY_DESCRIPTOR, kept, desc);
+    CREATE(VGPU_KIND_ARRAY, CUarray, array, BYTES_OF(kept, 0, 0), destroy_array, cuArrayCreate_v2, kept);
 }
 
 CUresult cuArray3DCreate(CUarray *array, const CUDA_ARRAY3D_DESCRIPTOR_v1 *desc) {
-    CREATE(VGPU_KIND_ARRAY, array, BYTES_OF(desc, desc->Depth, desc->Flags), destroy_array, cuArray3DCreate, array,
-           desc);
+    VGPU_ENTER(cuArray3DCreate, array, desc);
+    KEPT(CUDA_ARRAY3D_DESCRIPTOR_v1, kept, desc);
+    CREATE(VGPU_KIND_ARRAY, CUarray, array, BYTES_OF(kept, kept->Depth, kept->Flags), destroy_array, cuArray3DCreate,
+           kept);
 }
 
 CUresult cuArray3DCreate_v2(CUarray *array, const CUDA_ARRAY3D_DESCRIPTOR *desc) {
-    CREATE(VGPU_KIND_ARRAY, array, array_bytes(desc, 1), destroy_array, cuArray3DCreate_v2, array, desc);
+    VGPU_ENTER(cuArray3DCreate_v2, array, desc);
+    KEPT(CUDA_ARRAY3D_DESCRIPTOR, kept, desc);
+    CREATE(VGPU_KIND_ARRAY, CUarray, array, array_bytes(kept, 1), destroy_array, cuArray3DCreate_v2, kept);
 }
 
 CUresult cuMipmappedArrayCreate(CUmipmappedArray *mipmap, const CUDA_ARRAY3D_DESCRIPTOR *desc, unsigned int levels) {
-    CREATE(VGPU_KIND_MIPMAP, mipmap, array_bytes(desc, levels), destroy_mipmap, cuMipmappedArrayCreate, mipmap, desc,
-           levels);
+    VGPU_ENTER(cuMipmappedArrayCreate, mipmap, desc, levels);
+    KEPT(CUDA_ARRAY3D_DESCRIPTOR, kept, desc);
+    CREATE(VGPU_KIND_MIPMAP, CUmipmappedArray, mipmap, array_bytes(kept, levels), destroy_mipmap,
+           cuMipmappedArrayCreate, kept, levels);
 }

@@ -5,6 +5,7 @@
  */
 #include "core/ptrmap.h"
 #include "cuda/launch.h"
+#include "cuda/poolrecords.h"
 
 #include <stddef.h>
 
@@ -40,12 +41,19 @@ static void capture_began(CUstream stream) {
         return result;                                                                                                 \
     } while (0)
 
-/* An end that fails ends most captures too, but not if the wrong thread asks. */
+/* An end that fails ends most captures too, but not if the wrong thread asks. No other thread asks for stream-ordered
+ * memory meanwhile (pools.c): it would get it from the pool where it was to be a node of the graph. */
 #define END(stream, symbol, ...)                                                                                       \
     do {                                                                                                               \
         CUresult result;                                                                                               \
+        uint64_t capture;                                                                                              \
+        VGPU_ENTER(symbol, __VA_ARGS__);                                                                               \
+        if (!vgpu__attached())                                                                                         \
+            return VGPU_REAL(symbol)(__VA_ARGS__);                                                                     \
+        vgpu__pools_enter();                                                                                           \
         VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
-        if (!VGPU_BY_DRIVER() && vgpu__attached() && (result == CUDA_SUCCESS || !vgpu__launch_captured(stream)))       \
+        vgpu__pools_leave();                                                                                           \
+        if (result == CUDA_SUCCESS || !vgpu__launch_captured(stream, &capture))                                        \
             capture_ended(stream);                                                                                     \
         return result;                                                                                                 \
     } while (0)

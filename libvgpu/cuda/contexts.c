@@ -26,52 +26,52 @@ static void context_gone(CUcontext context) {
         vgpu__footprint_context_gone(known.device);
 }
 
-/* A context on a device without a share is refused; so no other call can reach that device. `unmake` undoes the call.
- */
+/* A context on a device without a share is refused; so no other call can reach that device. `unmake` undoes the call,
+ * which has put the context into `made`. */
 #define CREATE(context, ordinal, unmake, symbol, ...)                                                                  \
     do {                                                                                                               \
         CUresult result, room;                                                                                         \
+        CUcontext made = NULL;                                                                                         \
         struct vgpu_device *device = vgpu__cuda_device(ordinal, &result);                                              \
         if (device == NULL)                                                                                            \
             return result;                                                                                             \
         if ((room = vgpu__footprint_coming(device)) != CUDA_SUCCESS)                                                   \
             return room;                                                                                               \
-        VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
+        VGPU_CALL(result, symbol, VGPU_OUT(context, made), __VA_ARGS__);                                               \
         room = vgpu__footprint_came(device, result == CUDA_SUCCESS);                                                   \
         if (result != CUDA_SUCCESS)                                                                                    \
             return result;                                                                                             \
-        if (room == CUDA_SUCCESS) {                                                                                    \
-            remember(context, device);                                                                                 \
-            return CUDA_SUCCESS;                                                                                       \
+        if (room != CUDA_SUCCESS) {                                                                                    \
+            unmake;                                                                                                    \
+            if (result == CUDA_SUCCESS) {                                                                              \
+                vgpu__footprint_context_gone(device);                                                                  \
+                return room;                                                                                           \
+            }                                                                                                          \
+            vgpu__footprint_settle(device); /* not undone: it is there, and charged */                                 \
         }                                                                                                              \
-        unmake;                                                                                                        \
-        if (result == CUDA_SUCCESS) {                                                                                  \
-            vgpu__footprint_context_gone(device);                                                                      \
-            return room;                                                                                               \
-        }                                                                                                              \
-        vgpu__footprint_settle(device); /* not undone: it is there, and charged */                                     \
-        remember(context, device);                                                                                     \
+        remember(made, device);                                                                                        \
+        *(context) = made;                                                                                             \
         return CUDA_SUCCESS;                                                                                           \
     } while (0)
 
 CUresult cuCtxCreate(CUcontext *ctx, unsigned int flags, CUdevice dev) {
     VGPU_ENTER(cuCtxCreate, ctx, flags, dev);
-    CREATE(*ctx, dev, VGPU_CALL(result, cuCtxDestroy, *ctx), cuCtxCreate, ctx, flags, dev);
+    CREATE(ctx, dev, VGPU_CALL(result, cuCtxDestroy, made), cuCtxCreate, flags, dev);
 }
 
 CUresult cuCtxCreate_v2(CUcontext *ctx, unsigned int flags, CUdevice dev) {
     VGPU_ENTER(cuCtxCreate_v2, ctx, flags, dev);
-    CREATE(*ctx, dev, VGPU_CALL(result, cuCtxDestroy_v2, *ctx), cuCtxCreate_v2, ctx, flags, dev);
+    CREATE(ctx, dev, VGPU_CALL(result, cuCtxDestroy_v2, made), cuCtxCreate_v2, flags, dev);
 }
 
 CUresult cuCtxCreate_v3(CUcontext *ctx, CUexecAffinityParam *affinity, int count, unsigned int flags, CUdevice dev) {
     VGPU_ENTER(cuCtxCreate_v3, ctx, affinity, count, flags, dev);
-    CREATE(*ctx, dev, VGPU_CALL(result, cuCtxDestroy_v2, *ctx), cuCtxCreate_v3, ctx, affinity, count, flags, dev);
+    CREATE(ctx, dev, VGPU_CALL(result, cuCtxDestroy_v2, made), cuCtxCreate_v3, affinity, count, flags, dev);
 }
 
 CUresult cuCtxCreate_v4(CUcontext *ctx, CUctxCreateParams *params, unsigned int flags, CUdevice dev) {
     VGPU_ENTER(cuCtxCreate_v4, ctx, params, flags, dev);
-    CREATE(*ctx, dev, VGPU_CALL(result, cuCtxDestroy_v2, *ctx), cuCtxCreate_v4, ctx, params, flags, dev);
+    CREATE(ctx, dev, VGPU_CALL(result, cuCtxDestroy_v2, made), cuCtxCreate_v4, params, flags, dev);
 }
 
 /* A call that may end a context. `find` sets `context` to the one that is meant, NULL if there is none; `ended` says
@@ -171,7 +171,7 @@ static CUresult retain_or_create(CUcontext *ctx, CUdevice dev) {
         VGPU_CALL(result, cuDevicePrimaryCtxRetain, ctx, dev);
         return result;
     }
-    CREATE(*ctx, dev, VGPU_CALL(result, cuDevicePrimaryCtxRelease_v2, dev), cuDevicePrimaryCtxRetain, ctx, dev);
+    CREATE(ctx, dev, VGPU_CALL(result, cuDevicePrimaryCtxRelease_v2, dev), cuDevicePrimaryCtxRetain, dev);
 }
 
 static CUresult retain_primary(CUcontext *ctx, CUdevice dev) {
@@ -240,18 +240,20 @@ CUresult cuGreenCtxCreate(CUgreenCtx *green, CUdevResourceDesc desc, CUdevice de
     if (device == NULL)
         return result;
     CUcontext primary = NULL;
+    CUgreenCtx made = NULL;
     if (primary_active(dev) == false && (result = retain_primary(&primary, dev)) != CUDA_SUCCESS)
         return result;
-    VGPU_CALL(result, cuGreenCtxCreate, green, desc, dev, flags);
+    VGPU_CALL(result, cuGreenCtxCreate, VGPU_OUT(green, made), desc, dev, flags);
     if (result == CUDA_SUCCESS && (room = vgpu__footprint_grown(device)) != CUDA_SUCCESS) {
-        VGPU_CALL(result, cuGreenCtxDestroy, *green);
+        VGPU_CALL(result, cuGreenCtxDestroy, made);
         vgpu__footprint_settle(device);
         result = room;
     }
     if (result == CUDA_SUCCESS) {
         struct vgpu_charge replaced,
-            charge = {.key = (uintptr_t)*green, .kind = VGPU_KIND_GREEN, .device = device, .bytes = (uint64_t)dev};
+            charge = {.key = (uintptr_t)made, .kind = VGPU_KIND_GREEN, .device = device, .bytes = (uint64_t)dev};
         vgpu_ptrmap_put(&charge, &replaced); /* forgotten: what ends with it stays charged */
+        *green = made;
     }
     if (primary != NULL)
         release_primary(primary, dev); /* the green context keeps it, if there is one */

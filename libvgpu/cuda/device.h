@@ -25,6 +25,10 @@ static inline bool vgpu__attached(void) {
         vgpu__inside--;                                                                                                \
     } while (0)
 
+/* Where the driver puts what it hands out: in a variable of ours, which is given to the application once it is charged.
+ * Another thread may write to the application's at any time. */
+#define VGPU_OUT(pointer, own) ((pointer) != NULL ? &(own) : NULL)
+
 /* The shares of an ordinal. Else NULL and *result says why: CUDA_ERROR_NOT_PERMITTED where no share binds to it or the
  * shares cannot be read, or what the driver said. */
 struct vgpu_device *vgpu__cuda_device(CUdevice ordinal, CUresult *result);

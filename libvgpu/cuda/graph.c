@@ -71,32 +71,35 @@ static void remember_bytes(CUgraphExec exec, CUgraph graph) {
 #define INSTANTIATE(exec, graph, symbol, ...)                                                                          \
     do {                                                                                                               \
         CUresult result;                                                                                               \
-        VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
+        CUgraphExec made = NULL;                                                                                       \
+        VGPU_CALL(result, symbol, VGPU_OUT(exec, made), graph, __VA_ARGS__);                                           \
         if (result == CUDA_SUCCESS && !VGPU_BY_DRIVER() && vgpu__attached()) {                                         \
-            remember_bytes(*(exec), graph);                                                                            \
-            vgpu__launch_renew(vgpu__launch_key(*(exec), 0)); /* handles come again */                                 \
+            remember_bytes(made, graph);                                                                               \
+            vgpu__launch_renew(vgpu__launch_key(made, 0)); /* handles come again */                                    \
         }                                                                                                              \
+        if (result == CUDA_SUCCESS)                                                                                    \
+            *(exec) = made;                                                                                            \
         return result;                                                                                                 \
     } while (0)
 
 CUresult cuGraphInstantiate(CUgraphExec *exec, CUgraph graph, CUgraphNode *error_node, char *log, size_t log_size) {
-    INSTANTIATE(exec, graph, cuGraphInstantiate, exec, graph, error_node, log, log_size);
+    INSTANTIATE(exec, graph, cuGraphInstantiate, error_node, log, log_size);
 }
 
 CUresult cuGraphInstantiate_v2(CUgraphExec *exec, CUgraph graph, CUgraphNode *error_node, char *log, size_t log_size) {
-    INSTANTIATE(exec, graph, cuGraphInstantiate_v2, exec, graph, error_node, log, log_size);
+    INSTANTIATE(exec, graph, cuGraphInstantiate_v2, error_node, log, log_size);
 }
 
 CUresult cuGraphInstantiateWithFlags(CUgraphExec *exec, CUgraph graph, unsigned long long flags) {
-    INSTANTIATE(exec, graph, cuGraphInstantiateWithFlags, exec, graph, flags);
+    INSTANTIATE(exec, graph, cuGraphInstantiateWithFlags, flags);
 }
 
 CUresult cuGraphInstantiateWithParams(CUgraphExec *exec, CUgraph graph, CUDA_GRAPH_INSTANTIATE_PARAMS *params) {
-    INSTANTIATE(exec, graph, cuGraphInstantiateWithParams, exec, graph, params);
+    INSTANTIATE(exec, graph, cuGraphInstantiateWithParams, params);
 }
 
 CUresult cuGraphInstantiateWithParams_ptsz(CUgraphExec *exec, CUgraph graph, CUDA_GRAPH_INSTANTIATE_PARAMS *params) {
-    INSTANTIATE(exec, graph, cuGraphInstantiateWithParams_ptsz, exec, graph, params);
+    INSTANTIATE(exec, graph, cuGraphInstantiateWithParams_ptsz, params);
 }
 
 /* The memory stays what the newer graph says; the estimate of the work follows what is measured of it. */

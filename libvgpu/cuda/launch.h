@@ -25,6 +25,9 @@ struct vgpu__launch {
     struct vgpu_device *device; /* with what follows: what it was charged, if it was */
     struct vgpu_estimate *estimate;
     uint64_t gpu_ns, guessed_ns;
+    bool captured;    /* not charged: it goes into a graph; with what follows */
+    uint64_t capture; /* which one */
+    uint64_t key;
 };
 
 /* The kind of work: a function, or another handle, and its size: blocks, or bytes. */
@@ -49,7 +52,11 @@ void vgpu__launch_renew_all(void);
 void vgpu__launch_capture(int change);
 
 /* True if the stream is being captured: what is put on it runs, and takes memory, when its graph is launched. */
-bool vgpu__launch_captured(CUstream stream);
+bool vgpu__launch_captured(CUstream stream, uint64_t *capture);
+
+/* True if that capture still goes on. Where it does not, another thread ended it, and what was put on the stream
+ * meanwhile may have run. */
+bool vgpu__launch_captured_since(CUstream stream, uint64_t capture);
 
 /* Around a call that may end a context (NULL: none), and with it the events in it. */
 void vgpu__launch_context_ending(CUcontext context);

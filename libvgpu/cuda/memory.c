@@ -138,20 +138,28 @@ void vgpu__memory_forget(void) {
 
 CUresult cuMemAlloc_v2(CUdeviceptr *dptr, size_t bytes) {
     struct vgpu__taking taking;
+    CUdeviceptr made = 0;
     CUresult result = vgpu__take_rounded(&taking, bytes);
     if (result != CUDA_SUCCESS)
         return vgpu__oversubscribe(dptr, bytes, result);
-    VGPU_CALL(result, cuMemAlloc_v2, dptr, bytes);
-    return vgpu__taken(&taking, result, VGPU_KIND_POINTER, result == CUDA_SUCCESS ? *dptr : 0);
+    VGPU_CALL(result, cuMemAlloc_v2, VGPU_OUT(dptr, made), bytes);
+    result = vgpu__taken(&taking, result, VGPU_KIND_POINTER, made);
+    if (result == CUDA_SUCCESS)
+        *dptr = made;
+    return result;
 }
 
 CUresult cuMemAlloc(CUdeviceptr_v1 *dptr, unsigned int bytes) {
     struct vgpu__taking taking;
+    CUdeviceptr_v1 made = 0;
     CUresult result = vgpu__take_rounded(&taking, bytes);
     if (result != CUDA_SUCCESS)
         return result;
-    VGPU_CALL(result, cuMemAlloc, dptr, bytes);
-    return vgpu__taken(&taking, result, VGPU_KIND_POINTER, result == CUDA_SUCCESS ? *dptr : 0);
+    VGPU_CALL(result, cuMemAlloc, VGPU_OUT(dptr, made), bytes);
+    result = vgpu__taken(&taking, result, VGPU_KIND_POINTER, made);
+    if (result == CUDA_SUCCESS)
+        *dptr = made;
+    return result;
 }
 
 /* The driver chooses the pitch. What the smallest pitch needs is reserved before, the rest as soon as the pitch is
@@ -194,36 +202,55 @@ static CUresult oversubscribe_pitch(CUdeviceptr *dptr, size_t *pitch, uint64_t w
 CUresult cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pitch, size_t width_bytes, size_t height,
                             unsigned int element_bytes) {
     struct vgpu__taking taking;
+    CUdeviceptr made = 0;
+    size_t row = 0;
     CUresult result = vgpu__take_rounded(&taking, area(width_bytes, height));
     if (result != CUDA_SUCCESS)
         return oversubscribe_pitch(dptr, pitch, width_bytes, height, result);
-    VGPU_CALL(result, cuMemAllocPitch_v2, dptr, pitch, width_bytes, height, element_bytes);
+    VGPU_CALL(result, cuMemAllocPitch_v2, VGPU_OUT(dptr, made), VGPU_OUT(pitch, row), width_bytes, height,
+              element_bytes);
     if (result == CUDA_SUCCESS)
-        result = settle_pitch(&taking, *dptr, area(*pitch, height));
-    return vgpu__taken(&taking, result, VGPU_KIND_POINTER, result == CUDA_SUCCESS ? *dptr : 0);
+        result = settle_pitch(&taking, made, area(row, height));
+    result = vgpu__taken(&taking, result, VGPU_KIND_POINTER, made);
+    if (result == CUDA_SUCCESS) {
+        *dptr = made;
+        *pitch = row;
+    }
+    return result;
 }
 
 CUresult cuMemAllocPitch(CUdeviceptr_v1 *dptr, unsigned int *pitch, unsigned int width_bytes, unsigned int height,
                          unsigned int element_bytes) {
     struct vgpu__taking taking;
+    CUdeviceptr_v1 made = 0;
+    unsigned int row = 0;
     CUresult result = vgpu__take_rounded(&taking, area(width_bytes, height));
     if (result != CUDA_SUCCESS)
         return result;
-    VGPU_CALL(result, cuMemAllocPitch, dptr, pitch, width_bytes, height, element_bytes);
+    VGPU_CALL(result, cuMemAllocPitch, VGPU_OUT(dptr, made), VGPU_OUT(pitch, row), width_bytes, height, element_bytes);
     if (result == CUDA_SUCCESS)
-        result = settle_pitch(&taking, *dptr, area(*pitch, height));
-    return vgpu__taken(&taking, result, VGPU_KIND_POINTER, result == CUDA_SUCCESS ? *dptr : 0);
+        result = settle_pitch(&taking, made, area(row, height));
+    result = vgpu__taken(&taking, result, VGPU_KIND_POINTER, made);
+    if (result == CUDA_SUCCESS) {
+        *dptr = made;
+        *pitch = row;
+    }
+    return result;
 }
 
 CUresult cuMemAllocManaged(CUdeviceptr *dptr, size_t bytes, unsigned int flags) {
     struct vgpu__taking taking;
+    CUdeviceptr made = 0;
     CUresult result = vgpu__take(&taking, bytes);
     if (result != CUDA_SUCCESS)
         return flags == CU_MEM_ATTACH_GLOBAL ? vgpu__oversubscribe(dptr, bytes, result) : result;
-    VGPU_CALL(result, cuMemAllocManaged, dptr, bytes, flags);
+    VGPU_CALL(result, cuMemAllocManaged, VGPU_OUT(dptr, made), bytes, flags);
     if (result == CUDA_SUCCESS && taking.device != NULL)
         vgpu__footprint_managed(taking.device, (int64_t)bytes);
-    return vgpu__taken(&taking, result, VGPU_KIND_MANAGED, result == CUDA_SUCCESS ? *dptr : 0);
+    result = vgpu__taken(&taking, result, VGPU_KIND_MANAGED, made);
+    if (result == CUDA_SUCCESS)
+        *dptr = made;
+    return result;
 }
 
 /* Stream-ordered memory may be freed this way too. */

@@ -5,8 +5,8 @@
  *     struct vgpu__taking taking;
  *     CUresult result = vgpu__take(&taking, bytes);       refused? the driver is not called
  *     if (result == CUDA_SUCCESS) {
- *         VGPU_CALL(result, cuMemAlloc_v2, dptr, bytes);
- *         result = vgpu__taken(&taking, result, VGPU_KIND_POINTER, *dptr, bytes);
+ *         VGPU_CALL(result, cuMemAlloc_v2, VGPU_OUT(dptr, made), bytes);
+ *         result = vgpu__taken(&taking, result, VGPU_KIND_POINTER, made);
  *     }
  */
 #ifndef VGPU_CUDA_MEMORY_H

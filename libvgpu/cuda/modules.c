@@ -18,49 +18,55 @@ static bool payer(struct vgpu_device **device, CUresult *result) {
     return *device != NULL || *result == CUDA_ERROR_INVALID_CONTEXT;
 }
 
-/* `unmake` undoes the call. */
-#define LOAD(unmake, symbol, ...)                                                                                      \
+/* `unmake` undoes the call, which has put the module into `made`. */
+#define LOAD(type, module, unmake, symbol, ...)                                                                        \
     do {                                                                                                               \
         CUresult result, room;                                                                                         \
         struct vgpu_device *device;                                                                                    \
-        VGPU_ENTER(symbol, __VA_ARGS__);                                                                               \
+        type made = NULL;                                                                                              \
+        VGPU_ENTER(symbol, module, __VA_ARGS__);                                                                       \
         if (!payer(&device, &result))                                                                                  \
             return result;                                                                                             \
-        VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
-        if (result != CUDA_SUCCESS || device == NULL || (room = vgpu__footprint_grown(device)) == CUDA_SUCCESS)        \
+        VGPU_CALL(result, symbol, VGPU_OUT(module, made), __VA_ARGS__);                                                \
+        if (result != CUDA_SUCCESS)                                                                                    \
             return result;                                                                                             \
-        unmake;                                                                                                        \
-        vgpu__footprint_settle(device);                                                                                \
-        return result == CUDA_SUCCESS ? room : CUDA_SUCCESS; /* not undone: it is there, and charged */                \
+        if (device != NULL && (room = vgpu__footprint_grown(device)) != CUDA_SUCCESS) {                                \
+            unmake;                                                                                                    \
+            vgpu__footprint_settle(device);                                                                            \
+            if (result == CUDA_SUCCESS)                                                                                \
+                return room;                                                                                           \
+        } /* where it is not undone, it is there, and charged */                                                       \
+        *(module) = made;                                                                                              \
+        return CUDA_SUCCESS;                                                                                           \
     } while (0)
 
 CUresult cuModuleLoad(CUmodule *module, const char *path) {
-    LOAD(VGPU_CALL(result, cuModuleUnload, *module), cuModuleLoad, module, path);
+    LOAD(CUmodule, module, VGPU_CALL(result, cuModuleUnload, made), cuModuleLoad, path);
 }
 
 CUresult cuModuleLoadData(CUmodule *module, const void *image) {
-    LOAD(VGPU_CALL(result, cuModuleUnload, *module), cuModuleLoadData, module, image);
+    LOAD(CUmodule, module, VGPU_CALL(result, cuModuleUnload, made), cuModuleLoadData, image);
 }
 
 CUresult cuModuleLoadDataEx(CUmodule *module, const void *image, unsigned int count, CUjit_option *options,
                             void **values) {
-    LOAD(VGPU_CALL(result, cuModuleUnload, *module), cuModuleLoadDataEx, module, image, count, options, values);
+    LOAD(CUmodule, module, VGPU_CALL(result, cuModuleUnload, made), cuModuleLoadDataEx, image, count, options, values);
 }
 
 CUresult cuModuleLoadFatBinary(CUmodule *module, const void *image) {
-    LOAD(VGPU_CALL(result, cuModuleUnload, *module), cuModuleLoadFatBinary, module, image);
+    LOAD(CUmodule, module, VGPU_CALL(result, cuModuleUnload, made), cuModuleLoadFatBinary, image);
 }
 
 CUresult cuLibraryLoadData(CUlibrary *library, const void *code, CUjit_option *jit_options, void **jit_values,
                            unsigned int jit_count, CUlibraryOption *options, void **values, unsigned int count) {
-    LOAD(VGPU_CALL(result, cuLibraryUnload, *library), cuLibraryLoadData, library, code, jit_options, jit_values,
+    LOAD(CUlibrary, library, VGPU_CALL(result, cuLibraryUnload, made), cuLibraryLoadData, code, jit_options, jit_values,
          jit_count, options, values, count);
 }
 
 CUresult cuLibraryLoadFromFile(CUlibrary *library, const char *path, CUjit_option *jit_options, void **jit_values,
                                unsigned int jit_count, CUlibraryOption *options, void **values, unsigned int count) {
-    LOAD(VGPU_CALL(result, cuLibraryUnload, *library), cuLibraryLoadFromFile, library, path, jit_options, jit_values,
-         jit_count, options, values, count);
+    LOAD(CUlibrary, library, VGPU_CALL(result, cuLibraryUnload, made), cuLibraryLoadFromFile, path, jit_options,
+         jit_values, jit_count, options, values, count);
 }
 
 #define UNLOAD(symbol, what)                                                                                           \

@@ -43,6 +43,7 @@ CUresult vgpu__oversubscribe(CUdeviceptr *dptr, uint64_t bytes, CUresult refused
     CUresult result;
     CUcontext context;
     CUdevice ordinal;
+    CUdeviceptr made = 0;
     struct vgpu_charge replaced;
     if (dptr == NULL || bytes == 0 || refused != CUDA_ERROR_OUT_OF_MEMORY)
         return refused;
@@ -51,17 +52,18 @@ CUresult vgpu__oversubscribe(CUdeviceptr *dptr, uint64_t bytes, CUresult refused
         return refused;
     VGPU_CALL(result, cuCtxGetDevice, &ordinal);
     if (result == CUDA_SUCCESS)
-        result = allocate(dptr, bytes, ordinal);
+        result = allocate(&made, bytes, ordinal);
     if (result != CUDA_SUCCESS) {
         vgpu_credit_host(device, bytes);
         return refused;
     }
     struct vgpu_charge charge = {
-        .key = *dptr, .kind = VGPU_KIND_HOSTED, .bytes = bytes, .device = device, .owner = context};
+        .key = made, .kind = VGPU_KIND_HOSTED, .bytes = bytes, .device = device, .owner = context};
     __atomic_store_n(&used, 1, __ATOMIC_RELAXED);
     if (vgpu_ptrmap_put(&charge, &replaced) && replaced.bytes > 0)
         vgpu_credit_host(replaced.device, replaced.bytes);
     vgpu_not_refused(device);
+    *dptr = made;
     return CUDA_SUCCESS;
 }
 

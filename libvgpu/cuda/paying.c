@@ -174,13 +174,21 @@ static void settle(struct vgpu__launch *launch, struct vgpu_estimate *estimate, 
     vgpu__place_leave(&place);
 }
 
-bool vgpu__launch_captured(CUstream stream) {
+/* No call of the driver where nothing is captured: the usual case. */
+bool vgpu__launch_captured(CUstream stream, uint64_t *capture) {
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
     CUresult result;
+    unsigned long long id = 0;
     if (!something_is_captured())
-        return false; /* no call of the driver: the usual case */
-    VGPU_CALL(result, cuStreamIsCapturing, stream, &status);
+        return false;
+    VGPU_CALL(result, cuStreamGetCaptureInfo, stream, &status, &id);
+    *capture = id;
     return result == CUDA_SUCCESS && status != CU_STREAM_CAPTURE_STATUS_NONE;
+}
+
+bool vgpu__launch_captured_since(CUstream stream, uint64_t capture) {
+    uint64_t now;
+    return vgpu__launch_captured(stream, &now) && now == capture;
 }
 
 static struct vgpu_device *device_of(struct vgpu_process *process, CUstream stream, CUresult *result) {
@@ -218,8 +226,11 @@ CUresult vgpu__launch_begin(struct vgpu__launch *launch, uint64_t key, CUstream 
     struct vgpu_device *device = device_of(process, stream, &result);
     if (device == NULL)
         return result;
-    if (vgpu__launch_captured(stream))
+    if (vgpu__launch_captured(stream, &launch->capture)) {
+        launch->captured = true;
+        launch->key = key;
         return CUDA_SUCCESS;
+    }
     if (vgpu__inside > 0 || thread.busy > 0) {
         pay_at_once(device, key);
         return CUDA_SUCCESS;
@@ -260,11 +271,23 @@ static void take_back(const struct vgpu__launch *launch) {
         thread.gpu_ns -= (int64_t)gpu_ns;
 }
 
+/* What was to be captured ran instead, if another thread ended that capture in between. */
+static void pay_unless_captured(const struct vgpu__launch *launch) {
+    CUresult result;
+    if (vgpu__launch_captured_since(launch->stream, launch->capture))
+        return;
+    struct vgpu_device *device = device_of(vgpu__process, launch->stream, &result);
+    if (device != NULL)
+        pay_at_once(device, launch->key);
+}
+
 void vgpu__launch_end(struct vgpu__launch *launch, CUresult result) {
     if (launch->sample != NULL)
         vgpu__sample_end(launch->sample, launch->stream, result == CUDA_SUCCESS);
     if (__builtin_expect(result != CUDA_SUCCESS, 0) && launch->charged)
         take_back(launch);
+    if (launch->captured && result == CUDA_SUCCESS)
+        pay_unless_captured(launch);
 }
 
 /* ---- What is paid after the work ---- */

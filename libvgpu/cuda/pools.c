@@ -18,25 +18,25 @@
 
 /* ---- Allocating ---- */
 
-/* A call of the driver that allocates: the two functions and their per-thread twins differ in little. */
+/* A call of the driver that allocates from a pool, or from its per-thread twin. */
 struct request {
-    CUdeviceptr *dptr;
     size_t bytes;
-    CUmemoryPool pool; /* NULL: cuMemAllocAsync */
+    CUmemoryPool pool; /* NULL: the device's, which is looked up */
     CUstream stream;
     bool per_thread;
+    CUdeviceptr *dptr; /* ours */
 };
+
+static CUstream stream_of(const struct request *r) {
+    return r->per_thread ? vgpu__per_thread(r->stream) : r->stream;
+}
 
 static CUresult forward(const struct request *r) {
     CUresult result;
-    if (r->pool != NULL && r->per_thread)
+    if (r->per_thread)
         VGPU_CALL(result, cuMemAllocFromPoolAsync_ptsz, r->dptr, r->bytes, r->pool, r->stream);
-    else if (r->pool != NULL)
-        VGPU_CALL(result, cuMemAllocFromPoolAsync, r->dptr, r->bytes, r->pool, r->stream);
-    else if (r->per_thread)
-        VGPU_CALL(result, cuMemAllocAsync_ptsz, r->dptr, r->bytes, r->stream);
     else
-        VGPU_CALL(result, cuMemAllocAsync, r->dptr, r->bytes, r->stream);
+        VGPU_CALL(result, cuMemAllocFromPoolAsync, r->dptr, r->bytes, r->pool, r->stream);
     return result;
 }
 
@@ -96,60 +96,69 @@ static CUresult allocate_from(struct vgpu__pool *pool, const struct request *r, 
     return try_allocate(pool, r, false, over);
 }
 
-static CUresult allocate(struct request r) {
+/* `r` names the pool, also where the application did not: another thread may make another one the device's. */
+static CUresult allocate_known(const struct request *r, bool *over) {
+    struct vgpu__pool *pool = vgpu__pool_of(r->pool);
+    if (pool == NULL)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    if (pool->destroyed)
+        return CUDA_ERROR_INVALID_VALUE;
+    uint64_t capture;
+    if (vgpu__launch_captured(stream_of(r), &capture))
+        return forward(
+            r); /* the graph pays for it when it is launched; the capture does not end meanwhile: capture.c */
+    return pool->device != NULL ? allocate_from(pool, r, over) : forward(r);
+}
+
+static CUresult allocate(CUdeviceptr *dptr, struct request r) {
     CUresult result = CUDA_SUCCESS;
-    CUmemoryPool handle = r.pool;
+    CUdeviceptr made = 0;
     bool over = false;
-    if (vgpu__launch_captured(r.per_thread ? vgpu__per_thread(r.stream) : r.stream))
-        return forward(&r);
+    r.dptr = VGPU_OUT(dptr, made);
     if (!vgpu__attached())
         return CUDA_ERROR_NOT_PERMITTED;
-    if (handle == NULL) {
+    if (r.pool == NULL) {
         CUdevice ordinal;
         result = vgpu__place_ordinal(r.stream, &ordinal);
         if (result == CUDA_SUCCESS)
-            VGPU_CALL(result, cuDeviceGetMemPool, &handle, ordinal);
+            VGPU_CALL(result, cuDeviceGetMemPool, &r.pool, ordinal);
         if (result != CUDA_SUCCESS)
             return result;
     }
     vgpu__footprint_before(r.bytes);
     vgpu__vmm_settle();
     vgpu__pools_enter();
-    struct vgpu__pool *pool = vgpu__pool_of(handle);
-    if (pool == NULL)
-        result = CUDA_ERROR_OUT_OF_MEMORY;
-    else if (pool->destroyed)
-        result = CUDA_ERROR_INVALID_VALUE;
-    else if (pool->device == NULL)
-        result = forward(&r);
-    else
-        result = allocate_from(pool, &r, &over);
+    result = allocate_known(&r, &over);
     vgpu__pools_leave();
-    return over ? vgpu__oversubscribe(r.dptr, r.bytes, result) : result;
+    if (over)
+        return vgpu__oversubscribe(dptr, r.bytes, result);
+    if (result == CUDA_SUCCESS)
+        *dptr = made;
+    return result;
 }
 
 CUresult cuMemAllocAsync(CUdeviceptr *dptr, size_t bytes, CUstream hStream) {
     VGPU_ENTER(cuMemAllocAsync, dptr, bytes, hStream);
-    return allocate((struct request){dptr, bytes, NULL, hStream, false});
+    return allocate(dptr, (struct request){bytes, NULL, hStream, false, NULL});
 }
 
 CUresult cuMemAllocAsync_ptsz(CUdeviceptr *dptr, size_t bytes, CUstream hStream) {
     VGPU_ENTER(cuMemAllocAsync_ptsz, dptr, bytes, hStream);
-    return allocate((struct request){dptr, bytes, NULL, hStream, true});
+    return allocate(dptr, (struct request){bytes, NULL, hStream, true, NULL});
 }
 
 CUresult cuMemAllocFromPoolAsync(CUdeviceptr *dptr, size_t bytes, CUmemoryPool pool, CUstream hStream) {
     VGPU_ENTER(cuMemAllocFromPoolAsync, dptr, bytes, pool, hStream);
     if (pool == NULL)
         return CUDA_ERROR_INVALID_VALUE;
-    return allocate((struct request){dptr, bytes, pool, hStream, false});
+    return allocate(dptr, (struct request){bytes, pool, hStream, false, NULL});
 }
 
 CUresult cuMemAllocFromPoolAsync_ptsz(CUdeviceptr *dptr, size_t bytes, CUmemoryPool pool, CUstream hStream) {
     VGPU_ENTER(cuMemAllocFromPoolAsync_ptsz, dptr, bytes, pool, hStream);
     if (pool == NULL)
         return CUDA_ERROR_INVALID_VALUE;
-    return allocate((struct request){dptr, bytes, pool, hStream, true});
+    return allocate(dptr, (struct request){bytes, pool, hStream, true, NULL});
 }
 
 /* ---- Freeing ---- */
@@ -168,8 +177,9 @@ void vgpu__pooled_freed(const struct vgpu_charge *charge) {
 #define FREE(symbol, dptr, hStream, stream)                                                                            \
     do {                                                                                                               \
         CUresult result;                                                                                               \
+        uint64_t capture;                                                                                              \
         VGPU_ENTER(symbol, dptr, hStream);                                                                             \
-        if (vgpu__launch_captured(stream))                                                                             \
+        if (vgpu__launch_captured(stream, &capture))                                                                   \
             return VGPU_REAL(symbol)(dptr, hStream);                                                                   \
         struct vgpu_charge plain = vgpu__give(VGPU_KIND_POINTER, dptr), pooled = vgpu__give(VGPU_KIND_POOLED, dptr);   \
         struct vgpu_charge managed = vgpu__give(VGPU_KIND_MANAGED, dptr), host = vgpu__give(VGPU_KIND_HOSTED, dptr);   \
@@ -214,19 +224,25 @@ static bool device_of_pool(const CUmemPoolProps *props, struct vgpu_device **dev
 CUresult cuMemPoolCreate(CUmemoryPool *handle, const CUmemPoolProps *props) {
     CUresult result;
     struct vgpu_device *device;
+    CUmemoryPool made = NULL;
+    CUmemPoolProps kept; /* another thread may write to the application's */
     VGPU_ENTER(cuMemPoolCreate, handle, props);
     if (!vgpu__attached())
         return VGPU_REAL(cuMemPoolCreate)(handle, props);
-    if (!device_of_pool(props, &device, &result))
+    if (props != NULL)
+        kept = *props;
+    if (!device_of_pool(VGPU_OUT(props, kept), &device, &result))
         return result;
     vgpu__pools_enter();
-    VGPU_CALL(result, cuMemPoolCreate, handle, props);
-    struct vgpu__pool *pool = result == CUDA_SUCCESS ? vgpu__pool_remember(*handle, device) : NULL;
+    VGPU_CALL(result, cuMemPoolCreate, VGPU_OUT(handle, made), VGPU_OUT(props, kept));
+    struct vgpu__pool *pool = result == CUDA_SUCCESS ? vgpu__pool_remember(made, device) : NULL;
     if (pool != NULL) {
         pool->made = true;
-        pool->ordinal = props->location.id;
+        pool->ordinal = kept.location.id;
     }
     vgpu__pools_leave();
+    if (result == CUDA_SUCCESS)
+        *handle = made;
     return result;
 }
 

@@ -130,16 +130,22 @@ CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, const CU
     struct vgpu__taking taking = {0};
     CUresult result = CUDA_SUCCESS;
     struct block *block = NULL;
+    CUmemGenericAllocationHandle made = 0;
+    CUmemAllocationProp kept; /* another thread may write to the application's */
     VGPU_ENTER(cuMemCreate, handle, size, prop, flags);
-    if (prop != NULL && prop->location.type == CU_MEM_LOCATION_TYPE_DEVICE)
-        result = vgpu__take_on(&taking, prop->location.id, size);
+    if (prop != NULL)
+        kept = *prop;
+    if (prop != NULL && kept.location.type == CU_MEM_LOCATION_TYPE_DEVICE)
+        result = vgpu__take_on(&taking, kept.location.id, size);
     if (result != CUDA_SUCCESS)
         return result;
     if (taking.device != NULL && (block = malloc(sizeof *block)) == NULL) {
         vgpu_credit(taking.device, taking.bytes);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    VGPU_CALL(result, cuMemCreate, handle, size, prop, flags);
+    VGPU_CALL(result, cuMemCreate, VGPU_OUT(handle, made), size, VGPU_OUT(prop, kept), flags);
+    if (result == CUDA_SUCCESS)
+        *handle = made;
     if (block == NULL)
         return result;
     if (result != CUDA_SUCCESS) {
@@ -148,7 +154,7 @@ CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, const CU
         return result;
     }
     *block = (struct block){
-        .handle = *handle, .handles = 1, .device = taking.device, .ordinal = prop->location.id, .bytes = taking.bytes};
+        .handle = made, .handles = 1, .device = taking.device, .ordinal = kept.location.id, .bytes = taking.bytes};
     vgpu__enter(&lock);
     block->next = blocks;
     blocks = block;
@@ -195,14 +201,17 @@ CUresult cuMemRetainAllocationHandle(CUmemGenericAllocationHandle *handle, void 
     if (!vgpu__attached())
         return VGPU_REAL(cuMemRetainAllocationHandle)(handle, address);
     CUresult result;
+    CUmemGenericAllocationHandle made = 0;
     vgpu__enter(&lock);
-    VGPU_CALL(result, cuMemRetainAllocationHandle, handle, address);
+    VGPU_CALL(result, cuMemRetainAllocationHandle, VGPU_OUT(handle, made), address);
     struct mapping *mapping = result == CUDA_SUCCESS ? mapping_at((CUdeviceptr)(uintptr_t)address) : NULL;
     if (mapping != NULL) {
-        mapping->block->handle = *handle;
+        mapping->block->handle = made;
         mapping->block->handles++;
     }
     vgpu__leave(&lock);
+    if (result == CUDA_SUCCESS)
+        *handle = made;
     return result;
 }
 
@@ -247,13 +256,15 @@ CUresult cuMulticastCreate(CUmemGenericAllocationHandle *handle, const CUmultica
     if (!vgpu__attached())
         return VGPU_REAL(cuMulticastCreate)(handle, prop);
     CUresult result;
+    CUmemGenericAllocationHandle made = 0;
     struct block *block = malloc(sizeof *block);
     if (block == NULL)
         return CUDA_ERROR_OUT_OF_MEMORY;
     vgpu__enter(&lock);
-    VGPU_CALL(result, cuMulticastCreate, handle, prop);
+    VGPU_CALL(result, cuMulticastCreate, VGPU_OUT(handle, made), prop);
     if (result == CUDA_SUCCESS) {
-        *block = (struct block){.next = blocks, .handle = *handle, .handles = 1, .ordinal = ANY_DEVICE};
+        *handle = made;
+        *block = (struct block){.next = blocks, .handle = made, .handles = 1, .ordinal = ANY_DEVICE};
         blocks = block;
     }
     vgpu__leave(&lock);

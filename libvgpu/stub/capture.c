@@ -8,6 +8,21 @@
 #include <stdlib.h>
 
 static unsigned long long last_capture_id;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* captures end in one thread while others add to them */
+
+bool capture_hold(CUstream stream) {
+    if (!CAPTURING(stream))
+        return false;
+    pthread_mutex_lock(&lock);
+    if (CAPTURING(stream))
+        return true;
+    pthread_mutex_unlock(&lock);
+    return false;
+}
+
+void capture_let_go(void) {
+    pthread_mutex_unlock(&lock);
+}
 
 static CUresult set_deps(CUstream stream, const CUgraphNode *deps, size_t count) {
     CUgraphNode *copy = NULL;
@@ -36,7 +51,7 @@ static CUresult add_dep(CUstream stream, CUgraphNode node) {
 
 static void leave(CUstream stream) {
     set_deps(stream, NULL, 0);
-    stream->capture = NULL;
+    __atomic_store_n(&stream->capture, NULL, __ATOMIC_RELEASE);
     stream->capture_origin = stream->capture_borrowed = stream->capture_failed = false;
 }
 
@@ -100,7 +115,7 @@ CUresult capture_wait(CUstream stream, CUevent event, unsigned flags) {
     REQUIRE(event->capture, CUDA_ERROR_STREAM_CAPTURE_ISOLATION); /* recorded outside */
     if (!CAPTURING(stream)) {
         REQUIRE(!stream->legacy, CUDA_ERROR_STREAM_CAPTURE_IMPLICIT);
-        stream->capture = event->capture;
+        __atomic_store_n(&stream->capture, event->capture, __ATOMIC_RELEASE);
         stream->capture_id = event->capture_id;
     }
     REQUIRE(stream->capture == event->capture, CUDA_ERROR_STREAM_CAPTURE_MERGE);
@@ -119,7 +134,7 @@ CUresult stub_cuStreamBeginCapture_v2(CUstream handle, CUstreamCaptureMode mode)
     REQUIRE(graph, CUDA_ERROR_OUT_OF_MEMORY);
     stream->capture_id = __atomic_add_fetch(&last_capture_id, 1, __ATOMIC_RELAXED);
     stream->capture_origin = true;
-    stream->capture = graph;
+    __atomic_store_n(&stream->capture, graph, __ATOMIC_RELEASE);
     return CUDA_SUCCESS;
 }
 
@@ -136,7 +151,7 @@ CUresult stub_cuStreamBeginCaptureToGraph(CUstream handle, CUgraph graph, const 
     stream->capture_id = __atomic_add_fetch(&last_capture_id, 1, __ATOMIC_RELAXED);
     stream->capture_origin = true;
     stream->capture_borrowed = true;
-    stream->capture = graph;
+    __atomic_store_n(&stream->capture, graph, __ATOMIC_RELEASE);
     return CUDA_SUCCESS;
 }
 
@@ -176,11 +191,7 @@ static bool joined(CUstream origin, CUstream other) {
     return true;
 }
 
-CUresult stub_cuStreamEndCapture(CUstream handle, CUgraph *graph) {
-    CUstream stream;
-    TRY(resolve_stream(handle, &stream));
-    REQUIRE(graph, CUDA_ERROR_INVALID_VALUE);
-    REQUIRE(CAPTURING(stream), CUDA_ERROR_ILLEGAL_STATE);
+static CUresult end_capture(CUstream stream, CUgraph *graph) {
     REQUIRE(stream->capture_origin, CUDA_ERROR_STREAM_CAPTURE_UNMATCHED);
     CUresult result = stream->capture_failed ? CUDA_ERROR_STREAM_CAPTURE_INVALIDATED : CUDA_SUCCESS;
     for (CUstream other = stream->context->streams; other; other = other->next) {
@@ -200,6 +211,16 @@ CUresult stub_cuStreamEndCapture(CUstream handle, CUgraph *graph) {
             stub_cuGraphDestroy(*graph);
         *graph = NULL;
     }
+    return result;
+}
+
+CUresult stub_cuStreamEndCapture(CUstream handle, CUgraph *graph) {
+    CUstream stream;
+    TRY(resolve_stream(handle, &stream));
+    REQUIRE(graph, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(capture_hold(stream), CUDA_ERROR_ILLEGAL_STATE);
+    CUresult result = end_capture(stream, graph);
+    capture_let_go();
     return result;
 }
 

@@ -393,7 +393,10 @@ CUresult graph_add_allocation(CUgraph graph, const CUgraphNode *deps, size_t cou
 CUresult graph_add_free(CUgraph graph, const CUgraphNode *deps, size_t count, CUdeviceptr dptr, CUgraphNode *node);
 
 /* capture.c: work on a stream that is being captured becomes a node behind what the stream did before. */
-#define CAPTURING(stream) (__builtin_expect((stream)->capture != NULL, 0))
+#define CAPTURING(stream) (__builtin_expect(__atomic_load_n(&(stream)->capture, __ATOMIC_ACQUIRE) != NULL, 0))
+/* True if the stream is being captured, and then no thread ends that before it is let go. */
+bool capture_hold(CUstream stream);
+void capture_let_go(void);
 CUresult capture_add(CUstream stream, const struct node_work *work, CUgraphNode *node);
 CUresult capture_allocate(CUstream stream, size_t bytes, CUdeviceptr *dptr);
 CUresult capture_free(CUstream stream, CUdeviceptr dptr);

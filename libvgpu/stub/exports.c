@@ -10,39 +10,55 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-#define FAULTS(symbol)                                                                                                 \
+/* What other threads of the application do in the middle of a call: set by a test's program, of itself. */
+EXPORT struct {
+    const char *function; /* in whose calls; NULL: in none */
+    void (*before)(void); /* when the driver has not yet looked at what it is given */
+    void (*after)(void);  /* when it has given what it made */
+} vgpu_stub_between;
+
+/* `call` as its last act is a jump, as it is in the real driver. */
+#define EXPORTED(symbol, call)                                                                                         \
     if (__builtin_expect(faults_from_environment || faults_armed_on_cards(), 0)) {                                     \
         CUresult fault_;                                                                                               \
         if (faults_hit(#symbol, &fault_))                                                                              \
             return fault_;                                                                                             \
-    }
+    }                                                                                                                  \
+    if (__builtin_expect(vgpu_stub_between.function != NULL, 0) && strcmp(vgpu_stub_between.function, #symbol) == 0) { \
+        if (vgpu_stub_between.before != NULL)                                                                          \
+            vgpu_stub_between.before();                                                                                \
+        CUresult result_ = call;                                                                                       \
+        if (vgpu_stub_between.after != NULL)                                                                           \
+            vgpu_stub_between.after();                                                                                 \
+        return result_;                                                                                                \
+    }                                                                                                                  \
+    return call;
 
 #define CUDA_API(symbol, base, since, params, args)                                                                    \
     EXPORT CUresult symbol params {                                                                                    \
-        FAULTS(symbol)                                                                                                 \
-        return stub_##symbol args;                                                                                     \
+        EXPORTED(symbol, stub_##symbol args)                                                                           \
     }
 #define CUDA_API_STREAM(symbol, base, since, params, args)                                                             \
     CUDA_API(symbol, base, since, params, args)                                                                        \
     EXPORT CUresult symbol##_ptsz params {                                                                             \
-        FAULTS(symbol)                                                                                                 \
         hStream = hStream ? hStream : CU_STREAM_PER_THREAD;                                                            \
-        return stub_##symbol args;                                                                                     \
+        EXPORTED(symbol, stub_##symbol args)                                                                           \
     }
 #define CUDA_API_PTSZ(symbol, base, since, params, args)                                                               \
     CUDA_API(symbol, base, since, params, args)                                                                        \
     EXPORT CUresult symbol##_ptsz params {                                                                             \
-        FAULTS(symbol)                                                                                                 \
-        return stub_##symbol##_ptsz args;                                                                              \
+        EXPORTED(symbol, stub_##symbol##_ptsz args)                                                                    \
     }
 #define CUDA_API_PTDS(symbol, base, since, params, args)                                                               \
     CUDA_API(symbol, base, since, params, args)                                                                        \
-    EXPORT CUresult symbol##_ptds params {                                                                             \
-        FAULTS(symbol)                                                                                                 \
+    static CUresult symbol##_per_thread params {                                                                       \
         synchronous_stream = CU_STREAM_PER_THREAD;                                                                     \
-        CUresult result_ = stub_##symbol args;                                                                         \
+        CUresult result = stub_##symbol args;                                                                          \
         synchronous_stream = NULL;                                                                                     \
-        return result_;                                                                                                \
+        return result;                                                                                                 \
+    }                                                                                                                  \
+    EXPORT CUresult symbol##_ptds params {                                                                             \
+        EXPORTED(symbol, symbol##_per_thread args)                                                                     \
     }
 #include "abi/cuda_api.def"
 #undef CUDA_API

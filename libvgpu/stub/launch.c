@@ -57,9 +57,11 @@ static CUresult load_code(CUfunction function) {
 }
 
 CUresult kernel_submit(CUstream stream, const struct kernel *kernel) {
-    if (CAPTURING(stream)) {
+    if (capture_hold(stream)) {
         struct node_work work = {.type = CU_GRAPH_NODE_TYPE_KERNEL, .kernel = *kernel};
-        return capture_add(stream, &work, NULL);
+        CUresult result = capture_add(stream, &work, NULL);
+        capture_let_go();
+        return result;
     }
     TRY(load_code(kernel->function));
     __atomic_fetch_add(&stream->context->device->card.slot->launches, 1, __ATOMIC_RELAXED);

@@ -355,8 +355,11 @@ CUresult stub_cuMemAllocFromPoolAsync(CUdeviceptr *dptr, size_t bytes, CUmemoryP
     CUstream stream;
     TRY(resolve_stream(handle, &stream));
     REQUIRE(dptr && bytes && pool && !pool->gone, CUDA_ERROR_INVALID_VALUE);
-    if (CAPTURING(stream))
-        return capture_allocate(stream, bytes, dptr);
+    if (capture_hold(stream)) {
+        CUresult result = capture_allocate(stream, bytes, dptr);
+        capture_let_go();
+        return result;
+    }
     return pool_allocate(stream->context, pool, bytes, stream, dptr);
 }
 

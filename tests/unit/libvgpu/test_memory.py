@@ -345,7 +345,8 @@ def test_an_allocation_that_fails_in_the_driver_leaves_the_books_exact(function:
     with program:
         assert program.stdout is not None
         assert program.stdout.readline() == "ready\n"
-        inject_fault(machine.card, function.removesuffix("_ptsz"), 1, 999)
+        asked = function.removesuffix("_ptsz").replace("cuMemAllocAsync", "cuMemAllocFromPoolAsync")
+        inject_fault(machine.card, asked, 1, 999)
         program.communicate("\n", timeout=60)
     assert program.returncode == 0
     assert read_books(share).used_bytes == 0

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * A tenant's signal handler that asks for device memory while its thread is inside of a call of the driver: `interrupt
- * WAY`. The call is given memory that cannot be read, so that the handler of the fault runs in the middle of it. Prints
- * how many MiB the handler got.
+ * WAY`. The call is given memory that cannot be read, so that the handler of the fault runs in the middle of it; with
+ * `amid` it is one that the library makes while it changes its records. Prints how many MiB the handler got.
  */
 #include "abi/cuda.h"
 
@@ -152,6 +152,27 @@ static void start(void) {
         exit(4);
 }
 
+/* Of the stub driver (exports.c): what happens in the middle of a call. */
+struct between {
+    const char *function;
+    void (*before)(void), (*after)(void);
+};
+
+static struct between *between(void) {
+    return dlsym(library, "vgpu_stub_between");
+}
+
+static void interrupt(void) {
+    between()->function = NULL;
+    raise(SIGSEGV);
+}
+
+static void allocate_amid_records(void) {
+    CUdeviceptr pointer;
+    *between() = (struct between){"cuMemAllocFromPoolAsync", interrupt, NULL};
+    CHECK(CALL(cuMemAllocAsync)(&pointer, MIB, NULL));
+}
+
 static const struct {
     const char *name;
     int (*ask)(void);
@@ -168,8 +189,8 @@ int main(int argc, char **argv) {
     if (ask == NULL)
         return 2;
     start();
-    if (amid) /* the library does something about this pool itself */
-        CHECK(CALL(cuMemAllocAsync)((CUdeviceptr *)page, MIB, NULL));
+    if (amid)
+        allocate_amid_records();
     else
         CHECK(CALL(cuModuleLoadData)(&module, page));
     printf("%d\n", ask == ask_graph ? launch_graph() : got);
