@@ -18,6 +18,7 @@ _RELEASE = "vgpu-dra-driver-vgpu"
 _ACCOUNTS = ("controller", "node-agent")
 _RARE = {
     "controller": {
+        "apiextensions.k8s.io/customresourcedefinitions update": "a CRD of an older release",
         "events.k8s.io/events get": "an event that was told before",
         "events.k8s.io/events update": "the same again",
         "events.k8s.io/events delete": "its text is another now",
