@@ -1,5 +1,6 @@
 """An API server in memory, and a controller at work on it."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -23,3 +24,10 @@ def controller(kube: FakeKube) -> Iterator[Controller]:
     started.start()
     yield started
     started.stop()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let a long search of the state machines take its time."""
+    if "VGPU_CHANCES" in os.environ:
+        for item in items:
+            item.add_marker(pytest.mark.timeout(0))
