@@ -129,7 +129,7 @@ fmt: build ## Format Python and C, and mend what ruff can mend
 	$(BIN)/clang-format -i $(C_SOURCES)
 
 .PHONY: generate
-generate: build ## Write generated files anew: gRPC modules, the CRD of the chart, docs/entry-points.md
+generate: build ## Write generated files anew: gRPC modules, the CRD of the chart, the lists of entry points in docs
 	$(BIN)/python -m kubeletplugin.proto.generate
 	$(BIN)/python -m libvgpu.entrypoints
 	$(BIN)/dra-driver crds > deploy/helm/dra-driver-vgpu/crds/nodeinventories.yaml

@@ -1,6 +1,7 @@
 """Every entry point of the CUDA driver and what the library does with it, from the tables that the library is built of.
 
-Run by `make generate` to write docs/entry-points.md, and with --check by `make lint`. Works in a checkout only.
+Run by `make generate` to write docs/entry-points.md, and with nvmlpoints.py docs/nvml-entry-points.md; with --check by
+`make lint`. Works in a checkout only.
 """
 
 import argparse
@@ -8,6 +9,8 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from libvgpu import nvmlpoints
 
 _HERE = Path(__file__).resolve().parent
 _DOCUMENT = _HERE.parent / "docs" / "entry-points.md"
@@ -117,16 +120,17 @@ def document(entries: list[EntryPoint]) -> str:
 
 
 def main() -> int:
-    """Write the page, or with --check say whether it is out of date; the exit status is 1 for any flaw."""
+    """Write the pages, or with --check say whether they are out of date; the exit status is 1 for any flaw."""
     parser = argparse.ArgumentParser(description="Write docs/entry-points.md from the tables of hooks.")
     parser.add_argument("--check", action="store_true", help="fail if the page is not what would be written")
     entries = entry_points()
-    problems = flaws(entries)
-    if parser.parse_args().check:
-        if _DOCUMENT.read_text(encoding="utf-8") != document(entries):
-            problems.append("docs/entry-points.md: out of date; run make generate")
-    else:
-        _DOCUMENT.write_text(document(entries), encoding="utf-8")
+    problems = [*flaws(entries), *nvmlpoints.flaws()]
+    check = parser.parse_args().check
+    for path, text in ((_DOCUMENT, document(entries)), (nvmlpoints.DOCUMENT, nvmlpoints.document())):
+        if not check:
+            path.write_text(text, encoding="utf-8")
+        elif not path.is_file() or path.read_text(encoding="utf-8") != text:
+            problems.append(f"docs/{path.name}: out of date; run make generate")
     for problem in problems:
         print(problem, file=sys.stderr)
     return 1 if problems else 0

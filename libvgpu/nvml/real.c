@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "nvml/real.h"
 
+#include "nvml/refused.h"
 #include "preload/libc.h"
 
 #include <stddef.h>
@@ -30,8 +31,10 @@ static const char *symbol_of(enum vgpu_nvml_function index) {
 
 static const vgpu_nvml_pointer hooks[VGPU_NVML_COUNT] = {
 #define HOOK(symbol) [VGPU_FN_##symbol] = (vgpu_nvml_pointer)symbol,
+#define REFUSED(symbol)
 #include "nvml/hooks.def"
 #undef HOOK
+#undef REFUSED
 };
 
 vgpu_nvml_pointer vgpu__nvml_real[VGPU_NVML_COUNT];
@@ -52,5 +55,5 @@ vgpu_nvml_pointer vgpu__nvml_hook_by_name(const char *symbol) {
     for (int i = 0; i < VGPU_NVML_COUNT; i++)
         if (hooks[i] != NULL && strcmp(symbol_of(i), symbol) == 0)
             return hooks[i];
-    return NULL;
+    return vgpu__nvml_refused(symbol);
 }

@@ -70,3 +70,25 @@ nvmlReturn_t nvmlDeviceGetSamples(nvmlDevice_t handle, int type, unsigned long l
         return NVML_ERROR_NOT_SUPPORTED;
     return VGPU_NVML(nvmlDeviceGetSamples)(handle, type, last_seen, value_type, count, samples);
 }
+
+/* Fields are numbered, and most are the card's own: all but the traffic on its links, which is everybody's. */
+static bool is_traffic(unsigned int field) {
+    static const struct {
+        unsigned int first, last;
+    } traffic[] = {{60, 73}, {120, 131}, {138, 141}, {197, 198}, {201, 204}}; /* NVLink, NVLink, NVLink, PCIe, NVLink */
+    for (size_t i = 0; i < sizeof traffic / sizeof *traffic; i++)
+        if (field >= traffic[i].first && field <= traffic[i].last)
+            return true;
+    return false;
+}
+
+nvmlReturn_t nvmlDeviceGetFieldValues(nvmlDevice_t handle, int count, nvmlFieldValue_t *values) {
+    nvmlReturn_t result = VGPU_NVML(nvmlDeviceGetFieldValues)(handle, count, values);
+    for (int i = 0; result == NVML_SUCCESS && i < count; i++) {
+        if (is_traffic(values[i].fieldId)) {
+            values[i].nvmlReturn = NVML_ERROR_NOT_SUPPORTED;
+            values[i].value = (nvmlValue_t){.ullVal = 0};
+        }
+    }
+    return result;
+}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from api import names
+from libvgpu import nvmlpoints
 from libvgpu.entrypoints import entry_points, flaws
 from libvgpu.stub import read_card
 
@@ -105,6 +106,7 @@ print(ask(99000), cuda.cuMemAllocTomorrow(byref(Pointer()), c_size_t({2 * MIB}))
 def test_every_entry_point_of_the_driver_is_in_one_table(machine: "Machine") -> None:
     entries = entry_points()
     assert flaws(entries) == []
+    assert nvmlpoints.flaws() == []
     machine.share(MIB)
     command = ["nm", "-D", "--defined-only", str(machine.root / "usr/lib/x86_64-linux-gnu/libcuda.so.1")]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -113,7 +115,9 @@ def test_every_entry_point_of_the_driver_is_in_one_table(machine: "Machine") -> 
 
 
 def test_exactly_the_hooks_are_exported(built: Path) -> None:
-    nvml = re.findall(r"^HOOK\((\w+)\)$", (LIBVGPU / "nvml/hooks.def").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    nvml = re.findall(
+        r"^(?:HOOK|REFUSED)\((\w+)\)$", (LIBVGPU / "nvml/hooks.def").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
     hooks = {"dlsym", "dlvsym", "dlmopen", "vgpu_open_gate", *nvml}
     hooks |= {entry.symbol for entry in entry_points() if entry.effect != "passed"}
     command = ["nm", "-D", "--defined-only", str(built / "libvgpu.so")]

@@ -3,6 +3,7 @@
 import subprocess
 from typing import TYPE_CHECKING
 
+from libvgpu import nvmlpoints
 from libvgpu.stub import read_card
 
 if TYPE_CHECKING:
@@ -124,3 +125,48 @@ def test_looking_by_nvml_takes_no_memory_of_the_share(machine: "Machine") -> Non
     machine.share(MIB)
     assert machine.run(NVML + "print(memory())") == f"({MIB}, {MIB}, 0)\n"
     assert read_card(machine.card).used_bytes == 0
+
+
+def test_nvml_does_not_show_what_the_neighbours_do(machine: "Machine") -> None:
+    machine.share(100 * MIB)
+    output = machine.run(
+        NVML
+        + """
+by_name = ctypes.CDLL(None)  # as a program that is linked with NVML finds it
+value, numbers = c_uint(), (c_ulonglong * 64)()
+for library in (nvml, by_name):
+    assert library.nvmlDeviceGetEncoderUtilization(handle, byref(value), byref(value)) == 3
+    assert library.nvmlDeviceGetDecoderUtilization(handle, byref(value), byref(value)) == 3
+    assert library.nvmlDeviceGetBAR1MemoryInfo(handle, numbers) == 3
+for kind in (1, 2):
+    assert nvml.nvmlDeviceGetSamples(handle, kind, c_ulonglong(0), byref(value), byref(value), None) == 3
+fields = (c_uint * 80)()  # two of 40 bytes: NVLink throughput, and what the driver asks for
+fields[0], fields[10] = 138, 230
+check(nvml.nvmlDeviceGetFieldValues(handle, 2, fields))
+print(fields[7], fields[17])
+for running in ("Graphics", "MPSCompute"):
+    for version in ("", "_v2", "_v3"):
+        value.value = 5
+        check(getattr(nvml, f"nvmlDeviceGet{running}RunningProcesses{version}")(handle, byref(value), numbers))
+        assert value.value == 0, running
+"""
+    )
+    assert output == "3 0\n"
+
+
+def test_what_nvml_refuses_cannot_be_had_by_looking_it_up(machine: "Machine") -> None:
+    machine.share(100 * MIB)
+    names = nvmlpoints.nvml_entry_points()
+    refused = next(symbols for what, symbols in names.items() if what.startswith("Refused"))
+    there = [name for name in refused if name in ("nvmlDeviceGetEncoderUtilization", "nvmlDeviceGetBAR1MemoryInfo")]
+    assert len(there) == 2
+    machine.run(
+        NVML
+        + f"""
+library = ctypes.CDLL(None)
+library.dlsym.restype = c_void_p
+for name in {there}:
+    found = library.dlsym(c_void_p(nvml._handle), name.encode())
+    assert ctypes.CFUNCTYPE(c_int, c_void_p)(found)(None) == 3, name
+"""
+    )
