@@ -6,7 +6,25 @@
 #include "nvml/view.h"
 
 #include <stddef.h>
-#include <strings.h>
+
+/* Has this process a share of a part of the card (MIG)? NVML counts the card, and has its parts by index. */
+static bool has_part_with_a_share(nvmlDevice_t card) {
+    unsigned int parts = 0;
+    nvmlReturn_t why_not;
+    nvmlDevice_t part;
+    if (VGPU_NVML(nvmlDeviceGetMaxMigDeviceCount)(card, &parts) != NVML_SUCCESS)
+        return false;
+    for (unsigned int i = 0; i < parts; i++)
+        if (VGPU_NVML(nvmlDeviceGetMigDeviceHandleByIndex)(card, i, &part) == NVML_SUCCESS &&
+            vgpu__nvml_device(part, &why_not) != NULL)
+            return true;
+    return false;
+}
+
+static bool is_ours(nvmlDevice_t device, nvmlReturn_t *why_not) {
+    return vgpu__nvml_device(device, why_not) != NULL ||
+           (*why_not == NVML_ERROR_NO_PERMISSION && has_part_with_a_share(device));
+}
 
 /* Count the devices with a share; *found becomes the one at a position among them, NULL if there are not as many. */
 static nvmlReturn_t count_devices(unsigned int position, nvmlDevice_t *found, unsigned int *count) {
@@ -19,7 +37,7 @@ static nvmlReturn_t count_devices(unsigned int position, nvmlDevice_t *found, un
         nvmlReturn_t why_not;
         if (VGPU_NVML(nvmlDeviceGetHandleByIndex_v2)(i, &handle) != NVML_SUCCESS)
             continue; /* a card whose device file this container has not got */
-        if (vgpu__nvml_device(handle, &why_not) != NULL && (*count)++ == position)
+        if (is_ours(handle, &why_not) && (*count)++ == position)
             *found = handle;
     }
     return result;
@@ -46,19 +64,10 @@ nvmlReturn_t nvmlDeviceGetHandleByIndex(unsigned int index, nvmlDevice_t *device
     return nvmlDeviceGetHandleByIndex_v2(index, device);
 }
 
-/* A container with a part of a card finds it through the card itself. */
-static bool has_part_of_a_card(void) {
-    struct vgpu_process *process = vgpu_process();
-    for (uint32_t i = 0; process != NULL && i < process->device_count; i++)
-        if (strncasecmp(process->devices[i].uuid, "MIG-", 4) == 0)
-            return true;
-    return false;
-}
-
 /* By whatever name: a card without a share is not found. */
 static nvmlReturn_t only_with_a_share(nvmlReturn_t result, const nvmlDevice_t *device) {
     nvmlReturn_t why_not;
-    if (result != NVML_SUCCESS || vgpu__nvml_device(*device, &why_not) != NULL || has_part_of_a_card())
+    if (result != NVML_SUCCESS || is_ours(*device, &why_not))
         return result;
     return why_not == NVML_ERROR_NO_PERMISSION ? NVML_ERROR_NOT_FOUND : why_not;
 }
@@ -94,4 +103,9 @@ nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t device, unsigned int *index) {
             return NVML_SUCCESS;
         }
     }
+}
+
+/* Parts of others are not found. */
+nvmlReturn_t nvmlDeviceGetMigDeviceHandleByIndex(nvmlDevice_t device, unsigned int index, nvmlDevice_t *part) {
+    return only_with_a_share(VGPU_NVML(nvmlDeviceGetMigDeviceHandleByIndex)(device, index, part), part);
 }

@@ -97,7 +97,7 @@ struct stub_card {
 
     /* Facts */
     char name[96];
-    char uuid[48]; /* "GPU-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx" */
+    char uuid[48]; /* "GPU-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx", of a part "MIG-..." */
     char serial[32];
     char driver_version[32];
     uint32_t cuda_version; /* 1000 * major + 10 * minor */
@@ -111,6 +111,7 @@ struct stub_card {
     int32_t numa_node;
     uint32_t mig_mode;
     uint64_t memory_bytes;
+    char parent_uuid[48]; /* of the card that this is a part of (MIG); empty: it is a card */
 
     /* Settings */
     uint64_t reserved_bytes;    /* kept by the driver itself, never handed out */
@@ -160,7 +161,7 @@ struct stub_card {
     struct stub_event events[STUB_EVENTS];
     struct stub_fault faults[STUB_FAULTS];
     struct stub_shared shared[STUB_SHARED];
-    uint64_t unused[6]; /* slots start on a cache line */
+    uint64_t unused[8]; /* slots start on a cache line */
 
     struct stub_slot slots[STUB_SLOTS];
 };

@@ -68,6 +68,7 @@ def create_card(path: Path, index: int, gpu: StubGPU) -> None:
     )
     _put(card.name, gpu.name, "GPU name")
     _put(card.uuid, gpu.uuid, "GPU UUID")
+    _put(card.parent_uuid, gpu.parent_uuid, "UUID of the parent")
     _put(card.serial, f"16{zlib.crc32(gpu.uuid.encode()) % 10**11:011d}", "serial")
     _put(card.driver_version, gpu.driver_version, "driver version")
     card.cuda_version = gpu.cuda_version

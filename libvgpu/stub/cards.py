@@ -54,6 +54,8 @@ class StubGPU:
     pci_device_id: int = 0x233010DE
     numa_node: int = 0
     mig: bool = False
+    parent_uuid: str = ""
+    """Of the card in MIG mode that this is a part of; its own UUID begins with "MIG-" then. Empty: it is a card."""
     settings: StubSettings = field(default_factory=StubSettings)
 
 

@@ -29,23 +29,33 @@ CUresult stub_cuDeviceGetName(char *name, int length, CUdevice ordinal) {
     return CUDA_SUCCESS;
 }
 
-CUresult stub_cuDeviceGetUuid_v2(CUuuid *uuid, CUdevice ordinal) {
-    struct device *device;
-    TRY(device_of(ordinal, &device));
-    REQUIRE(uuid, CUDA_ERROR_INVALID_VALUE);
+static void put_uuid(CUuuid *uuid, const char *from) {
     int at = 0;
-    for (const char *text = device->card.shared->uuid + 4; *text && at < 32; text++) {
+    for (const char *text = from + 4; *text && at < 32; text++) {
         if (*text == '-')
             continue;
         int digit = *text <= '9' ? *text - '0' : (*text | 0x20) - 'a' + 10;
         uuid->bytes[at / 2] = (char)(at % 2 ? (uuid->bytes[at / 2] << 4) | digit : digit);
         at++;
     }
+}
+
+CUresult stub_cuDeviceGetUuid_v2(CUuuid *uuid, CUdevice ordinal) {
+    struct device *device;
+    TRY(device_of(ordinal, &device));
+    REQUIRE(uuid, CUDA_ERROR_INVALID_VALUE);
+    put_uuid(uuid, device->card.shared->uuid);
     return CUDA_SUCCESS;
 }
 
+/* The older call names the card of a part. */
 CUresult stub_cuDeviceGetUuid(CUuuid *uuid, CUdevice ordinal) {
-    return stub_cuDeviceGetUuid_v2(uuid, ordinal);
+    struct device *device;
+    TRY(stub_cuDeviceGetUuid_v2(uuid, ordinal));
+    TRY(device_of(ordinal, &device));
+    if (device->card.shared->parent_uuid[0])
+        put_uuid(uuid, device->card.shared->parent_uuid);
+    return CUDA_SUCCESS;
 }
 
 CUresult stub_cuDeviceGetLuid(char *luid, unsigned *mask, CUdevice ordinal) {

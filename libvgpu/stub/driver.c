@@ -69,6 +69,18 @@ static int choose_visible(struct card *found, int count) {
     return kept;
 }
 
+/* What can be used of the cards that were found: the parts of one in MIG mode, and not itself. */
+static int without_divided(struct card *found, int count) {
+    int kept = 0;
+    for (int i = 0; i < count; i++) {
+        if (found[i].shared->mig_mode)
+            cards_close(&found[i], 1);
+        else
+            found[kept++] = found[i];
+    }
+    return kept;
+}
+
 CUresult stub_cuInit(unsigned flags) {
     REQUIRE(flags == 0, CUDA_ERROR_INVALID_VALUE);
     CUresult result = CUDA_SUCCESS;
@@ -76,7 +88,7 @@ CUresult stub_cuInit(unsigned flags) {
     if (!driver.ready) {
         static bool fork_handled;
         static struct card found[CARDS_MAX];
-        int count = choose_visible(found, cards_open(found, true));
+        int count = choose_visible(found, without_divided(found, cards_open(found, true)));
         for (int i = 0; i < count; i++)
             driver.devices[i] = (struct device){.card = found[i], .ordinal = i};
         driver.device_count = count;

@@ -34,7 +34,7 @@ NUMBER(nvmlDeviceGetMinorNumber, unsigned, device->card.minor)
 NUMBER(nvmlDeviceGetNumGpuCores, unsigned, 128 * shared->multiprocessors)
 NUMBER(nvmlDeviceGetMemoryBusWidth, unsigned, 5120)
 NUMBER(nvmlDeviceGetMaxMigDeviceCount, unsigned, shared->mig_mode ? 7 : 0)
-NUMBER(nvmlDeviceIsMigDeviceHandle, unsigned, 0)
+NUMBER(nvmlDeviceIsMigDeviceHandle, unsigned, shared->parent_uuid[0] != 0)
 NUMBER(nvmlDeviceGetPersistenceMode, int, NVML_FEATURE_ENABLED)
 NUMBER(nvmlDeviceGetComputeMode, int, NVML_COMPUTEMODE_DEFAULT)
 NUMBER(nvmlDeviceGetDisplayActive, int, NVML_FEATURE_DISABLED)
@@ -121,16 +121,16 @@ EXPORT nvmlReturn_t nvmlDeviceGetMigMode(nvmlDevice_t device, unsigned *current,
 }
 
 EXPORT nvmlReturn_t nvmlDeviceGetMigDeviceHandleByIndex(nvmlDevice_t device, unsigned index, nvmlDevice_t *mig) {
-    (void)index;
     TRY(check_device(device));
     REQUIRE(mig, NVML_ERROR_INVALID_ARGUMENT);
-    return NVML_ERROR_NOT_FOUND; /* MIG mode may be on, but no instances are made */
+    *mig = part_of(device, index);
+    return *mig ? NVML_SUCCESS : NVML_ERROR_NOT_FOUND;
 }
 
 EXPORT nvmlReturn_t nvmlDeviceGetDeviceHandleFromMigDeviceHandle(nvmlDevice_t mig, nvmlDevice_t *device) {
     TRY(check_device(mig));
-    REQUIRE(device, NVML_ERROR_INVALID_ARGUMENT);
-    return NVML_ERROR_INVALID_ARGUMENT;
+    REQUIRE(device && (*device = parent_of(mig)), NVML_ERROR_INVALID_ARGUMENT);
+    return NVML_SUCCESS;
 }
 
 EXPORT nvmlReturn_t nvmlDeviceGetTopologyCommonAncestor(nvmlDevice_t a, nvmlDevice_t b, int *level) {

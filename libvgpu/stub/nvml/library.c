@@ -8,9 +8,22 @@
 #include <strings.h>
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static unsigned started; /* nvmlInit calls without their nvmlShutdown */
-static unsigned count;
+static unsigned started;    /* nvmlInit calls without their nvmlShutdown */
+static unsigned count;      /* of all */
+static unsigned card_count; /* of those that are no part of another; they come first */
 static struct nvmlDevice_st devices[CARDS_MAX];
+
+static void list(const struct card *found) {
+    unsigned at = 0;
+    for (int parts = 0; parts < 2; parts++) {
+        for (unsigned i = 0; i < count; i++)
+            if ((found[i].shared->parent_uuid[0] != 0) == parts) {
+                devices[at] = (struct nvmlDevice_st){found[i], at};
+                at++;
+            }
+        card_count = parts ? card_count : at;
+    }
+}
 
 /* ---- Start and end ---- */
 
@@ -20,8 +33,7 @@ EXPORT nvmlReturn_t nvmlInit_v2(void) {
     pthread_mutex_lock(&lock);
     if (started == 0) {
         count = (unsigned)cards_open(found, false);
-        for (unsigned i = 0; i < count; i++)
-            devices[i] = (struct nvmlDevice_st){found[i], i};
+        list(found);
         result = count ? NVML_SUCCESS : NVML_ERROR_DRIVER_NOT_LOADED;
     }
     started += result == NVML_SUCCESS;
@@ -123,7 +135,7 @@ EXPORT nvmlReturn_t nvmlSystemGetProcessName(unsigned pid, char *name, unsigned 
 EXPORT nvmlReturn_t nvmlDeviceGetCount_v2(unsigned *out) {
     TRY(check_started());
     REQUIRE(out, NVML_ERROR_INVALID_ARGUMENT);
-    *out = count;
+    *out = card_count;
     return NVML_SUCCESS;
 }
 
@@ -133,7 +145,7 @@ EXPORT nvmlReturn_t nvmlDeviceGetCount(unsigned *out) {
 
 EXPORT nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned index, nvmlDevice_t *device) {
     TRY(check_started());
-    REQUIRE(device && index < count, NVML_ERROR_INVALID_ARGUMENT);
+    REQUIRE(device && index < card_count, NVML_ERROR_INVALID_ARGUMENT);
     *device = &devices[index];
     return check_device(*device);
 }
@@ -152,6 +164,20 @@ EXPORT nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *de
         }
     }
     return NVML_ERROR_NOT_FOUND;
+}
+
+nvmlDevice_t part_of(nvmlDevice_t device, unsigned index) {
+    for (unsigned i = card_count; i < count; i++)
+        if (strcasecmp(devices[i].card.shared->parent_uuid, device->card.shared->uuid) == 0 && index-- == 0)
+            return &devices[i];
+    return NULL;
+}
+
+nvmlDevice_t parent_of(nvmlDevice_t part) {
+    for (unsigned i = 0; i < card_count; i++)
+        if (strcasecmp(devices[i].card.shared->uuid, part->card.shared->parent_uuid) == 0)
+            return &devices[i];
+    return NULL;
 }
 
 EXPORT nvmlReturn_t nvmlDeviceGetHandleBySerial(const char *serial, nvmlDevice_t *device) {

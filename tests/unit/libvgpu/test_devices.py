@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from libvgpu.stub import StubGPU, create_driver_root, read_card
+from tests.unit.libvgpu.conftest import GPU
 
 if TYPE_CHECKING:
     from tests.unit.libvgpu.conftest import Machine
@@ -160,3 +161,41 @@ def test_a_program_that_cleared_its_environment_has_none_after_the_drivers_start
         print(c_library.getenv(b"CUDA_VISIBLE_DEVICES"))
     """
     assert _look(four_cards, code) == "None"
+
+
+PARENT = StubGPU("Stub 20G", 20 << 30, "GPU-00000000-0000-4000-8000-0000000000aa", mig=True)
+PARTS = [
+    StubGPU("Stub 20G MIG 1g.5gb", 5 << 30, f"MIG-00000000-0000-4000-8000-0000000000b{i}", parent_uuid=PARENT.uuid)
+    for i in (1, 2)
+]
+
+
+def test_a_share_of_a_part_of_a_card_is_seen_as_the_part_and_its_card_and_no_other_part(machine: "Machine") -> None:
+    create_driver_root(machine.root, [GPU, PARENT, *PARTS])
+    machine.share(64 * MIB, device_uuid=PARTS[1].uuid)
+    output = machine.run("""
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        check(nvml.nvmlInit_v2())
+        count, index, card, part = c_uint(), c_uint(), c_void_p(), c_void_p()
+        memory, uuid = (c_ulonglong * 3)(), ctypes.create_string_buffer(96)
+        check(nvml.nvmlDeviceGetCount_v2(byref(count)))
+        check(nvml.nvmlDeviceGetHandleByIndex_v2(0, byref(card)))
+        check(nvml.nvmlDeviceGetIndex(card, byref(index)))
+        print(count.value, index.value, nvml.nvmlDeviceGetMemoryInfo(card, memory))
+        for number in range(3):
+            result = nvml.nvmlDeviceGetMigDeviceHandleByIndex(card, number, byref(part))
+            if result == SUCCESS:
+                check(nvml.nvmlDeviceGetUUID(part, uuid, 96))
+                check(nvml.nvmlDeviceGetMemoryInfo(part, memory))
+                result = uuid.value.decode(), memory[0]
+            print(number, result)
+        start()
+        alloc(40 << 20)
+        print(try_alloc(30 << 20)[0], info()[1])
+        check(cuda.cuDeviceGetCount(byref(count)))
+        check(nvml.nvmlDeviceGetMemoryInfo(part, memory) if part.value else 0)
+        print(count.value)
+    """)
+    part = f"1 ('{PARTS[1].uuid}', {64 * MIB})"
+    assert output == f"1 0 4\n0 6\n{part}\n2 6\n2 {64 * MIB}\n1\n"
+    assert read_card(machine.root / "dev" / "nvidia3").peak_bytes == 40 * MIB
