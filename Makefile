@@ -98,8 +98,8 @@ e2e-all: build ## The end-to-end tests on each version and in each offer mode, a
 	$(MAKE) --no-print-directory upgrade
 
 .PHONY: upgrade
-upgrade: cluster ## Upgrade a running cluster from 1.32 by 1.34 and 1.36 to the newest, with pods that hold shares
-	for version in 1.32 1.34 1.36 newest; do $(BIN)/python -m deploy.local --kubernetes $$version build; done
+upgrade: cluster ## Upgrade a running cluster from 1.32 to the newest with pods that hold shares, and stop in the middle of an upgrade
+	for version in 1.32 1.33 1.34 1.35 1.36 newest; do $(BIN)/python -m deploy.local --kubernetes $$version build; done
 	$(BIN)/pytest tests/upgrade
 
 .PHONY: bench
