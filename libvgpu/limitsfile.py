@@ -180,7 +180,7 @@ def store(mapping: mmap.mmap, raw: bytes) -> None:
     ffi, constants = layout().ffi, layout().constants
     view, new = layout().limits(mapping), layout().limits(bytearray(raw))
     try:
-        if view.magic == new.magic and new.size < view.size <= constants.VGPU_LIMITS_FILE_BYTES:
+        if view.magic == new.magic and new.size <= view.size <= constants.VGPU_LIMITS_FILE_BYTES:
             known = constants.VGPU_SUSPENDED | constants.VGPU_OVERSUBSCRIBE | constants.VGPU_KILL_OVERUSE
             new.flags |= view.flags & ~known
             new.size, new.reserved1 = view.size, view.reserved1

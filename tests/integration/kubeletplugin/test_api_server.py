@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from api import kube, nodeinventory
-from api.errors import ConflictError, NotFoundError
+from api.errors import ConflictError, KubeError, NotFoundError
 from api.httpkube import HTTPKubeClient
 from api.kube import Resource
 from deploy.local.cluster import Cluster
@@ -151,7 +151,7 @@ def test_calls_at_once_are_all_served(kubelet: FakeKubelet, allocate: Callable[.
 def _is_served(client: HTTPKubeClient) -> bool:
     try:
         client.list(kube.NODE_INVENTORIES)
-    except NotFoundError:
+    except KubeError:  # not known yet, or known and not ready: 429
         return False
     return True
 
