@@ -167,7 +167,8 @@ def test_a_loader_that_preloads_nothing_finds_the_share_in_the_place_of_the_driv
     script = "until [ -x /tmp/ld ]; do sleep 0.1; done; /tmp/ld $(command -v worker) grab 1100; echo status $?"
     workloads.start("loader", Asked(), Container(["sh", "-c", script]))
     workloads.wait_for_phase("loader", "Running")
-    (root,) = {process / "root" for process in Path("/proc").glob("[0-9]*") if _is_of_pod(process, "loader")}
+    processes = [int(process.name) for process in Path("/proc").glob("[0-9]*") if _is_of_pod(process, "loader")]
+    root = Path(f"/proc/{min(processes)}/root")  # the shell's own, beside children that it is about to start
     loader = (root / "lib64/ld-linux-x86-64.so.2").read_bytes()
     path = root / "tmp/ld.new"
     path.write_bytes(loader.replace(b"/etc/ld.so.preload", b"/etc/ld.so.nothing"))
