@@ -11,12 +11,12 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 import urllib3
-from pydantic_core import from_json
 from typing_extensions import override
 
 from api import kubeconfigs
 from api.deadlines import left_s
 from api.errors import ConflictError, GoneError, KubeError, NotFoundError
+from api.jsonreading import read_json
 from api.keptconnections import KeptConnections
 from api.kube import JSON, MERGE_PATCH, KubeClient, Resource, Selection, WatchEvent
 
@@ -77,7 +77,7 @@ class HTTPKubeClient(KubeClient):
         response = self._send("GET", path, query=query, timeout_s=timeout_s + _TIMEOUT_S, preload_content=False)
         try:
             for line in _lines(response, path):
-                event = json.loads(line)
+                event = read_json(line)
                 if event["type"] == "ERROR":
                     status = event["object"]
                     raise _error(status.get("code"), f"watch {path}: {status.get('message', status)}")
@@ -211,7 +211,7 @@ def _object_or_error(path: str, answer: tuple[int, bytes] | KubeError) -> JSON |
 
 def _answer(body: bytes, request: str) -> JSON:
     try:
-        answer: JSON = from_json(body, cache_strings="keys")
+        answer: JSON = read_json(body)
     except ValueError as error:
         # A proxy on the way that has something to say of its own.
         start = body[:200].decode(errors="replace")
@@ -221,7 +221,7 @@ def _answer(body: bytes, request: str) -> JSON:
 
 def _message(body: bytes, status: int) -> str:
     try:
-        return str(json.loads(body)["message"])
+        return str(read_json(body)["message"])
     except (ValueError, KeyError, TypeError):
         return f"HTTP {status}: {body[:200].decode(errors='replace')}"
 
@@ -229,7 +229,7 @@ def _message(body: bytes, status: int) -> str:
 def _missing(body: bytes) -> tuple[str, str] | None:
     """Return what a 404 names as missing. Source: metav1.StatusDetails, whose `kind` is the plural of the resource."""
     try:
-        details = json.loads(body)["details"]
+        details = read_json(body)["details"]
         return str(details["kind"]), str(details["name"])
     except (ValueError, KeyError, TypeError):
         return None

@@ -144,32 +144,55 @@ class NodeInventory(_Model):
     resource_version: str
     status: InventoryStatus | None
     spec: InventorySpec = Field(default_factory=InventorySpec)
+    problem: str = ""
+    """What is wrong with the spec: the fields that it names count as if they were not there."""
 
     @classmethod
     def from_object(cls, inventory: Mapping[str, Any]) -> "NodeInventory":
         """Read a NodeInventory as the API server sent it.
 
+        A wish of the operator's that cannot be read hides no fact: it is left out, and `problem` says so.
+
         Raises:
-            StateError: names the object, each field, what was found and what is wrong with it.
+            StateError: names the object, each field of its status, what was found and what is wrong with it.
         """
         metadata = inventory.get("metadata", {})
         name = metadata.get("name", "")
         try:
-            status = inventory.get("status")
-            return cls(
-                node_name=name,
-                resource_version=metadata.get("resourceVersion", ""),
-                status=InventoryStatus.model_validate(status) if status else None,
-                spec=InventorySpec.model_validate(inventory.get("spec") or {}),
-            )
+            status = InventoryStatus.model_validate(inventory["status"]) if inventory.get("status") else None
         except ValidationError as error:
-            part = "status" if error.title == InventoryStatus.__name__ else "spec"
-            lines = (
-                f"NodeInventory {name}: {part}.{'.'.join(str(step) for step in problem['loc'])}: "
-                f"found {problem['input']!r}, expected: {problem['msg']}"
-                for problem in error.errors()
-            )
-            raise StateError("\n".join(lines)) from error
+            raise StateError(_problem(f"NodeInventory {name}: status", error)) from error
+        spec, problem = _readable(f"NodeInventory {name}: spec", inventory.get("spec") or {})
+        return cls(
+            node_name=name,
+            resource_version=metadata.get("resourceVersion", ""),
+            status=status,
+            spec=spec,
+            problem=problem,
+        )
+
+
+def _readable(what: str, spec: Mapping[str, Any]) -> tuple[InventorySpec, str]:
+    """Return what can be read of a spec, and what is wrong with the rest."""
+    try:
+        return InventorySpec.model_validate(spec), ""
+    except ValidationError as error:
+        wrong = {problem["loc"][0] for problem in error.errors() if problem["loc"]}
+        rest = {key: value for key, value in spec.items() if key not in wrong}
+        return InventorySpec.model_validate(rest), _problem(what, error)
+
+
+def _problem(what: str, error: ValidationError) -> str:
+    return "\n".join(
+        f"{what}.{'.'.join(map(str, problem['loc']))}: found {problem['input']!r}, {_expected(problem['msg'])}"
+        for problem in error.errors()
+    )
+
+
+def _expected(message: str) -> str:
+    """Return pydantic's words ("Input should be greater than 0") as ours."""
+    prefix = "Input should be "
+    return f"expected {message.removeprefix(prefix)}" if message.startswith(prefix) else f"expected: {message}"
 
 
 def to_object(node_name: str, status: InventoryStatus | None = None) -> dict[str, Any]:
@@ -255,6 +278,8 @@ def _structural(schema: dict[str, Any]) -> dict[str, Any]:
             kept["properties"] = {name: convert(child) for name, child in kept["properties"].items()}
         if "items" in kept:
             kept["items"] = convert(kept["items"])
+        if kept.get("minimum", 0) % 1:  # the API server compares whole numbers with its whole part alone
+            kept.update(minimum=int(kept["minimum"]), exclusiveMinimum=True)
         return kept
 
     return convert(schema)

@@ -156,7 +156,9 @@ def trim_inventory(obj: Object) -> InventoryRecord:
         inventory = NodeInventory.from_object(obj)
     except StateError as error:
         return InventoryRecord(subject, metadata["resourceVersion"], None, problem=str(error))
-    return InventoryRecord(subject, metadata["resourceVersion"], inventory.status, inventory.spec)
+    return InventoryRecord(
+        subject, metadata["resourceVersion"], inventory.status, inventory.spec, problem=inventory.problem
+    )
 
 
 def trim_slice(obj: Object) -> dict[str, Any]:

@@ -173,3 +173,13 @@ def test_a_proxy_that_we_cannot_use_is_refused(client: Client, tmp_path: Path) -
         f"Kubernetes configuration {tmp_path / 'kubeconfig'}: proxy-url: found 'socks5://127.0.0.1:1080', expected one "
         "that begins with http:// or https://"
     )
+
+
+def test_an_object_that_somebody_nested_deep_hides_no_other(start: Start, client: Client) -> None:
+    deep = f'{{"metadata": {{"name": "deep"}}, "spec": {"[" * 5000}{"]" * 5000}}}'
+    events = [f'{{"type": "ADDED", "object": {each}}}' for each in (deep, json.dumps(OBJECT))]
+    bodies = [f'{{"items": [{deep}, {json.dumps(OBJECT)}]}}', "\n".join([*events, ""])]
+    server = start(*(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(b), b.encode()) for b in bodies))
+    kube = client(server.address)
+    assert [obj["metadata"]["name"] for obj in kube.list(NODES)["items"]] == ["deep", "here"]
+    assert [event.object["metadata"]["name"] for event in kube.watch(NODES, "1")] == ["deep", "here"]

@@ -1,6 +1,7 @@
 """NodeInventory: what an agent states is valid by its CRD, and old controllers read new agents."""
 
 from datetime import UTC, datetime
+from typing import Any
 
 import jsonschema
 import pytest
@@ -32,19 +33,24 @@ def _schema() -> dict[str, object]:
     return schema
 
 
+def _validate(inventory: dict[str, Any]) -> None:
+    """As the API server does: its schemas have the keywords of draft 4."""
+    jsonschema.validate(inventory, _schema(), jsonschema.Draft4Validator)
+
+
 def test_an_inventory_is_read_back_as_it_was_written() -> None:
     assert NodeInventory.from_object(to_object("node-1", _STATUS)).status == _STATUS
 
 
 def test_what_an_agent_writes_is_valid_by_the_schema_of_the_crd() -> None:
-    jsonschema.validate(to_object("node-1", _STATUS), _schema())
+    _validate(to_object("node-1", _STATUS))
 
 
 def test_the_schema_refuses_a_device_without_memory() -> None:
     inventory = to_object("node-1", _STATUS)
     del inventory["status"]["devices"][0]["memoryBytes"]
     with pytest.raises(jsonschema.ValidationError, match="'memoryBytes' is a required property"):
-        jsonschema.validate(inventory, _schema())
+        _validate(inventory)
 
 
 def test_the_schema_is_structural() -> None:
@@ -55,6 +61,24 @@ def test_the_schema_is_structural() -> None:
                 check(child)
 
     check(_schema())
+
+
+@pytest.mark.parametrize("scaling", ["memoryScaling", "coresScaling"])
+def test_the_schema_refuses_to_offer_nothing_of_what_is_there(scaling: str) -> None:
+    _validate({**to_object("node-1", _STATUS), "spec": {scaling: 0.5}})
+    with pytest.raises(jsonschema.ValidationError, match="0 is less than or equal to the minimum of 0"):
+        _validate({**to_object("node-1", _STATUS), "spec": {scaling: 0}})
+
+
+def test_a_wish_that_cannot_be_read_hides_neither_facts_nor_other_wishes() -> None:
+    spec = {"memoryScaling": 0, "cordonedDevices": ["gpu-1"]}
+    inventory = NodeInventory.from_object({**to_object("node-1", _STATUS), "spec": spec})
+    assert inventory.status == _STATUS
+    assert inventory.spec.cordoned_devices == ["gpu-1"]
+    assert inventory.spec.memory_scaling is None
+    assert inventory.problem == (
+        "NodeInventory node-1: spec.memoryScaling: found 0, expected greater than or equal to 0.01"
+    )
 
 
 def test_an_inventory_before_the_first_look_has_no_status() -> None:

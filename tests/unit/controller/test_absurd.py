@@ -113,7 +113,7 @@ def test_an_inventory_that_cannot_be_read_gets_an_event_that_says_what_was_found
     assert notes(kube, "n1") == [
         (
             "VGPUInventoryInvalid",
-            "NodeInventory n1: spec.memoryScaling: found 1e+308, expected: Input should be less than or equal to 10",
+            "NodeInventory n1: spec.memoryScaling: found 1e+308, expected less than or equal to 10",
         )
     ]
     (event,) = kube.objects(kube_api.EVENTS)

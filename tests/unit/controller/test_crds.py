@@ -14,7 +14,7 @@ from controller.crds import CRDS, update_crd
 from tests.unit.controller.builders import make_controller, wait_until
 
 NAME = crd()["metadata"]["name"]
-DIGEST = "e4034a90c2c7f0a9"
+DIGEST = "d88067d553755506"
 """Of the CRD at CRD_REVISION."""
 
 
