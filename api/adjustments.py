@@ -7,11 +7,11 @@ gives back what the claim's own parameters left of it; never more.
 import json
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from api import names
 from api.errors import ConfigError
-from api.vgpuconfig import EXPECTED_AMOUNTS, MAX_PRIORITY, Memory, describe_problems
+from api.vgpuconfig import EXPECTED_AMOUNTS, MAX_PRIORITY, Memory, validate
 
 
 class Adjustment(BaseModel):
@@ -28,6 +28,8 @@ class Adjustment(BaseModel):
 
 
 _EXPECTED = EXPECTED_AMOUNTS | {"suspended": "true or false"}
+_LONGEST = 4096
+"""Characters of an annotation that are looked at: all that can be said needs a hundred."""
 
 
 def parse_adjustment(text: str, where: str) -> Adjustment:
@@ -40,15 +42,14 @@ def parse_adjustment(text: str, where: str) -> Adjustment:
     Raises:
         ConfigError: one line for each problem: where, field, what was found, what was expected.
     """
+    if len(text) > _LONGEST:
+        raise ConfigError(f"{where}: found {len(text)} characters, expected at most {_LONGEST}")
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             f'{where}: found {text[:100]!r}, expected JSON such as {{"memory": "4Gi"}}: {error}'
         ) from error
     if not isinstance(content, dict):
         raise ConfigError(f'{where}: found {text[:100]!r}, expected a JSON object such as {{"memory": "4Gi"}}')
-    try:
-        return Adjustment.model_validate(content)
-    except ValidationError as error:
-        raise ConfigError(describe_problems(error, where, _EXPECTED)) from error
+    return validate(Adjustment, content, where, _EXPECTED)

@@ -15,13 +15,11 @@ from typing import Any
 from api import names
 from api.errors import ClaimError, ConfigError
 from api.names import ClaimUID
-from api.quantities import parse_count, parse_count_up
+from api.quantities import parse_count_up
 from api.vgpuconfig import VGPUConfig, parse_config
 
 Object = Mapping[str, Any]
 """A Kubernetes object as JSON gave it."""
-
-_OUR_CAPACITIES = frozenset({names.CAPACITY_MEMORY, names.CAPACITY_CORES, names.CAPACITY_SHARES})
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,14 +181,13 @@ def vgpu_config(configs: tuple[OpaqueConfig, ...], request: str, driver: str, wh
 def amounts(quantities: Mapping[str, object], where: str) -> dict[str, int]:
     """Return amounts by unprefixed capacity name; both forms occur, see kubernetes/kubernetes KEP-5075.
 
-    Claims hold capacities of other drivers too, which may come in fractions: these are rounded up.
+    Fractions are rounded up, as the scheduler does to a device's steps: a claim that asks for `500m` cores is given one
+    percent. Other drivers' devices may have capacities of the same names, in whatever fractions.
     """
-    found = {}
-    for full_name, value in quantities.items():
-        name = full_name.rpartition("/")[2]
-        parse = parse_count if name in _OUR_CAPACITIES else parse_count_up
-        found[name] = parse(value, f"{where}: {full_name}")
-    return found
+    return {
+        full_name.rpartition("/")[2]: parse_count_up(value, f"{where}: {full_name}")
+        for full_name, value in quantities.items()
+    }
 
 
 def _read_claim(claim: Object, where: str) -> ClaimView:

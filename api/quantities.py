@@ -63,7 +63,7 @@ def parse_count_up(quantity: object, where: str) -> int:
         ConfigError: not a quantity, negative, or above 2^63-1.
     """
     value = _parse(quantity)
-    if value is None or value > MAX_BYTES:
+    if value is None or not 0 <= value <= MAX_BYTES:
         return parse_count(quantity, where)
     return parse_count(int(value.to_integral_value(ROUND_CEILING)), where)
 

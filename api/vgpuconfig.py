@@ -6,6 +6,7 @@ is refused, since a limit that is silently ignored is no limit.
 """
 
 import enum
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -37,6 +38,9 @@ class Overuse(enum.Enum):
 
 
 _E = TypeVar("_E", bound=enum.Enum)
+
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxother = 100
 
 
 def _member(kind: type[_E]) -> Callable[[object], _E]:
@@ -112,32 +116,49 @@ def parse_config(parameters: object, where: str) -> VGPUConfig:
     """
     if not isinstance(parameters, Mapping):
         raise ConfigError(
-            f"{where}: parameters: found {parameters!r}, expected an object of kind {names.VGPU_CONFIG_KIND}"
+            f"{where}: parameters: found {_shown(parameters)}, expected an object of kind {names.VGPU_CONFIG_KIND}"
         )
-    try:
-        return VGPUConfig.model_validate(dict(parameters))
-    except ValidationError as error:
-        raise ConfigError(describe_problems(error, where, _EXPECTED)) from error
+    return validate(VGPUConfig, dict(parameters), where, _EXPECTED)
 
 
-def describe_problems(error: ValidationError, where: str, expected: Mapping[str, str]) -> str:
-    """Return one line for each problem: where, field, what was found, what was expected.
+_M = TypeVar("_M", bound=BaseModel)
+
+
+def validate(model: type[_M], content: object, where: str, expected: Mapping[str, str]) -> _M:
+    """Return what users or operators wrote as a model, whatever it is that they wrote.
 
     Args:
-        error: of a model whose fields are in `expected`.
+        model: whose fields are in `expected`.
+        content: as JSON gave it.
         where: names the object.
         expected: what to write into each field.
+
+    Raises:
+        ConfigError: one line for each problem: where, field, what was found, what was expected.
     """
-    return "\n".join(_describe(dict(problem), where, expected) for problem in error.errors())
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_describe(dict(one), where, expected) for one in error.errors())) from error
+    except (RecursionError, ValueError) as error:  # brackets in brackets, or a number of thousands of digits
+        raise ConfigError(f"{where}: found {_shown(content)}, expected fields of {', '.join(expected)}") from error
+
+
+def _shown(value: object) -> str:
+    """Return the beginning of a value of any depth and size, for a message."""
+    return _SHOWN.repr(value)
 
 
 def _describe(problem: dict[str, Any], where: str, expected: Mapping[str, str]) -> str:
-    field = str(problem["loc"][0])
+    # Of a key with a lone surrogate, which JSON can spell but UTF-8 cannot, the place is not said.
+    field = str(problem["loc"][0]) if problem["loc"] else "a key that is no text"
     if problem["type"] == "extra_forbidden":
         return f"{where}: {field}: unknown field, expected one of {', '.join(expected)}"
+    if not problem["loc"]:
+        return f"{where}: found {field}, expected one of {', '.join(expected)}"
     if problem["type"] == "missing":
         return f"{where}: {field}: missing, expected {expected[field]}"
     reason = str(problem.get("ctx", {}).get("error", ""))
     if field == "memory" and reason:
         return f"{where}: memory: {reason}"
-    return f"{where}: {field}: found {problem['input']!r}, expected {expected[field]}"
+    return f"{where}: {field}: found {_shown(problem['input'])}, expected {expected[field]}"

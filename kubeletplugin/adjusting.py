@@ -103,7 +103,7 @@ def adjust(
     """
     claim, held = planned
     if adjustment is not None:
-        _check(adjustment, held, where)
+        check_adjustment(adjustment, held, where)
 
     def change(present: Limits) -> Limits:
         wishes = {**read_adjustments(folder), **({source: adjustment} if adjustment is not None else {})}
@@ -130,7 +130,8 @@ def following(claim: Limits, present: Limits) -> Limits:
     )
 
 
-def _check(adjustment: Adjustment, held: Held, where: str) -> None:
+def check_adjustment(adjustment: Adjustment, held: Held, where: str) -> None:
+    """Raise a ConfigError, with a line for each field, where more is wanted of a share than its claim holds."""
     if held.whole:
         raise ConfigError(
             f"{where}: found a GPU that was given out whole and without the library, expected a share: nothing would "

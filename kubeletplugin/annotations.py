@@ -9,7 +9,7 @@ from pathlib import Path
 from api import names
 from api.adjustments import Adjustment, parse_adjustment
 from api.claims import ClaimView
-from kubeletplugin.adjusting import Source, adjust
+from kubeletplugin.adjusting import Source, adjust, check_adjustment
 from kubeletplugin.preparedclaims import PreparedClaim
 
 _log = logging.getLogger(__name__)
@@ -30,6 +30,10 @@ def take_over(claim: PreparedClaim, found: ClaimView, shares_dir: Path) -> None:
     where = f"{claim}: annotation {names.ANNOTATION_LIMITS}"
     text = found.limits_annotation
     wish: Adjustment | None = parse_adjustment(text, where) if text is not None else None
+    # All of them first: of what is wrong for one share, nothing is done to the others.
+    for device in claim.devices:
+        if device.limits is not None and wish is not None:
+            check_adjustment(wish, device.holds(), where)
     for device in claim.devices:
         if device.limits is not None:
             limits = adjust(

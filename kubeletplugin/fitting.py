@@ -10,8 +10,7 @@ from api.nodeinventory import OfferedRoom
 from api.quantities import format_bytes
 from kubeletplugin.devices import Device
 from kubeletplugin.ledgers import Prepared
-from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice
-from libvgpu.shares import Limits
+from kubeletplugin.preparedclaims import Held, PreparedClaim, PreparedDevice
 
 
 def check_parts(planned: PreparedClaim, prepared: Prepared) -> None:
@@ -54,6 +53,7 @@ def check_room(planned: PreparedClaim, device: Device, room: OfferedRoom, prepar
     former = prepared.get(planned.uid)
     if former is not None and _takes_no_more(planned, former, uuid):
         return
+    # What claims hold, and not what they were narrowed to: they may be given that back at any time.
     here = [
         (claim, one)
         for claim in (planned, *prepared.values())
@@ -62,18 +62,18 @@ def check_room(planned: PreparedClaim, device: Device, room: OfferedRoom, prepar
         for one in claim.devices
         if one.limits is not None and one.limits.device_uuid == uuid
     ]
-    holders = [(claim, one.limits) for claim, one in here if one.limits is not None]
+    holders = [(claim, one.holds()) for claim, one in here]
     others = {claim.uid for claim, _ in here if claim is not planned}
-    memory_bytes = sum(limits.memory_bytes for _, limits in holders)
+    memory_bytes = sum(held.memory_bytes for _, held in holders)
     if memory_bytes > room.memory_bytes:
-        held = _held(holders, lambda limits: limits.memory_bytes, format_bytes)
+        found = _found(holders, lambda held: held.memory_bytes, format_bytes)
         raise CapacityError(
-            f"{device.name}: memory: found {held}, expected at most {format_bytes(room.memory_bytes)}", others
+            f"{device.name}: memory: found {found}, expected at most {format_bytes(room.memory_bytes)}", others
         )
-    cores = sum(limits.cores_percent for _, limits in holders)
+    cores = sum(held.cores_percent for _, held in holders)
     if cores > room.cores:
-        held = _held(holders, lambda limits: limits.cores_percent, str)
-        raise CapacityError(f"{device.name}: cores: found {held}, expected at most {room.cores}", others)
+        found = _found(holders, lambda held: held.cores_percent, str)
+        raise CapacityError(f"{device.name}: cores: found {found}, expected at most {room.cores}", others)
     _check_that_nobody_is_beside_a_whole(planned, device, here)
 
 
@@ -91,17 +91,21 @@ def _check_that_nobody_is_beside_a_whole(
 
 
 def _takes_no_more(planned: PreparedClaim, former: PreparedClaim, uuid: str) -> bool:
-    now = [limits for limits in planned.shares() if limits.device_uuid == uuid]
-    before = [limits for limits in former.shares() if limits.device_uuid == uuid]
+    now, before = _holds(planned, uuid), _holds(former, uuid)
     return sum(one.memory_bytes for one in now) <= sum(one.memory_bytes for one in before) and (
         sum(one.cores_percent for one in now) <= sum(one.cores_percent for one in before)
     )
 
 
-def _held(
-    holders: Iterable[tuple[PreparedClaim, Limits]], amount: Callable[[Limits], int], show: Callable[[int], str]
+def _holds(claim: PreparedClaim, uuid: str) -> list[Held]:
+    """Return what the shares of a claim hold of a device."""
+    return [one.holds() for one in claim.devices if one.limits is not None and one.limits.device_uuid == uuid]
+
+
+def _found(
+    holders: Iterable[tuple[PreparedClaim, Held]], amount: Callable[[Held], int], show: Callable[[int], str]
 ) -> str:
     by_claim: dict[str, int] = {}
-    for claim, limits in holders:
-        by_claim[str(claim)] = by_claim.get(str(claim), 0) + amount(limits)
+    for claim, held in holders:
+        by_claim[str(claim)] = by_claim.get(str(claim), 0) + amount(held)
     return " and ".join(f"{show(value)} for {claim}" for claim, value in by_claim.items())

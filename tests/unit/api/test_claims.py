@@ -74,20 +74,18 @@ def test_consumed_capacity_is_found_with_and_without_a_domain() -> None:
     )
 
 
-def test_fractions_of_other_drivers_capacities_are_rounded_up_and_of_ours_refused() -> None:
-    nic = {"request": "nic", "driver": "nic.example", "pool": "p", "device": "eth0"}
-    allocation = {"devices": {"results": [nic | {"consumedCapacity": {"nic.example/bandwidth": "1500m"}}]}}
-    request = {"deviceClassName": "nic", "capacity": {"requests": {"bandwidth": "500m"}}}
+def test_fractions_are_rounded_up_as_the_scheduler_does_also_where_other_drivers_name_capacities_like_ours() -> None:
+    result = {"request": "cpu", "driver": "cpu.example", "pool": "p", "device": "cpu-0"}
+    allocation = {
+        "devices": {"results": [result | {"consumedCapacity": {"cores": "1500m", "cpu.example/memory": "0.5"}}]}
+    }
+    request = {"deviceClassName": "cpu", "capacity": {"requests": {"cores": "500m", "memory": "1500m"}}}
 
-    claim = ClaimView.from_object(_claim({"name": "nic", "exactly": request}, allocation=allocation))
+    claim = ClaimView.from_object(_claim({"name": "cpu", "exactly": request}, allocation=allocation))
 
-    assert claim.requests[0].capacity == {"bandwidth": 1}
+    assert claim.requests[0].capacity == {"cores": 1, "memory": 2}
     assert claim.allocation is not None
-    assert claim.allocation.results[0].consumed == {"bandwidth": 2}
-    with pytest.raises(
-        ClaimError, match=r"request gpu: capacity: cores: found '500m', expected a whole number of 0 or above"
-    ):
-        ClaimView.from_object(_claim({"name": "gpu", **_EXACT, "capacity": {"requests": {"cores": "500m"}}}))
+    assert claim.allocation.results[0].consumed == {"cores": 2, "memory": 1}
 
 
 def test_a_claim_with_a_damaged_spec_is_refused_by_name() -> None:

@@ -46,6 +46,33 @@ def test_each_mistake_has_its_own_message(fields: dict[str, object], message: st
     assert str(error.value) == f"{_WHERE}: {message}"
 
 
+def _brackets(depth: int) -> object:
+    found: object = 1
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"\ud800": 1},
+            "found a key that is no text, expected one of memory, cores, policy, priority, overuse, apiVersion",
+        ),
+        ({"memory": _brackets(5000)}, "found {'apiVersion': 'vgpu.dra-driver.io/v1alpha1', "),
+        ({"cores": _brackets(5000)}, "cores: found [[[[[[[...]]]]]]], expected a whole number from 1 to 100"),
+        ({"policy": _brackets(5000)}, 'policy: found [[[[[[[...]]]]]]], expected "Fixed" or "Burst"'),
+    ],
+)
+def test_keys_that_are_no_text_and_brackets_in_brackets_are_mistakes_like_others(
+    fields: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_config(_HEAD | fields, _WHERE)
+    assert str(error.value).startswith(f"{_WHERE}: {message}")
+
+
 def test_several_mistakes_are_all_named() -> None:
     with pytest.raises(ConfigError) as error:
         parse_config({"cores": 0, "memori": 1}, _WHERE)

@@ -123,9 +123,7 @@ def test_an_inventory_that_cannot_be_read_gets_an_event_that_says_what_was_found
     assert [device["name"] for device in stored["spec"]["devices"]] == [facts().name]
 
 
-@pytest.mark.parametrize(
-    "amount", ["-1", "1e400", "1e99999999999999999999", "9223372036854775808", "0.5", "٣", 1.5, {}]
-)
+@pytest.mark.parametrize("amount", ["-1", "1e400", "1e99999999999999999999", "9223372036854775808", "٣", 1.5, {}])
 def test_a_claim_for_an_absurd_amount_is_told_so_and_hides_no_other(
     kube: FakeKube, controller: Controller, amount: object
 ) -> None:

@@ -73,6 +73,10 @@ def test_cores_of_a_share_without_guarantee_are_its_ceiling() -> None:
         ('{"memory": "-1"}', "memory: found '-1', expected a quantity of memory above 0"),
         ('{"cores": 0}', "cores: found 0, expected a whole number from 1 to 100 (percent of one device)"),
         ('{"suspended": "yes"}', "suspended: found 'yes', expected true or false"),
+        ("[" * 4096, f"found {'[' * 100!r}, expected JSON such as "),
+        ('{"memory": ' + "[" * 2000 + "]" * 2000 + "}", ""),
+        ("[" * 100_000, "found 100000 characters, expected at most 4096"),
+        ('{"\\ud800": 1}', "found a key that is no text, expected one of memory, cores, priority, suspended"),
         ('{"priority": 5000}', "priority: found 5000, expected a whole number from -1000 to 1000"),
     ],
 )
@@ -293,7 +297,7 @@ def test_an_annotation_that_could_not_be_read_is_read_with_the_next_heartbeat(sh
     assert share.limits().memory_bytes == GIB
 
 
-@pytest.mark.parametrize("text", ["nonsense", '{"memory": "8Gi"}'])
+@pytest.mark.parametrize("text", ["nonsense", '{"memory": "8Gi"}', "[" * 100_000, '{"\\ud800": 1}'])
 def test_a_wrong_annotation_keeps_no_pod_from_starting(share: Share, text: str) -> None:
     share.kubelet.unprepare(share.claim)
     share.annotate(text)
@@ -315,6 +319,24 @@ def test_a_wrong_annotation_is_told_once_and_changes_nothing(share: Share) -> No
     where = "ResourceClaim default/train: annotation vgpu.dra-driver.io/limits"
     assert told == [("VGPULimitsInvalid", f"{where}: memory: found 8Gi, expected at most the 4Gi that the claim holds")]
     assert share.limits() == before
+
+
+def test_of_an_annotation_that_is_wrong_for_one_share_of_a_claim_nothing_is_done_to_the_others(
+    served: FakeKubelet, root: Path, client: FakeKube
+) -> None:
+    results = [result(gpu(number), memory, "40", f"r{number}") for number, memory in ((0, "4Gi"), (1, "2Gi"))]
+    claim = add_claim(client, "train", *results)
+    served.prepare(claim)
+    client.patch(
+        CLAIMS,
+        {"metadata": {"namespace": "default", "name": "train"}},
+        {"metadata": {"annotations": {names.ANNOTATION_LIMITS: '{"memory": "3Gi"}'}}},
+    )
+
+    served.prepare(claim)
+
+    shares = [read_limits(root / "state" / "shares" / f"{claim.uid}-{index}") for index in (0, 1)]
+    assert [limits.memory_bytes for limits in shares] == [4 * GIB, 2 * GIB]
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["told by the controller", "told by nobody"])

@@ -308,6 +308,21 @@ def test_all_claims_together_get_no_more_cores_than_the_device_has() -> None:
     )
 
 
+def test_what_claims_have_narrowed_themselves_to_makes_no_room_for_others() -> None:
+    narrow = [parameters(memory="4Gi", cores=40)]
+    first = planned(result(A, "8Gi", "60"), configs=narrow, name="first")
+    prepared = {first.uid: first}
+
+    assert message(CapacityError, result(A, "8Gi", "40"), configs=narrow, name="second", prepared=prepared) == (
+        f"{A.name}: memory: found 8Gi for ResourceClaim default/second and 8Gi for ResourceClaim default/first, "
+        "expected at most 10Gi"
+    )
+    assert message(CapacityError, result(A, "2Gi", "60"), configs=narrow[1:], name="second", prepared=prepared) == (
+        f"{A.name}: cores: found 60 for ResourceClaim default/second and 60 for ResourceClaim default/first, "
+        "expected at most 100"
+    )
+
+
 def test_one_claim_that_holds_a_device_twice_is_counted_twice() -> None:
     assert message(CapacityError, result(A, "6Gi", request="a"), result(A, "6Gi", request="b")) == (
         f"{A.name}: memory: found 12Gi for ResourceClaim default/train, expected at most 10Gi"
