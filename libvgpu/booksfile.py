@@ -21,6 +21,10 @@ _SLOTS_AT = _ffi.offsetof("struct vgpu_books", "slots")
 _SLOT_BYTES = _ffi.sizeof("struct vgpu_slot")
 _CHECKED_BYTES = _ffi.offsetof("struct vgpu_books", "slots_high")
 """Magic, version and sizes."""
+_BLOCK_BYTES = 512
+"""Of stat(2), whatever the file system has."""
+_SLACK_BYTES = 1 << 20
+"""File systems round up, keep copies, and count what they need to find a file's blocks."""
 _PID_AT = _ffi.offsetof("struct vgpu_slot", "pid")
 _RESERVED_AT = _ffi.offsetof("struct vgpu_slot", "reserved_bytes")
 
@@ -72,6 +76,8 @@ class BooksReader:
         self._path = f"{directory}/{names.BOOKS_FILE}"
         self._former: tuple[bytes, tuple[bool, ...], Books] | None = None
         self._length = _SLOTS_AT
+        self.swells = False
+        """Whether the file took more of the disk at the last look than it has bytes."""
 
     def read(self) -> Books:
         """Return what the share uses; the same object as before while nothing has changed.
@@ -99,7 +105,9 @@ class BooksReader:
     def _read_used(self, descriptor: int) -> bytes:
         """Return the books up to the last slot that was ever used."""
         raw = os.pread(descriptor, self._length, 0)
-        if os.fstat(descriptor).st_size != layout().constants.VGPU_BOOKS_FILE_BYTES or len(raw) < _SLOTS_AT:
+        status = os.fstat(descriptor)
+        self.swells = _behind(status) > 0
+        if status.st_size != layout().constants.VGPU_BOOKS_FILE_BYTES or len(raw) < _SLOTS_AT:
             _check_size(Path(self._path), os.fstat(descriptor).st_size)
         if self._former is None or raw[:_CHECKED_BYTES] != self._former[0][:_CHECKED_BYTES]:
             _check_header(Path(self._path), raw)
@@ -108,6 +116,8 @@ class BooksReader:
         if length != self._length:
             self._length = length
             raw = os.pread(descriptor, length, 0)
+            if len(raw) < length:  # cut off since we asked how long it is
+                raise StateError(f"{self._path}: found {len(raw)} bytes, expected at least {length}")
         return raw
 
 
@@ -174,9 +184,10 @@ def _check_header(path: Path, raw: bytes) -> None:
 
 
 def cut_back(directory: Path) -> int:
-    """Take from the books of a share what somebody has written behind their end; return how many bytes that was.
+    """Take from the books of a share what somebody has put behind their end; return how many bytes that was.
 
-    Containers may write their books, which lie on the node's disk and count for no pod's ephemeral storage.
+    Containers may write their books, which lie on the node's disk and count for no pod's ephemeral storage. Room behind
+    the end can be taken without any length (fallocate(2), FALLOC_FL_KEEP_SIZE).
     """
     expected: int = layout().constants.VGPU_BOOKS_FILE_BYTES
     try:
@@ -184,12 +195,22 @@ def cut_back(directory: Path) -> int:
     except OSError:
         return 0
     try:
-        behind = os.fstat(descriptor).st_size - expected
-        if behind > 0:
+        behind = _behind(os.fstat(descriptor))
+        if behind:
             os.ftruncate(descriptor, expected)
+            if _behind(os.fstat(descriptor)):  # a file system that does nothing where the length is right
+                os.ftruncate(descriptor, expected + 1)
+                os.ftruncate(descriptor, expected)
     finally:
         os.close(descriptor)
-    return max(behind, 0)
+    return behind
+
+
+def _behind(status: os.stat_result) -> int:
+    """Return how many bytes of the disk or of the file are behind the end that books have; 0 if that is no matter."""
+    expected: int = layout().constants.VGPU_BOOKS_FILE_BYTES
+    taken = status.st_blocks * _BLOCK_BYTES - expected
+    return max(status.st_size - expected, taken if taken > _SLACK_BYTES else 0, 0)
 
 
 def is_in_use(directory: Path) -> bool:

@@ -78,9 +78,10 @@ def create(path: Path | str, content: tuple[bytes, int], mode: int, *, durable: 
 def _fill(descriptor: int, content: tuple[bytes, int], mode: int, durable: bool) -> None:
     head, length = content
     try:
-        write_all(descriptor, head)
         if length != len(head):
-            os.ftruncate(descriptor, length)
+            # No holes: who writes to one through a mapping while the disk is full dies of it (SIGBUS).
+            os.posix_fallocate(descriptor, 0, length)
+        write_all(descriptor, head)
         os.fchmod(descriptor, mode)  # not subject to the umask: the container's user may be anybody
         if durable:
             os.fsync(descriptor)

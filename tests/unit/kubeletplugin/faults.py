@@ -15,8 +15,8 @@ from typing import Any
 from libvgpu import limitsfile
 
 _EVENTS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.chmod", "os.link"}
-_CALLS = ("write", "pwrite", "fsync")
-_NEEDS_SPACE = {"create", "os.mkdir", "os.rename", "os.link", "write", "fsync"}
+_CALLS = ("write", "pwrite", "fsync", "posix_fallocate")
+_NEEDS_SPACE = {"create", "os.mkdir", "os.rename", "os.link", "write", "fsync", "posix_fallocate"}
 """What fails on a full disk. Writing over what is there (pwrite, a mapping) and removing need none."""
 _MOST_CHANGES = 120
 

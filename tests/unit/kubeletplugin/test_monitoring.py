@@ -1,6 +1,8 @@
 """Reading books: metrics of each share, and what Burst shares are granted."""
 
+import ctypes
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from kubeletplugin.metrics import NodeCollector, NodeFigures
 from kubeletplugin.monitoring import Monitor
 from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice
 from libvgpu.layout import layout
-from libvgpu.shares import Limits, Policy, create_share
+from libvgpu.shares import Books, BooksReader, Limits, Policy, change_limits, create_share
 
 GIB = 1 << 30
 
@@ -105,3 +107,56 @@ def test_what_a_container_writes_behind_the_end_of_its_books_is_taken_off_the_no
     assert [record.getMessage() for record in caplog.records] == [
         "a container wrote behind the end of its books; cut back"
     ]
+
+
+_FALLOC_FL_KEEP_SIZE = 1  # linux/falloc.h
+
+
+def test_room_that_a_container_takes_behind_the_end_of_its_books_without_a_length_is_given_back(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    share = node.add("greedy", 20, Policy.FIXED)
+    use(share, 1_000_000_000)
+    libc = ctypes.CDLL(None, use_errno=True)
+    offsets = [ctypes.c_int64(value) for value in (0, 16 << 20)]
+    with (share / "books").open("r+b") as file:
+        assert libc.fallocate(file.fileno(), _FALLOC_FL_KEEP_SIZE, *offsets) == 0
+    size = layout().constants.VGPU_BOOKS_FILE_BYTES
+    assert ((share / "books").stat().st_size, (share / "books").stat().st_blocks * 512) >= (size, 16 << 20)
+
+    with caplog.at_level(logging.WARNING):
+        for _ in range(5):
+            node.monitor.run_once()
+
+    assert (share / "books").stat().st_size == size
+    assert (share / "books").stat().st_blocks * 512 < 2 * size
+    assert [reading.books.gpu_time_ns for reading in node.monitor.readings()] == [1_000_000_000]
+    assert [record.getMessage() for record in caplog.records] == [
+        "a container wrote behind the end of its books; cut back"
+    ]
+
+
+def test_books_that_are_dear_to_look_at_are_left_alone_for_a_while_and_the_limits_are_not(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share = node.add("dear", 20, Policy.FIXED)
+    now_s, cpu_s = [1000.0], [0.0]
+    usual, reads = BooksReader.read, []
+
+    def read(reader: BooksReader) -> Books:
+        cpu_s[0] += 0.03
+        reads.append(now_s[0])
+        return usual(reader)
+
+    monkeypatch.setattr(BooksReader, "read", read)
+    monkeypatch.setattr("kubeletplugin.monitoring.time.monotonic", lambda: now_s[0])
+    monkeypatch.setattr("kubeletplugin.monitoring.time.thread_time", lambda: cpu_s[0])
+
+    for _ in range(59):
+        node.monitor.run_once()
+        now_s[0] += 1.0
+    change_limits(share, lambda limits: replace(limits, memory_bytes=GIB))
+    node.monitor.run_once()
+
+    assert len(reads) == 2  # 30 ms each: half a thousandth of a processor
+    assert [reading.limits.memory_bytes for reading in node.monitor.readings()] == [GIB]

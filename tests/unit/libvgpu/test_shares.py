@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from libvgpu.shares import (
     LimitsReader,
     Policy,
     change_limits,
+    create_new_share,
     create_share,
     read_books,
     read_limits,
@@ -188,6 +190,17 @@ def test_new_books_are_empty(tmp_path: Path) -> None:
     assert read_books(tmp_path) == EMPTY
 
 
+@pytest.mark.parametrize("create", [create_new_share, create_share])
+def test_a_disk_that_fills_up_later_has_room_for_all_of_the_books(
+    tmp_path: Path, create: Callable[[Path, Limits], object]
+) -> None:
+    # A mapping with holes ends its process (SIGBUS) where the disk has no room when it is written.
+    create(tmp_path / "share", LIMITS)
+
+    with (tmp_path / "share" / "books").open("rb") as file:
+        assert os.fstat(file.fileno()).st_blocks * 512 >= layout().constants.VGPU_BOOKS_FILE_BYTES
+
+
 def test_only_a_process_that_holds_its_lock_counts_as_living(tmp_path: Path) -> None:
     create_share(tmp_path, LIMITS)
     _write_slot(tmp_path / "books", pid=4711, reserved_bytes=1000, gpu_time_ns=5)
@@ -234,6 +247,21 @@ def test_a_count_of_slots_that_a_tenant_made_up_is_cut_to_those_there_are(tmp_pa
     (tmp_path / "books").write_bytes(layout().raw(books))
 
     assert read_books(tmp_path).launches == 5
+
+
+def test_books_that_are_cut_off_while_they_are_read_are_refused_and_show_nothing_of_their_readers_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_share(tmp_path / "share", LIMITS)
+    path = tmp_path / "share" / "books"
+    raw = bytearray(path.read_bytes())
+    layout().books(raw).slots_high = 1000
+    path.write_bytes(raw)
+    usual, reads = os.pread, iter(range(10))
+    monkeypatch.setattr(os, "pread", lambda *place: usual(*place)[: None if next(reads) == 0 else 7])
+
+    with pytest.raises(StateError, match=r"/books: found 7 bytes, expected at least 260096$"):
+        read_books(tmp_path / "share")
 
 
 def test_several_programs_change_different_limits_of_a_share_at_once(tmp_path: Path) -> None:
