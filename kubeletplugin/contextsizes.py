@@ -10,7 +10,6 @@ import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from api.names import ClaimUID
 from kubeletplugin.comparing import Attribution
 from kubeletplugin.files import read_if_there, write_atomically
 from kubeletplugin.monitoring import ShareReading
@@ -24,17 +23,18 @@ LEAST_BYTES, MOST_BYTES = 8 * _MIB, 1 << 30
 _AGREEING_BYTES = 4 * _MIB
 """Two looks in a row have to agree: driver and books are not read in the same moment."""
 _VOTES = 9
-"""Claims per device that are remembered, the last ones to be seen."""
+"""Namespaces per device that are remembered, the last ones to be seen."""
 _NEAR_PERCENT = 20
-"""So near another claim has to come: programs load code of different sizes beside their contexts."""
+"""So near another namespace has to come: programs load code of different sizes beside their contexts."""
 _WORTH_PERCENT = 5
 """Smaller changes are not worth a word."""
 
 
 class ContextSizes:
-    """Sizes by device, kept over restarts. Each claim has one vote; the median counts, once two claims agree.
+    """Sizes by device, kept over restarts. Each namespace has one vote; the median counts, once two of them agree.
 
-    What one tenant alone makes the node see is not believed: it would set what its neighbours pay.
+    What one tenant alone makes the node see is not believed, with however many claims: it would set what its neighbours
+    pay. On a node with claims of one namespace alone nothing is learned: there an operator can say it.
     """
 
     def __init__(self, path: Path, setting_bytes: int = 0) -> None:
@@ -48,8 +48,8 @@ class ContextSizes:
         self._setting_bytes = setting_bytes
         self._sights: dict[str, int] = {}
         """Bytes by share, as of the last look."""
-        self._votes: dict[str, dict[ClaimUID, int]] = {}
-        """Bytes by device and claim, the last one seen at the end; claims that are gone count on."""
+        self._votes: dict[str, dict[str, int]] = {}
+        """Bytes by device and namespace, the last one seen at the end; what claims showed that are gone counts on."""
         self._learned = _read(path)
 
     def bytes_of(self, uuid: str) -> int:
@@ -67,7 +67,7 @@ class ContextSizes:
                 agreed = name in before and abs(before[name] - bytes_) <= _AGREEING_BYTES
                 self._sights[name] = bytes_
                 if agreed:
-                    self._vote(uuid, reading.claim.uid, bytes_)
+                    self._vote(uuid, reading.claim.namespace, bytes_)
                     seen.add(uuid)
         for uuid in seen:
             votes = sorted(self._votes[uuid].values())
@@ -75,10 +75,10 @@ class ContextSizes:
             if sum(abs(vote - median) * 100 <= median * _NEAR_PERCENT for vote in votes) > 1:
                 self._learn(uuid, median)
 
-    def _vote(self, uuid: str, claim: ClaimUID, bytes_: int) -> None:
+    def _vote(self, uuid: str, namespace: str, bytes_: int) -> None:
         votes = self._votes.setdefault(uuid, {})
-        votes.pop(claim, None)
-        votes[claim] = bytes_
+        votes.pop(namespace, None)
+        votes[namespace] = bytes_
         if len(votes) > _VOTES:
             del votes[next(iter(votes))]
 

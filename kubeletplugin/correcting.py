@@ -18,6 +18,9 @@ _SEEN_WELL = 0.8
 """Weight of a share's own ratio from which it speaks for its device."""
 _LEAST_S = 0.01
 """GPU time that must have been seen before there is a ratio."""
+_COMMON_LEAST, _COMMON_MOST = 0.5, 1.0
+"""What neighbours have in common is believed within these bounds for a share that is hardly seen itself: they write
+their books themselves, and one that says it predicted too little must not make the work of others dearer."""
 LEAST, MOST = 0.02, 20.0
 _SETS = 64
 
@@ -113,7 +116,8 @@ class Correction:
         if real_s <= 0 or predicted_s <= 0:
             return 1.0
         trust = real_s / sum(one.real_s for one in sums)
-        return trust * real_s / predicted_s + 1 - trust
+        ratio = min(max(real_s / predicted_s, _COMMON_LEAST), _COMMON_MOST)
+        return trust * ratio + 1 - trust
 
 
 def _ratio(sums: _Sums, common: float) -> float | None:

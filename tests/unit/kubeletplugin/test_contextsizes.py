@@ -86,16 +86,17 @@ class Node:
         self.contexts.observe(found, readings)
 
 
-def reading(limits: Limits, books: Books) -> ShareReading:
-    return ShareReading(PreparedClaim(ClaimUID(limits.share), "", "", ()), limits, books)
+def reading(limits: Limits, books: Books, namespace: str = "") -> ShareReading:
+    """Return what is seen of a share, of a tenant of its own if no namespace is given."""
+    return ShareReading(PreparedClaim(ClaimUID(limits.share), namespace or limits.share, "", ()), limits, books)
 
 
-def test_contexts_that_nvml_does_not_name_are_charged_once_the_agent_has_seen_those_of_two_claims(
+def test_contexts_that_nvml_does_not_name_are_charged_once_the_agent_has_seen_those_of_two_tenants(
     tmp_path: Path,
 ) -> None:
     node = Node(tmp_path)
     for share in node.share(0), node.share(1):
-        assert node.contexts.bytes_of(UUID) == 0  # one claim proves nothing
+        assert node.contexts.bytes_of(UUID) == 0  # one tenant proves nothing
         with node.holder(share):
             assert read_books(share).used_bytes == 50 * MIB  # nobody could tell the library
             node.look(share)
@@ -176,6 +177,20 @@ def test_one_tenant_alone_does_not_set_what_its_neighbours_pay(tmp_path: Path) -
     assert sizes.bytes_of(UUID) == 0
     observe(sizes, (1000 * MIB, 0), (310 * MIB, 0), (300 * MIB, 0))
     assert sizes.bytes_of(UUID) == 310 * MIB
+
+
+def test_however_many_claims_a_tenant_has_it_has_one_vote(tmp_path: Path) -> None:
+    sizes = ContextSizes(tmp_path / "contexts.json")
+    observe(sizes, (310 * MIB, 0), (300 * MIB, 0))
+    assert sizes.bytes_of(UUID) == 300 * MIB
+
+    for number in range(20):
+        limits = replace(LIMITS, share=f"evil-{number}")
+        seen = reading(limits, Books(0, 0, (process(1),), 0, 0, 0, 0), namespace="evil")
+        for _ in range(2):
+            sizes.observe(Attribution({limits.share: DriverCount(1000 * MIB, (1,))}), [seen])
+
+    assert sizes.bytes_of(UUID) == 300 * MIB  # the median of three is hardly another
 
 
 def test_a_share_whose_processes_the_driver_does_not_all_name_has_no_vote(tmp_path: Path) -> None:

@@ -60,6 +60,26 @@ def test_a_share_that_is_hardly_seen_is_corrected_like_its_device() -> None:
     assert correction.ratio("b") == pytest.approx(0.5, abs=0.02)
 
 
+def test_a_neighbour_that_lies_about_its_predictions_makes_nobodys_work_dearer() -> None:
+    """A share of 2 % and one of 10 % beside a tenant who writes a thousandth of what it used into its books."""
+    correction = Correction()
+    correction.meet(frozenset({"liar", "small", "larger"}))
+    for _ in range(80):
+        real_s = {"liar": 0.22, "small": 0.005, "larger": 0.025}
+        correction.add(0.25, real_s, real_s | {"liar": 0.00022})
+    assert correction.ratio("liar") == MOST
+    assert correction.ratio("small") == pytest.approx(1.0, abs=0.01)
+    assert correction.ratio("larger") == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_neighbour_that_lies_the_other_way_gives_little_of_the_device_away() -> None:
+    correction = Correction()
+    correction.meet(BOTH)
+    for _ in range(80):
+        correction.add(0.25, {"a": 0.2, "b": 0.0}, {"a": 20.0, "b": 0.02})
+    assert correction.ratio("b") >= 0.5
+
+
 def test_shares_that_are_all_hardly_seen_are_left_as_they_are() -> None:
     """A driver counts in whole percent: what has half a percent may be shown as one, or as none."""
     correction = Correction()
