@@ -87,6 +87,7 @@ CUresult cuMipmappedArrayDestroy(CUmipmappedArray mipmap) {
         CUresult result = vgpu__take(&taking, bytes), room;                                                            \
         if (result != CUDA_SUCCESS)                                                                                    \
             return result;                                                                                             \
+        vgpu__footprint_begin(taking.device);                                                                          \
         VGPU_CALL(result, symbol, VGPU_OUT(handle, made), __VA_ARGS__);                                                \
         result = vgpu__taken(&taking, result, kind, (uintptr_t)made);                                                  \
         if (result == CUDA_SUCCESS && taking.device != NULL &&                                                         \
@@ -95,6 +96,7 @@ CUresult cuMipmappedArrayDestroy(CUmipmappedArray mipmap) {
                 result = room;                                                                                         \
             vgpu__footprint_settle(taking.device);                                                                     \
         }                                                                                                              \
+        vgpu__footprint_end(taking.device);                                                                            \
         if (result == CUDA_SUCCESS)                                                                                    \
             *(handle) = made;                                                                                          \
         return result;                                                                                                 \

@@ -35,23 +35,25 @@ static void context_gone(CUcontext context) {
         struct vgpu_device *device = vgpu__cuda_device(ordinal, &result);                                              \
         if (device == NULL)                                                                                            \
             return result;                                                                                             \
-        if ((room = vgpu__footprint_coming(device)) != CUDA_SUCCESS)                                                   \
-            return room;                                                                                               \
-        VGPU_CALL(result, symbol, VGPU_OUT(context, made), __VA_ARGS__);                                               \
-        room = vgpu__footprint_came(device, result == CUDA_SUCCESS);                                                   \
-        if (result != CUDA_SUCCESS)                                                                                    \
-            return result;                                                                                             \
-        if (room != CUDA_SUCCESS) {                                                                                    \
-            unmake;                                                                                                    \
-            if (result == CUDA_SUCCESS) {                                                                              \
-                vgpu__footprint_context_gone(device);                                                                  \
-                return room;                                                                                           \
+        vgpu__footprint_begin(device);                                                                                 \
+        if ((result = vgpu__footprint_coming(device)) == CUDA_SUCCESS) {                                               \
+            VGPU_CALL(result, symbol, VGPU_OUT(context, made), __VA_ARGS__);                                           \
+            room = vgpu__footprint_came(device, result == CUDA_SUCCESS);                                               \
+            if (result == CUDA_SUCCESS && room != CUDA_SUCCESS) {                                                      \
+                unmake;                                                                                                \
+                if (result == CUDA_SUCCESS)                                                                            \
+                    vgpu__footprint_context_gone(device);                                                              \
+                else                                                                                                   \
+                    vgpu__footprint_settle(device); /* not undone: it is there, and charged */                         \
+                result = result == CUDA_SUCCESS ? room : CUDA_SUCCESS;                                                 \
             }                                                                                                          \
-            vgpu__footprint_settle(device); /* not undone: it is there, and charged */                                 \
         }                                                                                                              \
-        remember(made, device);                                                                                        \
-        *(context) = made;                                                                                             \
-        return CUDA_SUCCESS;                                                                                           \
+        vgpu__footprint_end(device);                                                                                   \
+        if (result == CUDA_SUCCESS) {                                                                                  \
+            remember(made, device);                                                                                    \
+            *(context) = made;                                                                                         \
+        }                                                                                                              \
+        return result;                                                                                                 \
     } while (0)
 
 CUresult cuCtxCreate(CUcontext *ctx, unsigned int flags, CUdevice dev) {
@@ -243,12 +245,14 @@ CUresult cuGreenCtxCreate(CUgreenCtx *green, CUdevResourceDesc desc, CUdevice de
     CUgreenCtx made = NULL;
     if (primary_active(dev) == false && (result = retain_primary(&primary, dev)) != CUDA_SUCCESS)
         return result;
+    vgpu__footprint_begin(device);
     VGPU_CALL(result, cuGreenCtxCreate, VGPU_OUT(green, made), desc, dev, flags);
     if (result == CUDA_SUCCESS && (room = vgpu__footprint_grown(device)) != CUDA_SUCCESS) {
         VGPU_CALL(result, cuGreenCtxDestroy, made);
         vgpu__footprint_settle(device);
         result = room;
     }
+    vgpu__footprint_end(device);
     if (result == CUDA_SUCCESS) {
         struct vgpu_charge replaced,
             charge = {.key = (uintptr_t)made, .kind = VGPU_KIND_GREEN, .device = device, .bytes = (uint64_t)dev};

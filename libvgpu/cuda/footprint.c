@@ -27,6 +27,12 @@ struct footprint {
     uint32_t contexts;
     uint64_t charged_bytes;
     uint64_t looked_at_ns;
+    struct vgpu_lock growing; /* from vgpu__footprint_begin to vgpu__footprint_end; what follows is about that */
+    bool overdrawn;           /* somebody has charged more than there was room for */
+    struct {
+        bool known;
+        uint64_t held_bytes, other_bytes, charged_bytes; /* other: by calls */
+    } before;
     /* Changed without the lock: */
     int64_t managed_bytes;
     uint64_t unit;                /* of plain allocations, a power of two; 0: the largest, nothing smaller was seen */
@@ -37,12 +43,16 @@ struct footprint {
 static struct vgpu_lock lock = VGPU_UNLOCKED; /* pools may be trimmed under it, by calls of the driver */
 static struct footprint footprints[VGPU_MAX_SHARES];
 static int imported;
+/* Above 0 between begin and end. More: a signal handler has interrupted what this thread makes, and makes something
+ * too; it is answered for both. */
+static __thread int growing_here __attribute__((tls_model("initial-exec")));
 static __thread unsigned int allocations __attribute__((tls_model("initial-exec")));
 
 void vgpu__footprint_forget(void) {
     vgpu_lock_renew(&lock);
     memset(footprints, 0, sizeof footprints);
     imported = 0;
+    growing_here = 0;
 }
 
 /* Devices are never forgotten before a fork, so their index is theirs. */
@@ -102,6 +112,17 @@ static uint64_t own_bytes(const struct vgpu_device *device) {
     return sum;
 }
 
+static uint64_t others_of(const struct footprint *footprint, uint64_t own) {
+    return own > footprint->charged_bytes ? own - footprint->charged_bytes : 0;
+}
+
+/* What the footprint is if nothing but what is being made came on top of it: the only way to tell that from managed
+ * memory, which is charged and may lie on the host. */
+static uint64_t with_growth(const struct footprint *footprint, uint64_t held, uint64_t others) {
+    uint64_t was = footprint->before.held_bytes + others, is = held + footprint->before.other_bytes;
+    return footprint->before.known && is > was ? footprint->before.charged_bytes + (is - was) : 0;
+}
+
 /* What the footprint is by all that can be known; false: what it was when that was known last. Other threads may
  * allocate or free meanwhile: what is reserved before and after counts by the larger, so that nothing is charged twice.
  */
@@ -124,12 +145,12 @@ static bool measure(struct footprint *footprint, uint64_t *bytes) {
     }
     footprint->driver = TRUSTED;
     uint64_t after = own_bytes(footprint->device), charged = before > after ? before : after;
-    uint64_t others = charged > footprint->charged_bytes ? charged - footprint->charged_bytes : 0;
-    uint64_t least = held > others ? held - others : 0;
+    uint64_t others = others_of(footprint, charged), now = footprint->charged_bytes;
+    uint64_t least = held > others ? held - others : 0, grown = with_growth(footprint, held, others);
     int64_t managed = __atomic_load_n(&footprint->managed_bytes, __ATOMIC_RELAXED);
     held += managed > 0 ? (uint64_t)managed : 0; /* as if none of it were on the device */
     uint64_t most = held > others ? held - others : 0;
-    uint64_t now = footprint->charged_bytes;
+    now = now > grown ? now : grown;
     *bytes = now < least ? least : now > most ? most : now;
     return true;
 }
@@ -144,6 +165,7 @@ static bool settle(struct footprint *footprint, bool forced) {
             if (!forced)
                 return false;
             vgpu_charge(footprint->device, growth);
+            footprint->overdrawn = true;
         }
     } else {
         vgpu_credit(footprint->device, footprint->charged_bytes - bytes);
@@ -158,6 +180,36 @@ static uint64_t expected_bytes(const struct vgpu_device *device) {
     uint64_t said = vgpu_limits_context_bytes(device->shares[0]->limits);
     uint64_t seen = __atomic_load_n(&device->shares[0]->books->context_bytes, __ATOMIC_RELAXED);
     return seen > 0 ? seen : said;
+}
+
+void vgpu__footprint_begin(struct vgpu_device *device) {
+    if (device == NULL || growing_here++ > 0)
+        return;
+    struct footprint *footprint = footprint_of(device);
+    vgpu_lock(&footprint->growing);
+    vgpu__enter(&lock);
+    footprint->overdrawn = false;
+    footprint->before.known = __atomic_load_n(&footprint->managed_bytes, __ATOMIC_RELAXED) > 0 &&
+                              footprint->driver >= WATCHED &&
+                              listed_bytes(footprint, &footprint->before.held_bytes) == LISTED;
+    footprint->before.other_bytes = others_of(footprint, own_bytes(device));
+    footprint->before.charged_bytes = footprint->charged_bytes;
+    vgpu__leave(&lock);
+}
+
+void vgpu__footprint_end(struct vgpu_device *device) {
+    if (device == NULL)
+        return;
+    if (growing_here > 1) {
+        growing_here--;
+        return;
+    }
+    struct footprint *footprint = footprint_of(device);
+    vgpu__enter(&lock);
+    footprint->before.known = false;
+    vgpu__leave(&lock);
+    vgpu_unlock(&footprint->growing);
+    growing_here--;
 }
 
 CUresult vgpu__footprint_coming(struct vgpu_device *device) {
@@ -180,7 +232,7 @@ CUresult vgpu__footprint_came(struct vgpu_device *device, bool made) {
     bool first = footprint->contexts == 1;
     if (!made)
         footprint->contexts--;
-    bool good = settle(footprint, !made);
+    bool good = settle(footprint, !made) && !footprint->overdrawn;
     if (made && good && first && footprint->driver == TRUSTED)
         __atomic_store_n(&device->shares[0]->books->context_bytes, footprint->charged_bytes, __ATOMIC_RELAXED);
     vgpu__leave(&lock);
@@ -198,7 +250,8 @@ void vgpu__footprint_context_gone(struct vgpu_device *device) {
 
 CUresult vgpu__footprint_grown(struct vgpu_device *device) {
     vgpu__enter(&lock);
-    bool good = settle(own_footprint_of(device), false);
+    struct footprint *footprint = own_footprint_of(device);
+    bool good = settle(footprint, false) && !footprint->overdrawn;
     vgpu__leave(&lock);
     return good ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }

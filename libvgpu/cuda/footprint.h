@@ -14,6 +14,12 @@
 #include "core/share.h"
 #include "cuda/real.h"
 
+/* Around all of the calls up to vgpu__footprint_grown: something is made, and only the driver knows what it takes. One
+ * at a time on a device: who makes something is answered for that alone, and what is there before it is refused is
+ * never more than one. NULL: on no device. */
+void vgpu__footprint_begin(struct vgpu_device *device);
+void vgpu__footprint_end(struct vgpu_device *device);
+
 /* A context is about to be made: reserve what one takes. CUDA_ERROR_OUT_OF_MEMORY: the driver need not be asked. */
 CUresult vgpu__footprint_coming(struct vgpu_device *device);
 
@@ -24,7 +30,8 @@ CUresult vgpu__footprint_came(struct vgpu_device *device, bool made);
 /* A context has ended. */
 void vgpu__footprint_context_gone(struct vgpu_device *device);
 
-/* A module was loaded: as for vgpu__footprint_came. */
+/* A module was loaded: as for vgpu__footprint_came. What another thread was made to charge for it meanwhile, beyond the
+ * limit, is no room for it either. */
 CUresult vgpu__footprint_grown(struct vgpu_device *device);
 
 /* Something was unloaded, or could not be made: take what the driver holds now for what it is. */

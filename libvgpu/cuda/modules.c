@@ -27,17 +27,19 @@ static bool payer(struct vgpu_device **device, CUresult *result) {
         VGPU_ENTER(symbol, module, __VA_ARGS__);                                                                       \
         if (!payer(&device, &result))                                                                                  \
             return result;                                                                                             \
+        vgpu__footprint_begin(device);                                                                                 \
         VGPU_CALL(result, symbol, VGPU_OUT(module, made), __VA_ARGS__);                                                \
-        if (result != CUDA_SUCCESS)                                                                                    \
-            return result;                                                                                             \
-        if (device != NULL && (room = vgpu__footprint_grown(device)) != CUDA_SUCCESS) {                                \
+        room = result == CUDA_SUCCESS && device != NULL ? vgpu__footprint_grown(device) : result;                      \
+        if (result == CUDA_SUCCESS && room != CUDA_SUCCESS) {                                                          \
             unmake;                                                                                                    \
             vgpu__footprint_settle(device);                                                                            \
-            if (result == CUDA_SUCCESS)                                                                                \
-                return room;                                                                                           \
-        } /* where it is not undone, it is there, and charged */                                                       \
-        *(module) = made;                                                                                              \
-        return CUDA_SUCCESS;                                                                                           \
+            if (result != CUDA_SUCCESS)                                                                                \
+                room = CUDA_SUCCESS; /* not undone: it is there, and charged */                                        \
+        }                                                                                                              \
+        vgpu__footprint_end(device);                                                                                   \
+        if (room == CUDA_SUCCESS)                                                                                      \
+            *(module) = made;                                                                                          \
+        return room;                                                                                                   \
     } while (0)
 
 CUresult cuModuleLoad(CUmodule *module, const char *path) {

@@ -1,4 +1,4 @@
-"""What another thread does in the middle of a call: writes to the variables that the call was given, or ends a capture.
+"""What another thread does in the middle of a call: writes to what the call was given, ends a capture, takes memory.
 
 The stub driver calls the program back in the very moment (exports.c), so nothing here depends on luck.
 """
@@ -6,7 +6,7 @@ The stub driver calls the program back in the very moment (exports.c), so nothin
 import pytest
 
 from libvgpu.shares import read_books
-from libvgpu.stub import read_card
+from libvgpu.stub import change_settings, read_card
 from tests.unit.libvgpu.conftest import Machine
 
 MIB = 1 << 20
@@ -158,3 +158,84 @@ say(time.monotonic() - begin)
 """
     )
     assert read_card(machine.card).gpu_time_ns / 1e9 < 0.45 * float(passed_s)
+
+
+IMAGE = 'image = b".version 8.0\\n.target sm_80\\n.address_size 64\\n"'
+GROWING = {
+    "cuModuleLoadData": "cuda.cuModuleLoadData(byref(c_void_p()), image)",
+    "cuCtxCreate_v2": "cuda.cuCtxCreate_v2(byref(c_void_p()), 0, 0)",
+    "cuArray3DCreate_v2": "cuda.cuArray3DCreate_v2(byref(c_void_p()), (c_ulonglong * 5)(16, 16, 0, 0x0100000001, 0))",
+    "cuGreenCtxCreate": "cuda.cuGreenCtxCreate(byref(c_void_p()), ctypes.create_string_buffer(8), 0, 1)",
+}
+"""Calls that take what the driver alone knows."""
+
+
+@pytest.mark.parametrize("call", GROWING)
+def test_what_another_thread_was_made_to_charge_does_not_hide_what_is_refused(machine: Machine, call: str) -> None:
+    machine.share(64 * MIB)
+    with machine.start(
+        SETUP
+        + IMAGE
+        + f"""
+import threading
+first = c_void_p()
+check(cuda.cuModuleLoadData(byref(first), image))
+
+def unload():
+    check(cuda.cuCtxSetCurrent(context))
+    check(cuda.cuModuleUnload(first))
+
+def let_another_thread_unload():
+    between.function = None
+    thread = threading.Thread(target=unload)
+    thread.start()
+    thread.join()
+
+say("ready")
+wait_for_line()
+in_between("{call}", after=let_another_thread_unload)
+assert {GROWING[call]} == OUT_OF_MEMORY
+say(info()[0])
+wait_for_line()
+"""
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == "ready\n"
+        taken = 80 * MIB
+        change_settings(machine.card, module_bytes=taken, context_bytes=taken, array_tile_bytes=taken)
+        print(file=process.stdin, flush=True)
+        assert process.stdout.readline() == f"{64 * MIB}\n"
+        assert read_card(machine.card).used_bytes == 0
+        process.communicate("\n", timeout=60)
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("call", GROWING)
+def test_threads_make_one_after_the_other_what_only_the_driver_knows_the_size_of(machine: Machine, call: str) -> None:
+    machine.share(64 * MIB)
+    machine.run(
+        SETUP
+        + IMAGE
+        + f"""
+import threading
+both = threading.Barrier(2)
+
+def meet():
+    try:
+        both.wait(0.2)
+        met.append(True)
+    except threading.BrokenBarrierError:
+        pass
+
+def make():
+    check(cuda.cuCtxSetCurrent(context))
+    check({GROWING[call]})
+
+met, threads = [], [threading.Thread(target=make) for _ in range(2)]
+in_between("{call}", before=meet)
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert not met
+"""
+    )

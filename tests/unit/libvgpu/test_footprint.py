@@ -152,6 +152,22 @@ def test_managed_memory_that_lies_on_the_host_does_not_hide_what_a_context_takes
     """)
 
 
+def test_a_module_has_no_room_where_managed_memory_on_the_host_will_come(machine: "Machine") -> None:
+    _settle(machine, context_bytes=10 * MIB, module_bytes=50 * MIB)
+    machine.share(100 * MIB)
+    machine.run(f"""
+        start()
+        pointer = Pointer()
+        check(cuda.cuMemAllocManaged(byref(pointer), c_size_t({64 * MIB}), 2))  # starts on the host
+        image = b".version 8.0\\n.target sm_80\\n.address_size 64\\n"
+        assert cuda.cuModuleLoadData(byref(c_void_p()), image) == OUT_OF_MEMORY
+        assert info()[0] == {26 * MIB}, info()
+        check(cuda.cuMemPrefetchAsync(pointer, c_size_t({64 * MIB}), 0, None))
+        synchronize()
+    """)
+    assert read_card(machine.card).peak_bytes == 74 * MIB
+
+
 @pytest.mark.parametrize("kind", ["array", "mipmap"])
 def test_the_tiles_of_an_array_are_charged_or_there_is_no_array(kind: str, machine: "Machine") -> None:
     _settle(machine, array_tile_bytes=16 * MIB)
