@@ -14,17 +14,27 @@
 
 enum { DEEPEST_GRAPH = 64 }; /* graphs in graphs: more, and the launch is refused */
 
-static CUresult add_graph(CUgraph graph, int depth, uint64_t *bytes);
+/* Of its own device, wherever it is launched; in the last place what names none. */
+enum { ANYWHERE = VGPU_MAX_ORDINALS };
+_Static_assert(VGPU_GRAPH_NEEDS == ANYWHERE + 1, "a place for each");
 
-static CUresult add_node(CUgraphNode node, int depth, uint64_t *bytes) {
+static CUresult add_graph(CUgraph graph, int depth, uint64_t bytes[VGPU_GRAPH_NEEDS]);
+
+static int place_of(const CUmemLocation *location) {
+    bool device = location->type == CU_MEM_LOCATION_TYPE_DEVICE && location->id >= 0;
+    return device && location->id < VGPU_MAX_ORDINALS ? location->id : ANYWHERE;
+}
+
+static CUresult add_node(CUgraphNode node, int depth, uint64_t bytes[VGPU_GRAPH_NEEDS]) {
     CUresult result;
     CUgraphNodeType type;
     CUgraph child;
-    CUDA_MEM_ALLOC_NODE_PARAMS params;
+    CUDA_MEM_ALLOC_NODE_PARAMS params = {.bytesize = 0};
     VGPU_CALL(result, cuGraphNodeGetType, node, &type);
     if (result == CUDA_SUCCESS && type == CU_GRAPH_NODE_TYPE_MEM_ALLOC) {
         VGPU_CALL(result, cuGraphMemAllocNodeGetParams, node, &params);
-        if (result == CUDA_SUCCESS && __builtin_add_overflow(*bytes, params.bytesize, bytes))
+        uint64_t *there = &bytes[place_of(&params.poolProps.location)];
+        if (result == CUDA_SUCCESS && __builtin_add_overflow(*there, params.bytesize, there))
             result = CUDA_ERROR_OUT_OF_MEMORY;
     } else if (result == CUDA_SUCCESS && type == CU_GRAPH_NODE_TYPE_GRAPH) {
         VGPU_CALL(result, cuGraphChildGraphNodeGetGraph, node, &child);
@@ -34,7 +44,7 @@ static CUresult add_node(CUgraphNode node, int depth, uint64_t *bytes) {
     return result;
 }
 
-static CUresult add_graph(CUgraph graph, int depth, uint64_t *bytes) {
+static CUresult add_graph(CUgraph graph, int depth, uint64_t bytes[VGPU_GRAPH_NEEDS]) {
     CUresult result;
     size_t count = 0;
     if (depth > DEEPEST_GRAPH)
@@ -52,20 +62,42 @@ static CUresult add_graph(CUgraph graph, int depth, uint64_t *bytes) {
     return result;
 }
 
-/* All allocation nodes together: as much as a launch can need. What cannot be told is more than any share has. */
-static uint64_t graph_bytes(CUgraph graph) {
-    uint64_t bytes = 0;
-    return add_graph(graph, 0, &bytes) == CUDA_SUCCESS ? bytes : UINT64_MAX;
+/* Places that the graphs of this process have had bytes in: mostly one. */
+static int places;
+
+/* User addresses leave 8 bits. */
+static uint64_t key_of(CUgraphExec exec, int place) {
+    return (uint64_t)(uintptr_t)exec ^ ((uint64_t)place << 56);
 }
 
-/* Kept beside the executable graph; without a device, since nothing is charged yet. */
+static void forget_bytes(CUgraphExec exec) {
+    struct vgpu_charge charge;
+    bool known = false;
+    for (int place = 0; place < __atomic_load_n(&places, __ATOMIC_RELAXED); place++)
+        known |= vgpu_ptrmap_take(key_of(exec, place), VGPU_KIND_GRAPH, &charge);
+    if (known)
+        vgpu__pools_graph_gone(exec);
+}
+
+/* Kept beside the executable graph: all allocation nodes together, as much as a launch can need; without a device,
+ * since nothing is charged yet. What cannot be told is more than any share has. */
 static void remember_bytes(CUgraphExec exec, CUgraph graph) {
-    struct vgpu_charge replaced,
-        charge = {.key = (uintptr_t)exec, .kind = VGPU_KIND_GRAPH, .bytes = graph_bytes(graph)};
-    if (charge.bytes > 0)
-        vgpu_ptrmap_put(&charge, &replaced);
-    else
-        vgpu_ptrmap_take(charge.key, VGPU_KIND_GRAPH, &replaced);
+    uint64_t bytes[VGPU_GRAPH_NEEDS] = {0};
+    struct vgpu_charge replaced;
+    if (add_graph(graph, 0, bytes) != CUDA_SUCCESS)
+        bytes[ANYWHERE] = UINT64_MAX;
+    for (int place = 0; place < VGPU_GRAPH_NEEDS; place++) {
+        struct vgpu_charge charge = {.key = key_of(exec, place), .kind = VGPU_KIND_GRAPH, .bytes = bytes[place]};
+        int seen = __atomic_load_n(&places, __ATOMIC_RELAXED);
+        if (charge.bytes > 0) {
+            while (seen <= place &&
+                   !__atomic_compare_exchange_n(&places, &seen, place + 1, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+                continue;
+            vgpu_ptrmap_put(&charge, &replaced);
+        } else if (place < seen) {
+            vgpu_ptrmap_take(charge.key, VGPU_KIND_GRAPH, &replaced);
+        }
+    }
 }
 
 #define INSTANTIATE(exec, graph, symbol, ...)                                                                          \
@@ -124,10 +156,8 @@ CUresult cuGraphExecUpdate_v2(CUgraphExec exec, CUgraph graph, CUgraphExecUpdate
 
 CUresult cuGraphExecDestroy(CUgraphExec exec) {
     CUresult result;
-    struct vgpu_charge charge;
     if (!VGPU_BY_DRIVER() && vgpu__attached())
-        if (vgpu_ptrmap_take((uintptr_t)exec, VGPU_KIND_GRAPH, &charge))
-            vgpu__pools_graph_gone(exec);
+        forget_bytes(exec);
     VGPU_CALL(result, cuGraphExecDestroy, exec);
     return result;
 }
@@ -156,32 +186,49 @@ static CUresult forward(void *argument) {
 }
 
 /* The owner of what a graph takes says whether it was launched before; no context has such an address. */
-static CUresult launch_with_memory(struct graph_launch *g, struct vgpu_charge *memory) {
-    static char launched;
-    struct vgpu_charge replaced;
-    struct vgpu__graph_need need = {.exec = g->exec,
-                                    .stream = g->per_thread ? vgpu__per_thread(g->stream) : g->stream,
-                                    .bytes = memory->bytes,
-                                    .first = memory->owner == NULL};
-    CUresult result = vgpu__pools_graph_launch(&need, forward, g);
-    if (result == CUDA_SUCCESS && memory->owner == NULL && !g->upload) {
-        memory->owner = &launched;
-        vgpu_ptrmap_put(memory, &replaced);
-    }
+static char launched;
+
+static uint32_t find_needs(const struct graph_launch *g, struct vgpu__graph_need needs[VGPU_GRAPH_NEEDS]) {
+    struct vgpu_charge memory;
+    uint32_t count = 0;
+    CUstream stream = g->per_thread ? vgpu__per_thread(g->stream) : g->stream;
+    for (int place = 0; place < __atomic_load_n(&places, __ATOMIC_RELAXED); place++)
+        if (vgpu_ptrmap_look(key_of(g->exec, place), VGPU_KIND_GRAPH, &memory))
+            needs[count++] = (struct vgpu__graph_need){.exec = g->exec,
+                                                       .stream = stream,
+                                                       .ordinal = place != ANYWHERE ? place : -1,
+                                                       .bytes = memory.bytes,
+                                                       .first = memory.owner == NULL};
+    return count;
+}
+
+static void remember_launch(const struct vgpu__graph_need *need) {
+    struct vgpu_charge memory, replaced;
+    uint64_t key = key_of(need->exec, need->ordinal >= 0 ? need->ordinal : ANYWHERE);
+    if (!need->first || !vgpu_ptrmap_look(key, VGPU_KIND_GRAPH, &memory))
+        return;
+    memory.owner = &launched;
+    vgpu_ptrmap_put(&memory, &replaced);
+}
+
+static CUresult forward_with_memory(struct graph_launch *g) {
+    struct vgpu__graph_need needs[VGPU_GRAPH_NEEDS];
+    uint32_t count = vgpu__attached() ? find_needs(g, needs) : 0;
+    if (count == 0)
+        return forward(g);
+    CUresult result = vgpu__pools_graph_launch(needs, count, forward, g);
+    for (uint32_t i = 0; result == CUDA_SUCCESS && !g->upload && i < count; i++)
+        remember_launch(&needs[i]);
     return result;
 }
 
 static CUresult launch_graph(struct graph_launch g) {
     struct vgpu__launch launch;
-    struct vgpu_charge memory;
     CUstream stream = g.per_thread ? vgpu__per_thread(g.stream) : g.stream;
     CUresult result = vgpu__launch_begin(&launch, vgpu__launch_key(g.exec, 0), stream);
     if (result != CUDA_SUCCESS)
         return result;
-    if (vgpu__attached() && vgpu_ptrmap_look((uintptr_t)g.exec, VGPU_KIND_GRAPH, &memory))
-        result = launch_with_memory(&g, &memory);
-    else
-        result = forward(&g);
+    result = forward_with_memory(&g);
     vgpu__launch_end(&launch, result);
     return result;
 }
@@ -196,19 +243,12 @@ CUresult cuGraphLaunch_ptsz(CUgraphExec exec, CUstream hStream) {
     return launch_graph((struct graph_launch){exec, hStream, true, false});
 }
 
-static CUresult upload_graph(struct graph_launch g) {
-    struct vgpu_charge memory;
-    if (vgpu__attached() && vgpu_ptrmap_look((uintptr_t)g.exec, VGPU_KIND_GRAPH, &memory))
-        return launch_with_memory(&g, &memory);
-    return forward(&g);
-}
-
 CUresult cuGraphUpload(CUgraphExec exec, CUstream hStream) {
     VGPU_ENTER(cuGraphUpload, exec, hStream);
-    return upload_graph((struct graph_launch){exec, hStream, false, true});
+    return forward_with_memory(&(struct graph_launch){exec, hStream, false, true});
 }
 
 CUresult cuGraphUpload_ptsz(CUgraphExec exec, CUstream hStream) {
     VGPU_ENTER(cuGraphUpload_ptsz, exec, hStream);
-    return upload_graph((struct graph_launch){exec, hStream, true, true});
+    return forward_with_memory(&(struct graph_launch){exec, hStream, true, true});
 }

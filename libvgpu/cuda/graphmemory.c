@@ -76,7 +76,8 @@ static void drop(struct running **link) {
 /* A later launch of the same graph on the same stream is done last. */
 static void add(struct running *end) {
     for (struct running **link = &running; *link != NULL;) {
-        if ((*link)->need.exec == end->need.exec && (*link)->need.stream == end->need.stream)
+        if ((*link)->need.exec == end->need.exec && (*link)->need.stream == end->need.stream &&
+            (*link)->pool == end->pool)
             drop(link);
         else
             link = &(*link)->next;
@@ -150,39 +151,64 @@ static uint64_t in_use(const struct vgpu__pool *pool, const struct vgpu__graph_n
     return used > unfinished ? used : unfinished;
 }
 
-/* A launched graph may use what its device's graphs hold already; it may also need all of its bytes anew. */
-CUresult vgpu__pools_graph_launch(const struct vgpu__graph_need *need, CUresult (*launch)(void *), void *argument) {
+/* The memory of graphs that a need is about. */
+static CUresult find_pool(const struct vgpu__graph_need *need, CUdevice current, struct vgpu__pool **pool) {
     CUresult result;
-    CUcontext context;
-    CUdevice ordinal;
-    struct vgpu_device *device = vgpu__cuda_current(&context, &result);
+    CUdevice ordinal = need->ordinal >= 0 ? need->ordinal : current;
+    struct vgpu_device *device = vgpu__cuda_device(ordinal, &result);
     if (device == NULL)
         return result;
-    VGPU_CALL(result, cuCtxGetDevice, &ordinal);
-    if (result != CUDA_SUCCESS)
-        return result;
-    vgpu__pools_enter();
-    struct vgpu__pool *pool = vgpu__pool_of_graphs(ordinal, device);
-    if (pool != NULL)
-        pool->live_bytes = in_use(pool, need);
-    if (pool == NULL || !reserve_for_graph(pool, need->bytes)) {
-        vgpu__pools_leave();
+    *pool = vgpu__pool_of_graphs(ordinal, device);
+    return *pool != NULL ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+/* A launched graph may use what its device's graphs hold already; it may also need all of its bytes anew. What is held
+ * may be trimmed before the driver takes it. */
+static CUresult prepare(const struct vgpu__graph_need *need, struct vgpu__pool *pool) {
+    pool->live_bytes = in_use(pool, need);
+    if (!reserve_for_graph(pool, need->bytes))
         return CUDA_ERROR_OUT_OF_MEMORY;
-    }
-    pool->coming_bytes += need->bytes; /* what is held may be trimmed before the driver takes it */
-    vgpu__pools_leave();
-    result = launch(argument);
-    struct running *end = result == CUDA_SUCCESS ? mark(need, context) : NULL;
-    vgpu__pools_enter();
+    pool->coming_bytes += need->bytes;
+    return CUDA_SUCCESS;
+}
+
+static void finish(const struct vgpu__graph_need *need, struct vgpu__pool *pool) {
     pool->coming_bytes -= need->bytes;
-    if (end != NULL) {
-        end->pool = pool;
-        add(end);
-    }
     if (pool->coming_bytes == 0)
         vgpu__pool_charge_growth(pool, 0);
     else
         vgpu__pool_settle(pool);
+}
+
+CUresult vgpu__pools_graph_launch(const struct vgpu__graph_need *needs, uint32_t count, CUresult (*launch)(void *),
+                                  void *argument) {
+    CUresult result;
+    CUcontext context;
+    CUdevice ordinal;
+    struct vgpu__pool *pools[VGPU_GRAPH_NEEDS];
+    struct running *ends[VGPU_GRAPH_NEEDS] = {NULL};
+    uint32_t prepared = 0;
+    if (vgpu__cuda_current(&context, &result) == NULL)
+        return result;
+    VGPU_CALL(result, cuCtxGetDevice, &ordinal);
+    vgpu__pools_enter();
+    for (; result == CUDA_SUCCESS && prepared < count; prepared += result == CUDA_SUCCESS)
+        if ((result = find_pool(&needs[prepared], ordinal, &pools[prepared])) == CUDA_SUCCESS)
+            result = prepare(&needs[prepared], pools[prepared]);
+    if (result == CUDA_SUCCESS) {
+        vgpu__pools_leave();
+        result = launch(argument);
+        for (uint32_t i = 0; result == CUDA_SUCCESS && i < count; i++)
+            ends[i] = mark(&needs[i], context);
+        vgpu__pools_enter();
+    }
+    for (uint32_t i = 0; i < prepared; i++) {
+        if (ends[i] != NULL) {
+            ends[i]->pool = pools[i];
+            add(ends[i]);
+        }
+        finish(&needs[i], pools[i]);
+    }
     vgpu__pools_leave();
     return result;
 }

@@ -18,16 +18,20 @@ bool vgpu__pools_shrink(struct vgpu_device *device);
 /* An allocation of a pool was freed (charge->owner is ours): the driver has taken it back, or will in stream order. */
 void vgpu__pooled_freed(const struct vgpu_charge *charge);
 
-/* An executable graph that is launched, and what its allocation nodes take. */
+/* What an executable graph that is launched takes of one device: of its allocation nodes that lie there. */
 struct vgpu__graph_need {
     CUgraphExec exec;
     CUstream stream;
+    CUdevice ordinal; /* negative: the current device */
     uint64_t bytes;
     bool first; /* it was not launched before: it cannot use what other graphs have in use */
 };
 
+enum { VGPU_GRAPH_NEEDS = VGPU_MAX_ORDINALS + 1 }; /* at most: one for each device, and one for the current one */
+
 /* Launch it: reserved before, charged after as the driver holds it. */
-CUresult vgpu__pools_graph_launch(const struct vgpu__graph_need *need, CUresult (*launch)(void *), void *argument);
+CUresult vgpu__pools_graph_launch(const struct vgpu__graph_need *needs, uint32_t count, CUresult (*launch)(void *),
+                                  void *argument);
 
 /* The driver has freed everything of a context; an executable graph is destroyed, and its handle may come again. */
 void vgpu__pools_context_gone(CUcontext context);

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from libvgpu.shares import read_books
 from libvgpu.stub import StubGPU, change_settings, create_driver_root, read_card
 
@@ -23,6 +25,13 @@ def take_from(pool, size, stream=None):
     result, pointer = try_from(pool, size, stream)
     check(result)
     return pointer
+
+def used():  # what the books have: asking for free memory would look again
+    nvml, device, values = ctypes.CDLL("libnvidia-ml.so.1"), c_void_p(), (c_ulonglong * 3)()
+    check(nvml.nvmlInit_v2())
+    check(nvml.nvmlDeviceGetHandleByIndex_v2(0, byref(device)))
+    check(nvml.nvmlDeviceGetMemoryInfo(device, values))
+    return values[2]
 
 def new_stream():
     stream = c_void_p()
@@ -124,6 +133,80 @@ for allocate in (cuda.cuMemAllocAsync, cuda.cuMemAllocAsync_ptsz):
     )
     assert [read_card(machine.root / "dev" / f"nvidia{i}").peak_bytes for i in (0, 1)] == [0, 60 * MIB]
     assert read_books(second).used_bytes == 0
+
+
+@pytest.mark.parametrize("stream_of", [0, 1])
+def test_memory_of_a_graph_is_charged_to_the_device_of_its_nodes(stream_of: int, machine: "Machine") -> None:
+    cards = [StubGPU(f"Stub {i}", 1 << 30, f"GPU-00000000-0000-4000-8000-00000000000{i}") for i in (1, 2)]
+    create_driver_root(machine.root, cards)
+    first = machine.share(100 * MIB, name="first", device_uuid=cards[0].uuid)
+    second = machine.share(100 * MIB, name="second", device_uuid=cards[1].uuid)
+    machine.run(
+        HELPERS
+        + f"""
+contexts = [start(0), start(1)]
+
+def add_nodes(graph):
+    for device, size in ((0, 10), (1, 40)):
+        check(cuda.cuCtxSetCurrent(contexts[device]))
+        parameters = (c_ulonglong * 16)()
+        (c_int * 5).from_buffer(parameters)[:] = (1, 0, 1, device, 0)  # pinned, without handles, of the device
+        parameters[13] = size * {MIB}
+        check(cuda.cuGraphAddMemAllocNode(byref(c_void_p()), graph, None, c_size_t(0), parameters))
+
+def new_graph():
+    graph, executable = c_void_p(), c_void_p()
+    check(cuda.cuGraphCreate(byref(graph), 0))
+    add_nodes(graph)
+    check(cuda.cuGraphInstantiateWithFlags(byref(executable), graph, c_ulonglong(0)))
+    return executable
+
+check(cuda.cuCtxSetCurrent(contexts[{stream_of}]))
+stream = new_stream()
+graphs = [new_graph() for _ in range(3)]
+check(cuda.cuCtxSetCurrent(contexts[0]))
+check(cuda.cuGraphUpload(graphs[0], stream))
+check(cuda.cuGraphLaunch(graphs[0], stream))
+check(cuda.cuGraphLaunch(graphs[1], stream))
+assert cuda.cuGraphLaunch(graphs[2], stream) == OUT_OF_MEMORY
+assert cuda.cuGraphUpload(graphs[2], stream) == OUT_OF_MEMORY
+check(cuda.cuCtxSynchronize())
+assert info()[0] == {80 * MIB}, info()
+check(cuda.cuCtxSetCurrent(contexts[1]))
+assert info()[0] == {20 * MIB}, info()
+"""
+    )
+    assert [read_card(machine.root / "dev" / f"nvidia{i}").peak_bytes for i in (0, 1)] == [20 * MIB, 80 * MIB]
+    assert [read_books(share).used_bytes for share in (first, second)] == [0, 0]
+
+
+def test_what_is_trimmed_of_pools_and_of_graphs_comes_back(machine: "Machine") -> None:
+    machine.share(64 * MIB)
+    machine.run(
+        HELPERS
+        + f"""
+start()
+pool, threshold = new_pool(), c_ulonglong({64 * MIB})
+check(cuda.cuMemPoolSetAttribute(pool, 4, byref(threshold)))
+check(cuda.cuMemFreeAsync(take_from(pool, {40 * MIB}), None))
+synchronize()
+assert used() == {40 * MIB}, used()
+check(cuda.cuMemPoolTrimTo(pool, c_size_t(0)))
+assert used() == 0, used()
+
+graph, executable, pointer, stream = c_void_p(), c_void_p(), Pointer(), new_stream()
+check(cuda.cuStreamBeginCapture_v2(stream, 2))
+check(cuda.cuMemAllocAsync(byref(pointer), c_size_t({30 * MIB}), stream))
+check(cuda.cuMemFreeAsync(pointer, stream))
+check(cuda.cuStreamEndCapture(stream, byref(graph)))
+check(cuda.cuGraphInstantiateWithFlags(byref(executable), graph, c_ulonglong(0)))
+check(cuda.cuGraphLaunch(executable, stream))
+check(cuda.cuStreamSynchronize(stream))
+assert used() == {30 * MIB}, used()
+check(cuda.cuDeviceGraphMemTrim(0))
+assert used() == 0, used()
+"""
+    )
 
 
 def test_graphs_that_took_turns_do_not_exceed_the_share_when_they_run_at_once(machine: "Machine") -> None:

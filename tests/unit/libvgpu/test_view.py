@@ -35,6 +35,7 @@ def processes():
 def utilisation():
     values = (c_uint * 2)()
     check(nvml.nvmlDeviceGetUtilizationRates(handle, values))
+    assert values[1] == 0  # of the memory bus: it is the whole card's
     return values[0]
 """
 
