@@ -28,10 +28,8 @@ def before_each_change(hook: Hook) -> None:
 
     def audit(event: str, arguments: tuple[object, ...]) -> None:
         opens = event == "open" and isinstance(arguments[2], int)
-        flags: Any = arguments[2] if opens else 0
-        if flags & (os.O_CREAT | os.O_WRONLY | os.O_RDWR) or event in _EVENTS:
-            makes = flags & os.O_CREAT and not os.path.lexists(str(arguments[0]))
-            hook("create" if makes else event)
+        if (opens and arguments[2] & (os.O_CREAT | os.O_WRONLY | os.O_RDWR)) or event in _EVENTS:  # type: ignore[operator]
+            hook(event)
 
     def wrapped(name: str) -> Callable[..., Any]:
         function = getattr(os, name)
