@@ -10,7 +10,7 @@ from prometheus_client.metrics_core import Metric
 from kubeletplugin.devices import DeviceFigures
 
 SHARE = ("share", "namespace", "claim", "device")
-PROCESS = (*SHARE, "pid", "command")
+PROCESS = (*SHARE, "pid", "pid_namespace", "command")
 DEVICE = ("device",)
 _NS = 1e-9
 _PERCENT = 1e-2

@@ -20,6 +20,7 @@ from kubeletplugin.comparing import DEFAULT_SLACK, Attribution, DriverCount, Sla
 from kubeletplugin.devices import Device, DeviceFigures
 from kubeletplugin.figures import DEVICE, DEVICE_FIGURES, PROCESS, PROCESS_FIGURES, SHARE, SHARE_FIGURES, families
 from kubeletplugin.monitoring import ShareReading
+from kubeletplugin.processfigures import ProcessNames
 from kubeletplugin.strays import StrayFigures
 
 _BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -78,6 +79,7 @@ class NodeCollector(Collector):
     def __init__(self, figures: Callable[[], NodeFigures]) -> None:
         """Take what returns the figures of now."""
         self._figures = figures
+        self._names = ProcessNames()
 
     @override
     def collect(self) -> Iterator[Metric]:
@@ -91,10 +93,11 @@ class NodeCollector(Collector):
             )
             for reading in node.readings
         ]
+        self._names.keep(share.reading.limits.share for share in shares)
         processes = [
-            ([*share.labels, str(process.pid), process.command], process)
+            ([*share.labels, *name], process)
             for share in shares
-            for process in share.reading.books.processes
+            for name, process in self._names.of_share(share.reading.limits.share, share.reading.books.processes).items()
         ]
         yield from families(SHARE_FIGURES, SHARE, [(share.labels, share) for share in shares])
         yield from families(PROCESS_FIGURES, PROCESS, processes)
