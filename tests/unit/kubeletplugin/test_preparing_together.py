@@ -48,6 +48,12 @@ def ids(state: NodeState, preparer: Preparer, claims: list[ClaimReference]) -> d
     return found
 
 
+def make_lock_file(state: NodeState, node: BareNode) -> None:
+    """See to it that the file of all locks is there: without it there is no round, and each claim is tried alone."""
+    with state.locks.hold(node.claim.uid):
+        pass
+
+
 @pytest.fixture
 def node(tmp_path: Path) -> TwoClaims:
     return TwoClaims(tmp_path)
@@ -71,6 +77,7 @@ def test_after_a_crash_claims_that_were_prepared_together_get_what_they_would_ha
 def test_a_disk_that_refuses_one_thing_costs_one_claim_at_most(node: TwoClaims) -> None:
     def each_in_turn() -> None:
         state, preparer, unpreparer = node.start()
+        make_lock_file(state, node)
         disk = Disk()
         for number in range(_MOST):
             with disk.full_from(number, lasting=False):
@@ -92,7 +99,8 @@ def test_a_disk_that_refuses_one_thing_costs_one_claim_at_most(node: TwoClaims) 
 
 def test_a_full_disk_fails_all_and_leaves_nothing(node: TwoClaims) -> None:
     def fill() -> None:
-        _, preparer, _ = node.start()
+        state, preparer, _ = node.start()
+        make_lock_file(state, node)
         disk = Disk()
         for number in range(5):
             with disk.full_from(number, lasting=True):
