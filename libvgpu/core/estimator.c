@@ -107,6 +107,10 @@ bool vgpu_estimate_new(const struct vgpu_estimate *estimate) {
     return load32(&estimate->measured) == 0;
 }
 
+bool vgpu_estimate_unlaunched(const struct vgpu_estimate *estimate) {
+    return load32(&estimate->measured) == 0 && load32(&estimate->number) == 0;
+}
+
 bool vgpu_estimate_unknown(const struct vgpu_estimate *estimate) {
     return load32(&estimate->measured) == 0 && load32(&estimate->number) > 1;
 }

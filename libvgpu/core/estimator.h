@@ -86,6 +86,9 @@ void vgpu_estimate_uncount(struct vgpu_estimate *estimate, uint64_t gpu_ns);
 /* True if the work was never measured. */
 bool vgpu_estimate_new(const struct vgpu_estimate *estimate);
 
+/* True if the work was never launched. */
+bool vgpu_estimate_unlaunched(const struct vgpu_estimate *estimate);
+
 /* True if the work was launched more than once and never measured. */
 bool vgpu_estimate_unknown(const struct vgpu_estimate *estimate);
 

@@ -37,7 +37,7 @@ static CUresult begin(struct vgpu__launch *launch, const struct load *load, CUst
     *launch = (struct vgpu__launch){0};
     if (load->bytes == 0)
         return CUDA_SUCCESS;
-    return vgpu__launch_begin(launch, vgpu__launch_key((const void *)handle, load->bytes), stream);
+    return vgpu__launch_begin_copy(launch, vgpu__launch_key((const void *)handle, load->bytes), stream);
 }
 
 /* Of a batch that fails, the driver may have begun a part: it is measured, and paid, as one that does not. */

@@ -170,6 +170,7 @@ static CUresult show_info(size_t *free_bytes, size_t *total_bytes) {
     if (device != NULL) {
         vgpu__vmm_settle();
         vgpu__pools_settle(device);
+        vgpu__footprint_look_if_suspect(device);
         vgpu_usage(device, &total, &used);
     }
     *total_bytes = total;

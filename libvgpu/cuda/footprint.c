@@ -332,12 +332,6 @@ uint64_t vgpu__footprint_learn(struct vgpu_device *device, uint64_t bytes, const
     return taken;
 }
 
-void vgpu__footprint_before(uint64_t bytes) {
-    if (__builtin_expect(__atomic_load_n(&imported, __ATOMIC_RELAXED), 0) && bytes > LARGEST_UNIT / 2 &&
-        vgpu__holding == 0)
-        settle_all(true);
-}
-
 /* ---- Looking again ---- */
 
 static void look(struct vgpu_device *device) {
@@ -377,4 +371,39 @@ void vgpu__footprint_freed(struct vgpu_device *device) {
 
 void vgpu__footprint_suspect(struct vgpu_device *device) {
     __atomic_store_n(&footprint_of(device)->looked_at_live, LOOK_AT_ONCE, __ATOMIC_RELAXED);
+}
+
+/* ---- Code that is brought to the device when it is first run ---- */
+
+/* Room for code of which nobody can say how much it is: where there is more, it is looked at only now and then. */
+#define CODE_ROOM (64ull << 20)
+
+void vgpu__footprint_look_if_suspect(struct vgpu_device *device) {
+    int64_t live = __atomic_load_n(&footprint_of(device)->looked_at_live, __ATOMIC_RELAXED);
+    if (live == LOOK_AT_ONCE && vgpu__holding == 0)
+        look(device);
+}
+
+void vgpu__footprint_before(uint64_t bytes) {
+    if (__builtin_expect(__atomic_load_n(&imported, __ATOMIC_RELAXED), 0) && bytes > LARGEST_UNIT / 2 &&
+        vgpu__holding == 0)
+        settle_all(true);
+    for (uint32_t i = 0; i < vgpu__process->device_count; i++)
+        vgpu__footprint_look_if_suspect(&vgpu__process->devices[i]);
+}
+
+CUresult vgpu__footprint_code_coming(struct vgpu_device *device) {
+    uint64_t total, used;
+    vgpu_usage(device, &total, &used);
+    if (used + CODE_ROOM > total) {
+        vgpu__footprint_look_if_suspect(device);
+        vgpu_usage(device, &total, &used);
+    }
+    return used > total ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
+}
+
+void vgpu__footprint_code_came(struct vgpu_device *device) {
+    vgpu__footprint_suspect(device);
+    if (vgpu__holding == 0 && is_old(footprint_of(device)))
+        look(device);
 }

@@ -48,7 +48,7 @@ CUresult vgpu__footprint_imported(void);
 /* It may be closed now, on whichever device it was. */
 void vgpu__footprint_settle_all(void);
 
-/* `bytes` will be reserved: know what the driver counts here. */
+/* `bytes` will be reserved: know what the driver counts here, if that may be more than is charged. */
 void vgpu__footprint_before(uint64_t bytes);
 
 /* Called for every allocation and for its end: asking NVML takes long where many processes use the card, so it is asked
@@ -56,9 +56,15 @@ void vgpu__footprint_before(uint64_t bytes);
 void vgpu__footprint_allocated(struct vgpu_device *device);
 void vgpu__footprint_freed(struct vgpu_device *device);
 
-/* The driver may have taken something now (code of a function that is launched for the first time, stacks): ask at the
- * next allocation. */
+/* The driver may have taken something now (code of a function that is launched for the first time, stacks): ask before
+ * anybody is told what is free, and at the next allocation. */
 void vgpu__footprint_suspect(struct vgpu_device *device);
+void vgpu__footprint_look_if_suspect(struct vgpu_device *device);
+
+/* Around the first launch of a function, which may bring its code to the device. CUDA_ERROR_OUT_OF_MEMORY: there is
+ * more than the share has, and so no room for code. */
+CUresult vgpu__footprint_code_coming(struct vgpu_device *device);
+void vgpu__footprint_code_came(struct vgpu_device *device);
 
 /* ---- What plain allocations are rounded up to ---- */
 

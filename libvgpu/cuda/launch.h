@@ -22,6 +22,7 @@ struct vgpu__launch {
     struct vgpu__sample *sample; /* measured: its start is recorded. NULL: not measured */
     CUstream stream;
     bool charged;               /* to the calling thread */
+    bool first;                 /* its code may come to the device now */
     struct vgpu_device *device; /* with what follows: what it was charged, if it was */
     struct vgpu_estimate *estimate;
     uint64_t gpu_ns, guessed_ns;
@@ -33,8 +34,12 @@ struct vgpu__launch {
 /* The kind of work: a function, or another handle, and its size: blocks, or bytes. */
 uint64_t vgpu__launch_key(const void *handle, uint64_t size);
 
-/* `stream` as the driver's non-twin functions take it. CUDA_ERROR_NOT_PERMITTED where the device has no share. */
+/* `stream` as the driver's non-twin functions take it. CUDA_ERROR_NOT_PERMITTED where the device has no share,
+ * CUDA_ERROR_OUT_OF_MEMORY where code would come to one that has more than its share already. */
 CUresult vgpu__launch_begin(struct vgpu__launch *launch, uint64_t key, CUstream stream);
+
+/* The same for work without code of the application's. */
+CUresult vgpu__launch_begin_copy(struct vgpu__launch *launch, uint64_t key, CUstream stream);
 
 /* What the driver refused costs nothing. */
 void vgpu__launch_end(struct vgpu__launch *launch, CUresult result);

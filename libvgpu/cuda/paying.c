@@ -148,8 +148,6 @@ static void charge(struct vgpu__launch *launch, uint64_t gpu_ns) {
 static void settle(struct vgpu__launch *launch, struct vgpu_estimate *estimate, bool sample, uint64_t gpu_ns) {
     struct vgpu__place place;
     vgpu__thread_watch();
-    if (gpu_ns == 0)
-        vgpu__footprint_suspect(thread.device); /* its code may have been loaded by the first launch */
     vgpu__place_enter(&place, launch->stream, something_is_captured());
     if (place.context != NULL) {
         harvest(place.context);
@@ -208,6 +206,7 @@ static void pay_at_once(struct vgpu_device *device, uint64_t key) {
     bool sample;
     uint64_t gpu_ns = vgpu_estimate_launch(estimate, &sample);
     if (gpu_ns == 0) {
+        vgpu__footprint_suspect(device); /* its code may be loaded now */
         gpu_ns = GUESS_NS;
         __atomic_fetch_add(&estimate->charged_ns, gpu_ns, __ATOMIC_RELAXED);
     }
@@ -217,7 +216,7 @@ static void pay_at_once(struct vgpu_device *device, uint64_t key) {
     vgpu_limiter_account(device, 1, gpu_ns, throttled_ns);
 }
 
-CUresult vgpu__launch_begin(struct vgpu__launch *launch, uint64_t key, CUstream stream) {
+static CUresult begin(struct vgpu__launch *launch, uint64_t key, CUstream stream, bool code) {
     *launch = (struct vgpu__launch){.stream = stream};
     struct vgpu_process *process = vgpu_process();
     if (process == NULL)
@@ -242,6 +241,11 @@ CUresult vgpu__launch_begin(struct vgpu__launch *launch, uint64_t key, CUstream 
         thread.key = key;
         thread.estimate = vgpu_estimate_of(key);
     }
+    launch->first = code && vgpu_estimate_unlaunched(thread.estimate);
+    if (launch->first && (result = vgpu__footprint_code_coming(device)) != CUDA_SUCCESS) {
+        thread.busy--;
+        return result;
+    }
     bool sample;
     uint64_t gpu_ns = vgpu_estimate_launch(thread.estimate, &sample);
     charge(launch, gpu_ns);
@@ -255,6 +259,14 @@ CUresult vgpu__launch_begin(struct vgpu__launch *launch, uint64_t key, CUstream 
     launch->estimate = thread.estimate;
     thread.busy--;
     return CUDA_SUCCESS;
+}
+
+CUresult vgpu__launch_begin(struct vgpu__launch *launch, uint64_t key, CUstream stream) {
+    return begin(launch, key, stream, true);
+}
+
+CUresult vgpu__launch_begin_copy(struct vgpu__launch *launch, uint64_t key, CUstream stream) {
+    return begin(launch, key, stream, false);
 }
 
 static void take_back(const struct vgpu__launch *launch) {
@@ -288,6 +300,8 @@ void vgpu__launch_end(struct vgpu__launch *launch, CUresult result) {
         take_back(launch);
     if (launch->captured && result == CUDA_SUCCESS)
         pay_unless_captured(launch);
+    if (__builtin_expect(launch->first, 0))
+        vgpu__footprint_code_came(launch->device);
 }
 
 /* ---- What is paid after the work ---- */
@@ -333,8 +347,11 @@ void vgpu__launch_context_ended(CUcontext context, bool ended) {
         vgpu_estimator_renew(); /* its functions ended with it */
 }
 
-/* Amid of a call of the driver it might hold what another one waits for. */
+/* Amid of a call of the driver it might hold what another one waits for. A fork's child that has not used the driver
+ * itself has its parent's samples, and must not ask for them. */
 void vgpu__launch_process_ends(void) {
-    if (vgpu__process != NULL && vgpu__sample_pending() > 0)
+    const struct vgpu_process *process = vgpu__process;
+    if (process != NULL && __atomic_load_n(&process->state, __ATOMIC_ACQUIRE) == VGPU_ATTACHED &&
+        vgpu__sample_pending() > 0)
         vgpu__sample_finish(vgpu__inside == 0 && thread.busy == 0);
 }

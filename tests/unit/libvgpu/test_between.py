@@ -160,6 +160,23 @@ say(time.monotonic() - begin)
     assert read_card(machine.card).gpu_time_ns / 1e9 < 0.45 * float(passed_s)
 
 
+def test_a_forks_child_that_ends_asks_the_driver_nothing_about_its_parent(machine: Machine) -> None:
+    machine.share(64 * MIB)
+    machine.run(
+        SETUP
+        + """
+import os
+launch(kernel(), 300_000_000)
+child = os.fork()
+if child == 0:
+    in_between("cuEventQuery", before=lambda: os._exit(7))
+    ctypes.CDLL(None).exit(0)
+assert os.waitpid(child, 0)[1] == 0
+synchronize()
+"""
+    )
+
+
 IMAGE = 'image = b".version 8.0\\n.target sm_80\\n.address_size 64\\n"'
 GROWING = {
     "cuModuleLoadData": "cuda.cuModuleLoadData(byref(c_void_p()), image)",

@@ -211,6 +211,35 @@ assert info()[0] == {212 * MIB}, info()
     assert _compare(machine, share, held) == 44 * MIB
 
 
+def test_functions_whose_code_has_no_room_are_not_launched(machine: "Machine") -> None:
+    _settle(machine, context_bytes=MIB, lazy_bytes=8 * MIB)
+    share = machine.share(100 * MIB)
+    held = f"""
+start()
+functions = [kernel(name) for name in ("one", "two", "three")]
+memory = alloc({90 * MIB})
+launch(functions[0], 1000)
+assert info()[0] == {MIB}, info()
+launch(functions[1], 1000)  # nobody knows before how much its code is
+assert try_launch(functions[2], 1000) == OUT_OF_MEMORY
+launch(functions[1], 1000)
+assert info()[0] == 0, info()
+check(cuda.cuMemsetD8_v2(memory, 0, c_size_t(16)))
+free(memory)
+launch(functions[2], 1000)
+synchronize()
+check(cuda.cuMemCreate(byref(Pointer()), c_size_t({2 * MIB}), (c_int * 16)(1, 0, 1, 0), c_ulonglong(0)))
+"""
+    assert _compare(machine, share, held) == 27 * MIB
+    assert read_card(machine.card).peak_bytes == 107 * MIB
+
+
+def test_code_is_charged_also_where_nothing_is_allocated_after_it(machine: "Machine") -> None:
+    _settle(machine, context_bytes=MIB, lazy_bytes=8 * MIB)
+    share = machine.share(1 << 30)
+    assert _compare(machine, share, "start(); launch(kernel(), 1000); synchronize()") == 9 * MIB
+
+
 def test_rounding_is_charged_too_where_allocations_take_the_place_of_others(machine: "Machine") -> None:
     _settle(machine, context_bytes=MIB, granularity_bytes=2 * MIB)
     share = machine.share(512 * MIB)
