@@ -24,6 +24,9 @@ from kubeletplugin.linkislands import islands
 _log = logging.getLogger(__name__)
 _HEARTBEAT = "heartbeatTime"
 _NODE_UID = "nodeUID"
+_DRIVER_NAME = "driverName"
+_LIVE_S = 120.0
+"""After which the agent of another driver counts as gone: some heartbeats."""
 _FOLLOWED = "followedClaims"
 OFFERS_FILE = "offers.json"
 """In the state folder."""
@@ -59,6 +62,7 @@ class InventoryWriter:
 
         Raises:
             KubeError: the API server did not take it; the next call tries again with everything.
+            StateError: another driver is at work on the node.
         """
         self._write(found, now or datetime.now(UTC))
         if self._stored is not None and self._stored.get(_NODE_UID) != self._node_uid:
@@ -80,6 +84,8 @@ class InventoryWriter:
         )
         wanted = to_object(self._node_name, status)
         known, self._stored = self._stored, None
+        if known is None or known.get(_DRIVER_NAME) != self._driver_name:
+            self._check_driver(wanted, now)
         try:
             stored = self._patch(wanted, known)
         except NotFoundError:
@@ -92,6 +98,25 @@ class InventoryWriter:
             claims = read.followed_claims if read else None
             self.followed = None if claims is None else {ClaimUID(claim.uid): claim.digest for claim in claims}
             self._keep({room.device: room for room in (read.offers if read else None) or ()})
+
+    def _check_driver(self, wanted: Mapping[str, Any], now: datetime) -> None:
+        """Leave alone what the agent of another driver on this node writes: two would undo each other's facts for ever.
+
+        Raises:
+            StateError: there is one, and it is at work.
+        """
+        try:
+            # A change of nothing: an agent has no right to read inventories, and needs none.
+            status = self._client.patch(kube.NODE_INVENTORIES, wanted, {}, "status").get("status") or {}
+            driver = status.get(_DRIVER_NAME) or self._driver_name
+            age_s = (now - datetime.fromisoformat(status[_HEARTBEAT])).total_seconds()
+        except (NotFoundError, KeyError, TypeError, ValueError):
+            return  # nobody's, or not the work of an agent
+        if driver != self._driver_name and abs(age_s) < _LIVE_S:
+            raise StateError(
+                f"NodeInventory {self._node_name}: found that of driver {driver}, which is at work on this node, "
+                f"expected that of {self._driver_name}: a node has one driver, so keep one off it (nodeSelector)"
+            )
 
     def _keep(self, offers: Mapping[str, OfferedRoom]) -> None:
         self.offers = offers

@@ -6,7 +6,7 @@ the two.
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prometheus_client import Histogram
@@ -34,6 +34,8 @@ class NodeFigures:
     unreadable: int = 0
     round_cost_s: float = 0.0
     devices: Sequence[Device] = ()
+    parts: Collection[str] = ()
+    """Names of the devices that the hardware made and a claim holds, which have no books."""
     measured: Sequence[DeviceFigures] = ()
     attribution: Attribution = field(default_factory=Attribution)
     overuse_counts: Mapping[str, int] = field(default_factory=dict)
@@ -137,7 +139,10 @@ def _device_states(node: NodeFigures) -> Iterator[Metric]:
     info = GaugeMetricFamily(
         "vgpu_device_info", "1; what the device is.", labels=("device", "product", "type", "profile", "driver")
     )
-    healthy = GaugeMetricFamily("vgpu_device_healthy", "1 while new claims may have the device.", labels=DEVICE)
+    healthy = GaugeMetricFamily("vgpu_device_healthy", "1 while nothing is wrong with the device.", labels=DEVICE)
+    offered = GaugeMetricFamily(
+        "vgpu_device_offered", "1 while the node would give the device to new claims.", labels=DEVICE
+    )
     shares = GaugeMetricFamily("vgpu_device_shares", "Shares of the device.", labels=DEVICE)
     memory = GaugeMetricFamily("vgpu_device_allocated_memory_bytes", "Memory of all its shares.", labels=DEVICE)
     compute = GaugeMetricFamily(
@@ -146,10 +151,14 @@ def _device_states(node: NodeFigures) -> Iterator[Metric]:
     for device in node.devices:
         there = [reading.limits for reading in node.readings if reading.limits.device_uuid == device.uuid]
         info.add_metric([device.uuid, device.product_name, device.type, device.profile, device.driver_version], 1)
+        part = device.name in node.parts
+        part_bytes, part_ratio = (device.memory_bytes, 1) if part else (0, 0)
         healthy.add_metric([device.uuid], int(device.healthy))
-        shares.add_metric([device.uuid], len(there))
-        memory.add_metric([device.uuid], sum(limits.memory_bytes for limits in there))
-        compute.add_metric([device.uuid], sum(limits.cores_percent for limits in there) / names.CORES_PER_DEVICE)
+        offered.add_metric([device.uuid], int(device.healthy and device.offered))
+        shares.add_metric([device.uuid], len(there) + part)
+        memory.add_metric([device.uuid], sum(limits.memory_bytes for limits in there) + part_bytes)
+        guaranteed = sum(limits.cores_percent for limits in there) / names.CORES_PER_DEVICE
+        compute.add_metric([device.uuid], guaranteed + part_ratio)
     unattributed = GaugeMetricFamily(
         "vgpu_device_memory_unattributed_bytes", "Memory of processes without a share, by the driver.", labels=DEVICE
     )
@@ -160,7 +169,7 @@ def _device_states(node: NodeFigures) -> Iterator[Metric]:
     )
     for (uuid, kind), count in node.faults.items():
         faults.add_metric([uuid, kind], count)
-    yield from (info, healthy, shares, memory, compute, unattributed, faults)
+    yield from (info, healthy, offered, shares, memory, compute, unattributed, faults)
 
 
 def _strays(strays: StrayFigures) -> Iterator[Metric]:

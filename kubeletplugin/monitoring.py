@@ -94,6 +94,10 @@ class Monitor:
         """Return the last reading of each share that could be read."""
         return [share.reading for share in self._shares.values() if share.reading is not None]
 
+    def parts(self) -> set[str]:
+        """Return the names of the devices that the hardware made and a claim holds."""
+        return {one.device for claim in self._ledger.prepared().values() for one in claim.devices if one.is_part}
+
     def unreadable(self) -> int:
         """Return how many shares could not be read for some rounds."""
         return sum(share.failures >= _ROUNDS_TO_WARN for share in self._shares.values())

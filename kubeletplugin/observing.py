@@ -89,6 +89,7 @@ class Observer:
             unreadable=self._monitor.unreadable(),
             round_cost_s=self._monitor.round_cost_s,
             devices=tuple(self._discoverer.devices()),
+            parts=self._monitor.parts(),
             discovery_problem=self._discoverer.problem(),
             discovery_age_s=self._discoverer.age_s(),
             measured=self._supervisor.figures,

@@ -135,7 +135,8 @@ def _plan_device(
     claim: ClaimView, result: AllocationResult, node: NodeView, former: PreparedClaim | None
 ) -> PreparedDevice:
     device = node.devices.find(gpu_of(result.device), str(claim))
-    if not device.offered:
+    before = next((one for one in former.devices if _is_of(result, one)), None) if former else None
+    if before is None and not device.offered:
         raise ClaimError(f"{claim}: request {result.request}: device {device.name} is not offered: {device.reason}")
     planned = PreparedDevice(
         index=result.index,
@@ -148,7 +149,9 @@ def _plan_device(
         return planned
     if device.type == names.DEVICE_TYPE_MIG and result.device == device.name:
         return replace(planned, held=Held(device.memory_bytes, names.CORES_PER_DEVICE, whole=True))
-    before = next((one for one in former.devices if _is_of(result, one)), None) if former else None
+    if before is None and not device.shareable:  # who holds it keeps it
+        where = f"{claim}: request {result.request}"
+        raise ClaimError(f"{where}: device {device.name} cannot be shared: {device.reason}")
     room = node.room(device)
     if before is not None:
         room = room.model_copy(update={"memory_bytes": max(room.memory_bytes, before.holds().memory_bytes)})
@@ -191,8 +194,6 @@ def _plan_limits(
     claim: ClaimView, result: AllocationResult, device: Device, driver_name: str, room: OfferedRoom
 ) -> Limits:
     where = f"{claim}: request {result.request}"
-    if not device.shareable:
-        raise ClaimError(f"{where}: device {device.name} cannot be shared: {device.reason}")
     assert claim.allocation is not None
     config = vgpu_config(claim.allocation.configs, result.request, driver_name, where=str(claim))
     allocated_memory_bytes, allocated_cores = _allocated(claim, result, device, room)

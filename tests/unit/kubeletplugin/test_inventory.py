@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from api import kube
-from api.errors import KubeError
+from api.errors import KubeError, StateError
 from api.kubefake import FakeKube
 from api.nodeinventory import NodeInventory, OfferedRoom
 from kubeletplugin.agent import NodeAgent
@@ -61,6 +61,32 @@ def test_what_waits_for_a_reset_is_stated_of_the_devices_that_it_is_true_of(
         {"healthy": True, "pagesPending": True},
         {"healthy": True},
     ]
+
+
+def test_the_agent_of_a_second_driver_leaves_the_inventory_alone_until_the_first_is_gone(
+    client: FakeKube, writer: InventoryWriter, tmp_path: Path
+) -> None:
+    second = InventoryWriter(client, NODE, "b.example.com", "1.2.3", tmp_path / "b.json")
+    writer.write(discovery(gpu(0)), NOW)
+
+    with pytest.raises(StateError) as caught:
+        second.write(discovery(gpu(1)), LATER)
+    assert str(caught.value) == (
+        "NodeInventory node-1: found that of driver vgpu.dra-driver.io, which is at work on this node, expected that "
+        "of b.example.com: a node has one driver, so keep one off it (nodeSelector)"
+    )
+    writer.write(discovery(gpu(0)), LATER)
+    status = stored(client).status
+    assert status is not None
+    assert (status.driver_name, [facts.name for facts in status.devices]) == ("vgpu.dra-driver.io", [gpu(0).name])
+
+    second.write(discovery(gpu(1)), LATER + timedelta(minutes=3))
+    status = stored(client).status
+    assert status is not None
+    assert (status.driver_name, [facts.name for facts in status.devices]) == ("b.example.com", [gpu(1).name])
+    writer.write(discovery(gpu(0)), LATER + timedelta(minutes=3))  # it hears of the other by this heartbeat
+    with pytest.raises(StateError, match=r"found that of driver b\.example\.com"):
+        writer.write(discovery(gpu(0)), LATER + timedelta(minutes=3))
 
 
 def _refuse(*_: object) -> None:

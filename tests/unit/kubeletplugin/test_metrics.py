@@ -83,6 +83,20 @@ def test_figures_are_in_base_units(metric: str, value: float) -> None:
     assert [sample.value for sample in samples] == [pytest.approx(value)]
 
 
+def test_a_device_that_is_held_back_is_well_and_not_offered_and_a_part_that_a_claim_holds_is_all_taken() -> None:
+    held_back = gpu(1, offered=False, reason="held back by the setting hold_back: 1")
+    part = gpu(2, type="mig", memory_bytes=5 << 30)
+    registry = CollectorRegistry()
+    registry.register(NodeCollector(lambda: NodeFigures(devices=[held_back, part], parts=[part.name])))
+
+    def found(metric: str) -> list[float | None]:
+        return [registry.get_sample_value(f"vgpu_device_{metric}", {"device": one.uuid}) for one in (held_back, part)]
+
+    assert (found("healthy"), found("offered")) == ([1, 1], [0, 1])
+    assert (found("shares"), found("allocated_compute_ratio")) == ([0, 1], [0, 1])
+    assert found("allocated_memory_bytes") == [0, 5 << 30]
+
+
 def test_what_the_driver_does_not_say_is_left_out_and_not_zero() -> None:
     registry = CollectorRegistry()
     registry.register(NodeCollector(lambda: NodeFigures(measured=[DeviceFigures(UUID)])))

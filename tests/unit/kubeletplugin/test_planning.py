@@ -371,6 +371,29 @@ def test_a_device_that_is_held_back_is_refused_with_its_reason() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "later",
+    [
+        {"offered": False, "shareable": False, "reason": "held back by the setting hold_back: 0"},
+        {"shareable": False, "reason": "MIG mode is enabled"},
+    ],
+    ids=["held back", "divided"],
+)
+def test_a_claim_keeps_what_it_was_given_of_a_device_that_is_kept_from_new_claims_later(later: dict[str, Any]) -> None:
+    former = planned(result(A))
+    view = replace(NODE_VIEW, devices=DeviceTable([gpu(0, **later), B]))
+    again = ClaimView.from_object(claim_object("train", [result(A)]))
+    prepared = {former.uid: former}
+
+    assert plan(again, view, prepared) == former
+    for other in (
+        ClaimView.from_object(claim_object("other", [result(A)])),
+        ClaimView.from_object(claim_object("train", [result(A, shareID="share-anew")])),
+    ):
+        with pytest.raises(ClaimError, match=str(later["reason"])):
+            plan(other, view, prepared)
+
+
 def test_priority_and_what_overuse_means_come_from_the_parameters() -> None:
     plain = only_limits(result(A))
     chosen = only_limits(result(A), configs=[parameters(priority=-5, overuse="Kill")])
