@@ -21,15 +21,16 @@ extern __thread int vgpu__inside __attribute__((tls_model("initial-exec")));
  * for himself. */
 extern __thread int vgpu__holding __attribute__((tls_model("initial-exec")));
 
-/* Take and leave such a lock. */
+/* Take and leave such a lock. Counted from before it is taken until after it is left: there is no instruction between
+ * at which a signal handler would wait for the thread that it interrupts. */
 static inline void vgpu__enter(struct vgpu_lock *lock) {
-    vgpu_lock(lock);
     vgpu__holding++;
+    vgpu_lock(lock);
 }
 
 static inline void vgpu__leave(struct vgpu_lock *lock) {
-    vgpu__holding--;
     vgpu_unlock(lock);
+    vgpu__holding--;
 }
 
 /* Find out where the driver lies. Called before it is started. */

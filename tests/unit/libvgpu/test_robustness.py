@@ -164,3 +164,18 @@ def test_a_pool_of_managed_memory_is_charged_to_the_current_device(machine: "Mac
         print(cuda.cuMemPoolCreate(byref(c_void_p()), (c_int * 22)(2, 0, 0, 0)))
     """)
     assert output == "201\n"  # no context
+
+
+def test_namespaces_of_the_loader_can_be_opened_again_and_again(machine: "Machine") -> None:
+    machine.share(64 * MIB)
+    machine.run("""
+        import ctypes
+        libc = ctypes.CDLL(None)
+        libc.dlmopen.restype = c_void_p
+        libc.dlmopen.argtypes = (ctypes.c_long, ctypes.c_char_p, c_int)
+        libc.dlclose.argtypes = (c_void_p,)
+        for _ in range(40):
+            handle = libc.dlmopen(-1, b"libm.so.6", 2)
+            assert handle and libc.dlclose(handle) == 0
+            assert not libc.dlmopen(-1, b"libnot-there.so", 2)
+    """)
