@@ -4,23 +4,26 @@
  * unmapping frees nothing while there is a handle; applications do it in both orders. So a record counts both, and the
  * charge goes back with the last. A binding to a multicast object counts as a mapping: the driver does not say whether
  * it keeps the memory, so it is taken to. So does a descriptor that it was exported by, while that is open anywhere.
- * These calls take microseconds in the driver: one mutex over short lists is enough.
+ * These calls take microseconds in the driver, and a process may have many thousands of handles: one mutex, under which
+ * nothing takes longer the more there are. Handles are found by their value, mappings by their address.
  */
 #include "cuda/vmm.h"
 
+#include "core/ptrmap.h"
 #include "core/quota.h"
 #include "cuda/exported.h"
 #include "cuda/footprint.h"
 #include "cuda/memory.h"
 
+#include <search.h>
 #include <stddef.h>
 #include <stdlib.h>
 
 enum { ANY_DEVICE = -1 };
 
-struct block { /* physical memory, or a multicast object (device is NULL) */
-    struct block *next;
-    CUmemGenericAllocationHandle handle;
+struct block {                           /* physical memory, or a multicast object (device is NULL) */
+    struct block *next, **link;          /* link: what points to it */
+    CUmemGenericAllocationHandle handle; /* of a multicast object */
     unsigned int handles, mappings;
     struct vgpu_device *device;
     CUdevice ordinal;
@@ -29,7 +32,7 @@ struct block { /* physical memory, or a multicast object (device is NULL) */
 };
 
 struct mapping {
-    struct mapping *next;
+    struct mapping *next;                /* of those that are bound */
     CUmemGenericAllocationHandle object; /* multicast object that it is bound to; 0: it is mapped */
     CUdeviceptr start;                   /* address, or offset in the object */
     size_t size;
@@ -38,25 +41,72 @@ struct mapping {
 
 static struct vgpu_lock lock = VGPU_UNLOCKED;
 static struct block *blocks;
-static struct mapping *mappings;
+static struct mapping *bound;
+static void *mapped;  /* a search tree by address: mappings do not overlap */
 static int lingering; /* some blocks had only descriptors, the last time */
 
 void vgpu__vmm_forget(void) {
     vgpu_lock_renew(&lock);
     blocks = NULL;
-    mappings = NULL;
+    bound = NULL;
+    mapped = NULL;
     lingering = 0;
 }
 
-/* A handle's value may come again while the old memory is still mapped: only a block with handles is meant. */
+static void add_block(struct block *block) {
+    block->link = &blocks;
+    block->next = blocks;
+    if (blocks != NULL)
+        blocks->link = &block->next;
+    blocks = block;
+}
+
+/* A handle's value may come again while the old memory is still mapped: it means a block only as long as it has been
+ * handed out more often than it was released. */
 static struct block *block_of_handle(CUmemGenericAllocationHandle handle) {
-    struct block *block = blocks;
-    while (block != NULL && (block->handle != handle || block->handles == 0))
-        block = block->next;
+    struct vgpu_charge known;
+    return vgpu_ptrmap_look(handle, VGPU_KIND_HANDLE, &known) ? known.owner : NULL;
+}
+
+/* What cannot be remembered is never released: its block stays charged. */
+static void add_handle(struct block *block, CUmemGenericAllocationHandle handle) {
+    struct vgpu_charge replaced, known = {.bytes = 0};
+    bool again = vgpu_ptrmap_look(handle, VGPU_KIND_HANDLE, &known) && known.owner == block;
+    known = (struct vgpu_charge){
+        .key = handle, .kind = VGPU_KIND_HANDLE, .owner = block, .bytes = again ? known.bytes + 1 : 1};
+    vgpu_ptrmap_put(&known, &replaced);
+    block->handles++;
+}
+
+static struct block *remove_handle(CUmemGenericAllocationHandle handle) {
+    struct vgpu_charge known, replaced;
+    if (!vgpu_ptrmap_take(handle, VGPU_KIND_HANDLE, &known))
+        return NULL;
+    struct block *block = known.owner;
+    block->handles--;
+    if (--known.bytes > 0)
+        vgpu_ptrmap_put(&known, &replaced);
     return block;
 }
 
-static void drop_mappings(CUmemGenericAllocationHandle object, CUdevice ordinal, CUdeviceptr start, size_t size);
+/* Ranges that overlap are alike. */
+static int compare(const void *one, const void *other) {
+    const struct mapping *a = one, *b = other;
+    if (a->start < b->start)
+        return b->start - a->start >= a->size ? -1 : 0;
+    return a->start - b->start >= b->size ? 1 : 0;
+}
+
+static struct mapping *mapping_in(CUdeviceptr start, size_t size) {
+    struct mapping range = {.start = start, .size = size}, *const *found = tfind(&range, &mapped, compare);
+    return found != NULL ? *found : NULL;
+}
+
+static struct mapping *mapping_at(CUdeviceptr address) {
+    return mapping_in(address, 1);
+}
+
+static void drop_bindings(CUmemGenericAllocationHandle object, CUdevice ordinal, CUdeviceptr start, size_t size);
 
 /* True if it is gone. */
 static bool drop_if_unused(struct block *block) {
@@ -66,33 +116,42 @@ static bool drop_if_unused(struct block *block) {
         __atomic_store_n(&lingering, 1, __ATOMIC_RELAXED);
         return false;
     }
-    struct block **link = &blocks;
-    while (*link != block)
-        link = &(*link)->next;
-    *link = block->next;
+    *block->link = block->next;
+    if (block->next != NULL)
+        block->next->link = block->link;
     if (block->device != NULL)
         vgpu_credit(block->device, block->bytes);
     else
-        drop_mappings(block->handle, ANY_DEVICE, 0, SIZE_MAX);
+        drop_bindings(block->handle, ANY_DEVICE, 0, SIZE_MAX);
     free(block);
     return true;
 }
 
-/* Drop what begins in a range: one call may unmap or unbind several neighbours. */
-static void drop_mappings(CUmemGenericAllocationHandle object, CUdevice ordinal, CUdeviceptr start, size_t size) {
-    for (struct mapping **link = &mappings; *link != NULL;) {
+static void drop(struct mapping *mapping) {
+    struct block *block = mapping->block;
+    free(mapping);
+    block->mappings--;
+    drop_if_unused(block);
+}
+
+/* One call may unmap several neighbours. */
+static void drop_mappings(CUdeviceptr start, size_t size) {
+    for (struct mapping *mapping; (mapping = mapping_in(start, size)) != NULL; drop(mapping))
+        tdelete(mapping, &mapped, compare);
+}
+
+/* Drop what begins in a range: one call may unbind several neighbours. */
+static void drop_bindings(CUmemGenericAllocationHandle object, CUdevice ordinal, CUdeviceptr start, size_t size) {
+    for (struct mapping **link = &bound; *link != NULL;) {
         struct mapping *mapping = *link;
-        struct block *block = mapping->block;
         if (mapping->object != object || mapping->start < start || mapping->start - start >= size ||
-            (ordinal != ANY_DEVICE && block->ordinal != ordinal)) {
+            (ordinal != ANY_DEVICE && mapping->block->ordinal != ordinal)) {
             link = &mapping->next;
             continue;
         }
         *link = mapping->next;
-        free(mapping);
-        block->mappings--;
-        drop_if_unused(block);
-        link = &mappings; /* dropping a multicast object drops more */
+        drop(mapping);
+        link = &bound; /* dropping a multicast object drops more */
     }
 }
 
@@ -110,19 +169,18 @@ bool vgpu__vmm_settle(void) {
     return progress;
 }
 
-static struct mapping *mapping_at(CUdeviceptr address) {
-    struct mapping *mapping = mappings;
-    while (mapping != NULL &&
-           (mapping->object != 0 || address < mapping->start || address - mapping->start >= mapping->size))
-        mapping = mapping->next;
-    return mapping;
-}
-
+/* What the driver maps takes the place of whatever was there. Without memory to find it by its address it is never
+ * unmapped: its block stays charged. */
 static void remember_mapping(struct mapping *mapping, struct mapping what) {
-    what.next = mappings;
     what.block->mappings++;
     *mapping = what;
-    mappings = mapping;
+    if (what.object != 0) {
+        mapping->next = bound;
+        bound = mapping;
+        return;
+    }
+    drop_mappings(what.start, what.size);
+    tsearch(mapping, &mapped, compare);
 }
 
 CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, const CUmemAllocationProp *prop,
@@ -153,11 +211,10 @@ CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, const CU
         free(block);
         return result;
     }
-    *block = (struct block){
-        .handle = made, .handles = 1, .device = taking.device, .ordinal = kept.location.id, .bytes = taking.bytes};
+    *block = (struct block){.device = taking.device, .ordinal = kept.location.id, .bytes = taking.bytes};
     vgpu__enter(&lock);
-    block->next = blocks;
-    blocks = block;
+    add_block(block);
+    add_handle(block, made);
     vgpu__leave(&lock);
     return result;
 }
@@ -171,11 +228,9 @@ CUresult cuMemRelease(CUmemGenericAllocationHandle handle) {
     CUresult result;
     vgpu__enter(&lock);
     VGPU_CALL(result, cuMemRelease, handle);
-    struct block *block = result == CUDA_SUCCESS ? block_of_handle(handle) : NULL;
-    if (block != NULL) {
-        block->handles--;
+    struct block *block = result == CUDA_SUCCESS ? remove_handle(handle) : NULL;
+    if (block != NULL)
         drop_if_unused(block);
-    }
     vgpu__leave(&lock);
     vgpu__footprint_settle_all(); /* it may have been imported, or have been exported and be imported too */
     return result;
@@ -205,10 +260,8 @@ CUresult cuMemRetainAllocationHandle(CUmemGenericAllocationHandle *handle, void 
     vgpu__enter(&lock);
     VGPU_CALL(result, cuMemRetainAllocationHandle, VGPU_OUT(handle, made), address);
     struct mapping *mapping = result == CUDA_SUCCESS ? mapping_at((CUdeviceptr)(uintptr_t)address) : NULL;
-    if (mapping != NULL) {
-        mapping->block->handle = made;
-        mapping->block->handles++;
-    }
+    if (mapping != NULL)
+        add_handle(mapping->block, made);
     vgpu__leave(&lock);
     if (result == CUDA_SUCCESS)
         *handle = made;
@@ -243,7 +296,7 @@ CUresult cuMemUnmap(CUdeviceptr dptr, size_t size) {
     vgpu__enter(&lock);
     VGPU_CALL(result, cuMemUnmap, dptr, size);
     if (result == CUDA_SUCCESS)
-        drop_mappings(0, ANY_DEVICE, dptr, size);
+        drop_mappings(dptr, size);
     vgpu__leave(&lock);
     vgpu__footprint_settle_all();
     return result;
@@ -264,8 +317,9 @@ CUresult cuMulticastCreate(CUmemGenericAllocationHandle *handle, const CUmultica
     VGPU_CALL(result, cuMulticastCreate, VGPU_OUT(handle, made), prop);
     if (result == CUDA_SUCCESS) {
         *handle = made;
-        *block = (struct block){.next = blocks, .handle = made, .handles = 1, .ordinal = ANY_DEVICE};
-        blocks = block;
+        *block = (struct block){.handle = made, .ordinal = ANY_DEVICE};
+        add_block(block);
+        add_handle(block, made);
     }
     vgpu__leave(&lock);
     if (result != CUDA_SUCCESS)
@@ -332,7 +386,7 @@ CUresult cuMulticastUnbind(CUmemGenericAllocationHandle handle, CUdevice dev, si
     vgpu__enter(&lock);
     VGPU_CALL(result, cuMulticastUnbind, handle, dev, offset, size);
     if (result == CUDA_SUCCESS)
-        drop_mappings(handle, dev, offset, size);
+        drop_bindings(handle, dev, offset, size);
     vgpu__leave(&lock);
     return result;
 }

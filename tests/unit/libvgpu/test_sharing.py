@@ -121,6 +121,45 @@ alloc({40 * MIB})
     assert read_books(share).used_bytes == 0
 
 
+def test_memory_of_many_handles_comes_back_with_its_last_mapping_or_handle_in_any_order(machine: "Machine") -> None:
+    share = machine.share(1 << 30)
+    machine.run(
+        HELPERS
+        + f"""
+import random
+start()
+ONE, COUNT, used, base = 2 * {MIB}, 256, lambda: {1 << 30} - info()[0], Pointer()
+check(cuda.cuMemAddressReserve(byref(base), c_size_t(COUNT * ONE), c_size_t(0), Pointer(0), c_ulonglong(0)))
+order, handles, again = random.Random(1).sample(range(COUNT), COUNT), [create(ONE) for _ in range(COUNT)], Pointer()
+
+def place(i): return Pointer(base.value + i * ONE)
+def unmap(first, count): check(cuda.cuMemUnmap(place(first), c_size_t(count * ONE)))
+def map_at(i, handle): check(cuda.cuMemMap(place(i), c_size_t(ONE), c_size_t(0), handle, c_ulonglong(0)))
+
+for i in order: map_at(i, handles[i])
+for i in reversed(order[8:]): check(cuda.cuMemRelease(handles[i]))
+assert used() == COUNT * ONE, used()
+kept = set(order[:8])
+check(cuda.cuMemRetainAllocationHandle(byref(again), c_void_p(place(order[0]).value)))
+check(cuda.cuMemRelease(again))
+unmap(0, COUNT // 2)  # many neighbours at once
+assert used() == (COUNT // 2 + len([i for i in kept if i < COUNT // 2])) * ONE, used()
+for i in order:
+    if i >= COUNT // 2: unmap(i, 1)
+assert used() == 8 * ONE, used()
+map_at(5, handles[order[1]])
+for i in kept: check(cuda.cuMemRelease(handles[i]))
+assert used() == ONE, used()
+check(cuda.cuMemRetainAllocationHandle(byref(again), c_void_p(place(5).value)))
+unmap(5, 1)
+assert used() == ONE, used()
+check(cuda.cuMemRelease(again))
+assert used() == 0, used()
+"""
+    )
+    assert read_books(share).used_bytes == 0
+
+
 @pytest.mark.parametrize("end", ["freed", "killed"])
 def test_who_opened_memory_is_charged_for_it_once_its_maker_has_let_go(end: str, machine: "Machine") -> None:
     maker_share = machine.share(64 * MIB, container="maker")
