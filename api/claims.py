@@ -7,7 +7,7 @@ driver explain`. Source: k8s.io/api/resource/{v1,v1beta1,v1beta2}/types.go.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from sys import intern  # of many claims in memory at once, most name the same few namespaces, pools and devices
 from typing import Any
@@ -161,6 +161,8 @@ _NOTHING_SAID = VGPUConfig(apiVersion="vgpu.dra-driver.io/v1alpha1", kind="VGPUC
 def vgpu_config(configs: tuple[OpaqueConfig, ...], request: str, driver: str, where: str) -> VGPUConfig:
     """Return the parameters that hold for a request: field by field, the last config that sets it wins.
 
+    What an administrator wrote into a DeviceClass binds: see `VGPUConfig.within`.
+
     Args:
         configs: of an allocation (classes first, then the claim), or of a claim's spec.
         request: name of the request, `parent/name` for an alternative.
@@ -170,7 +172,18 @@ def vgpu_config(configs: tuple[OpaqueConfig, ...], request: str, driver: str, wh
     Raises:
         ConfigError: one of them is not a valid VGPUConfig.
     """
-    found = _NOTHING_SAID
+    of_class = class_config(configs, request, driver, where)
+    of_claim = [config for config in configs if not config.from_class]
+    return _merged(of_claim, request, driver, of_class, where).within(of_class)
+
+
+def class_config(configs: tuple[OpaqueConfig, ...], request: str, driver: str, where: str) -> VGPUConfig:
+    """Return what the DeviceClass of a request says; arguments and errors as for `vgpu_config`."""
+    of_class = [config for config in configs if config.from_class]
+    return _merged(of_class, request, driver, _NOTHING_SAID, f"{where}: parameters of its DeviceClass")
+
+
+def _merged(configs: Iterable[OpaqueConfig], request: str, driver: str, found: VGPUConfig, where: str) -> VGPUConfig:
     for config in configs:
         if config.driver == driver and config.applies_to(request):
             given = parse_config(config.parameters, where)

@@ -5,7 +5,6 @@ takes a quarter of the CPU time that it takes over the general client (tests/ben
 """
 
 import http.client
-import ssl
 import time
 import weakref
 from collections import deque
@@ -18,6 +17,7 @@ from api import kubeconfigs
 from api.deadlines import left_s
 from api.errors import KubeError
 from api.httpreading import Answer, ask, read_answer, send
+from api.tlscontexts import FreshContext
 
 _AT_ONCE = 16
 """Requests of one caller that are on their way together."""
@@ -33,7 +33,7 @@ class KeptConnections:
         self._name = server.netloc.rpartition("@")[2]
         self._root = server.path.rstrip("/")
         self._timeout_s = timeout_s
-        self._context = _context(configuration) if server.scheme == "https" else None
+        self._context = FreshContext(configuration) if server.scheme == "https" else None
         self._idle: deque[http.client.HTTPConnection] = deque()
         weakref.finalize(self, _close_all, self._idle)
 
@@ -136,7 +136,7 @@ class KeptConnections:
             pass
         if self._context is None:
             return http.client.HTTPConnection(self._host, self._port, timeout=timeout_s), True
-        return http.client.HTTPSConnection(self._host, self._port, timeout=timeout_s, context=self._context), True
+        return http.client.HTTPSConnection(self._host, self._port, timeout=timeout_s, context=self._context.get()), True
 
 
 @dataclass(frozen=True)
@@ -158,17 +158,3 @@ class _SilentError(KubeError):
 def _close_all(connections: deque[http.client.HTTPConnection]) -> None:
     while connections:
         connections.pop().close()
-
-
-def _context(configuration: Any) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    if not configuration.verify_ssl:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    elif configuration.ssl_ca_cert:
-        context.load_verify_locations(configuration.ssl_ca_cert)
-    else:
-        context.load_default_certs()
-    if configuration.cert_file:
-        context.load_cert_chain(configuration.cert_file, configuration.key_file)
-    return context

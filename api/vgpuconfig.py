@@ -86,6 +86,33 @@ class VGPUConfig(BaseModel):
     """Among the shares of a device: while one with a higher priority is at work, the others yield idle time to it."""
     overuse: Annotated[Overuse, BeforeValidator(_member(Overuse))] = Overuse.REPORT
 
+    @property
+    def most_priority(self) -> int | None:
+        """The priority, if one is said; None: nothing is."""
+        return self.priority if "priority" in self.model_fields_set else None
+
+    def within(self, bounds: "VGPUConfig") -> "VGPUConfig":
+        """Return these parameters as far as those of a DeviceClass allow them.
+
+        Its memory, cores and priority are the most that there is, its Fixed stays Fixed and its Kill stays Kill. What
+        it leaves out binds nothing.
+        """
+        said = {
+            "memory": (self.memory, bounds.memory),
+            "cores": (self.cores, bounds.cores),
+            "priority": (self.priority, bounds.most_priority),
+        }
+        changes: dict[str, Any] = {
+            field: most if wanted is None else min(wanted, most)
+            for field, (wanted, most) in said.items()
+            if most is not None
+        }
+        if bounds.policy is Policy.FIXED:
+            changes["policy"] = Policy.FIXED
+        if bounds.overuse is Overuse.KILL:
+            changes["overuse"] = Overuse.KILL
+        return self.model_copy(update=changes)
+
 
 EXPECTED_AMOUNTS = {
     "memory": 'a quantity of memory above 0 such as "8Gi"',

@@ -6,7 +6,7 @@ A file beside the limits remembers who wants what; the narrowest wish counts.
 
 import enum
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from api.errors import ConfigError, StateError
 from api.quantities import format_bytes
 from api.vgpuconfig import Policy
 from kubeletplugin.files import read_if_there, write_atomically
-from kubeletplugin.preparedclaims import Held
+from kubeletplugin.preparedclaims import Bounds, Held
 from libvgpu.shares import Limits, change_limits
 
 _FILE = "adjustments"
@@ -46,6 +46,9 @@ def adjusted(claim: Limits, held: Held, adjustments: Adjustments) -> Limits:
     """
     if not adjustments and claim.memory_bytes <= held.memory_bytes and not claim.suspended:
         return claim
+    adjustments = {
+        source: _bounded(wish, held.most) if source is Source.CLAIM else wish for source, wish in adjustments.items()
+    }
     wishes = list(adjustments.values())
     memory = [wish.memory for wish in wishes if wish.memory is not None] or [claim.memory_bytes]
     cores = [wish.cores for wish in wishes if wish.cores is not None]
@@ -103,7 +106,7 @@ def adjust(
     """
     claim, held = planned
     if adjustment is not None:
-        check_adjustment(adjustment, held, where)
+        check_adjustment(adjustment, held, source, where)
 
     def change(present: Limits) -> Limits:
         wishes = {**read_adjustments(folder), **({source: adjustment} if adjustment is not None else {})}
@@ -130,8 +133,23 @@ def following(claim: Limits, present: Limits) -> Limits:
     )
 
 
-def check_adjustment(adjustment: Adjustment, held: Held, where: str) -> None:
-    """Raise a ConfigError, with a line for each field, where more is wanted of a share than its claim holds."""
+def _bounded(wish: Adjustment, most: Bounds) -> Adjustment:
+    """Return what of a wish a DeviceClass allows: whoever writes claims must not go above it."""
+    bounds = {"memory": most.memory_bytes, "cores": most.cores_percent, "priority": most.priority}
+    changes = {
+        field: min(getattr(wish, field), bound)
+        for field, bound in bounds.items()
+        if bound is not None and getattr(wish, field) is not None
+    }
+    return wish.model_copy(update=changes)
+
+
+def check_adjustment(adjustment: Adjustment, held: Held, source: Source, where: str) -> None:
+    """Raise a ConfigError, with a line for each field, where somebody wants more of a share than there is for him.
+
+    That is what its claim holds; for whoever writes the claim, also no more than its DeviceClass says. An operator on
+    the node is not bound by that.
+    """
     if held.whole:
         raise ConfigError(
             f"{where}: found a GPU that was given out whole and without the library, expected a share: nothing would "
@@ -146,5 +164,20 @@ def check_adjustment(adjustment: Adjustment, held: Held, where: str) -> None:
     cores = held.cores_percent or names.CORES_PER_DEVICE
     if adjustment.cores is not None and adjustment.cores > cores:
         problems.append(f"{where}: cores: found {adjustment.cores}, expected at most the {cores} that the claim holds")
+    if source is Source.CLAIM:
+        problems += _above(adjustment, held.most, where)
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _above(adjustment: Adjustment, most: Bounds, where: str) -> list[str]:
+    wanted_of: dict[str, tuple[int | None, int | None, Callable[[int], str]]] = {
+        "memory": (adjustment.memory, most.memory_bytes, format_bytes),
+        "cores": (adjustment.cores, most.cores_percent, str),
+        "priority": (adjustment.priority, most.priority, str),
+    }
+    return [
+        f"{where}: {field}: found {show(wanted)}, expected at most the {show(bound)} that its DeviceClass allows"
+        for field, (wanted, bound, show) in wanted_of.items()
+        if wanted is not None and bound is not None and wanted > bound
+    ]

@@ -33,7 +33,7 @@ def take_over(claim: PreparedClaim, found: ClaimView, shares_dir: Path) -> None:
     # All of them first: of what is wrong for one share, nothing is done to the others.
     for device in claim.devices:
         if device.limits is not None and wish is not None:
-            check_adjustment(wish, device.holds(), where)
+            check_adjustment(wish, device.holds(), Source.CLAIM, where)
     for device in claim.devices:
         if device.limits is not None:
             limits = adjust(

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from api import names
-from api.claims import AllocationResult, ClaimView, vgpu_config
+from api.claims import AllocationResult, ClaimView, class_config, vgpu_config
 from api.errors import ClaimError
 from api.nodeinventory import OfferedRoom
 from api.quantities import format_bytes
@@ -19,7 +19,7 @@ from api.vgpuconfig import Overuse, Policy, VGPUConfig
 from kubeletplugin.devices import Device, DeviceTable
 from kubeletplugin.fitting import check_parts, check_room
 from kubeletplugin.ledgers import Prepared
-from kubeletplugin.preparedclaims import Held, PreparedClaim, PreparedDevice
+from kubeletplugin.preparedclaims import Bounds, Held, PreparedClaim, PreparedDevice
 from libvgpu.shares import Limits
 
 
@@ -157,7 +157,8 @@ def _plan_device(
         room = room.model_copy(update={"memory_bytes": max(room.memory_bytes, before.holds().memory_bytes)})
     memory_bytes, cores = _allocated(claim, result, device, room)
     limits = _plan_limits(claim, result, device, node.driver_name, room)
-    held = Held(memory_bytes, cores, whole=_takes_all(claim, result, node, Held(memory_bytes, cores)))
+    whole = _takes_all(claim, result, node, Held(memory_bytes, cores))
+    held = Held(memory_bytes, cores, whole, _bounds(claim, result, node.driver_name))
     return _keeping(replace(planned, limits=limits, held=held), before)
 
 
@@ -190,6 +191,12 @@ def _takes_all(claim: ClaimView, result: AllocationResult, node: NodeView, held:
     return nothing_said and config.overuse is Overuse.REPORT
 
 
+def _bounds(claim: ClaimView, result: AllocationResult, driver_name: str) -> Bounds:
+    assert claim.allocation is not None
+    said = class_config(claim.allocation.configs, result.request, driver_name, str(claim))
+    return Bounds(said.memory, said.cores, said.most_priority)
+
+
 def _plan_limits(
     claim: ClaimView, result: AllocationResult, device: Device, driver_name: str, room: OfferedRoom
 ) -> Limits:
@@ -197,15 +204,17 @@ def _plan_limits(
     assert claim.allocation is not None
     config = vgpu_config(claim.allocation.configs, result.request, driver_name, where=str(claim))
     allocated_memory_bytes, allocated_cores = _allocated(claim, result, device, room)
+    most = _bounds(claim, result, driver_name)
     memory_bytes = allocated_memory_bytes
     if config.memory is not None:
-        if config.memory > allocated_memory_bytes:
+        # What a DeviceClass says at most may be more than a claim asks for.
+        if config.memory > allocated_memory_bytes and config.memory != most.memory_bytes:
             raise ClaimError(
                 f"{where}: memory: found {format_bytes(config.memory)}, expected at most the "
                 f"{format_bytes(allocated_memory_bytes)} that were allocated"
             )
-        memory_bytes = config.memory
-    cores, ceiling, policy = _compute_share(allocated_cores, config, where)
+        memory_bytes = min(config.memory, allocated_memory_bytes)
+    cores, ceiling, policy = _compute_share(allocated_cores, config, most, where)
     return Limits(
         share=names.share_name(claim.uid, result.index),
         device_uuid=device.uuid,
@@ -272,14 +281,15 @@ def _given_whole(claim: ClaimView, result: AllocationResult, device: Device) -> 
     return min(memory_bytes + -memory_bytes % names.MEMORY_STEP_BYTES, device.memory_bytes), cores
 
 
-def _compute_share(allocated: int, config: VGPUConfig, where: str) -> tuple[int, int, Policy]:
+def _compute_share(allocated: int, config: VGPUConfig, most: Bounds, where: str) -> tuple[int, int, Policy]:
     """Return guaranteed percent, ceiling and policy."""
     if allocated == 0:
         # Idle time only; `cores` can say how much of it at most.
         return 0, config.cores or names.CORES_PER_DEVICE, Policy.BURST
     cores = allocated if config.cores is None else config.cores
-    if cores > allocated:
+    if cores > allocated and cores != most.cores_percent:
         raise ClaimError(f"{where}: cores: found {cores}, expected at most the {allocated} that were allocated")
+    cores = min(cores, allocated)
     if config.policy is Policy.BURST:
         return cores, names.CORES_PER_DEVICE, Policy.BURST
     return cores, cores, Policy.FIXED

@@ -17,8 +17,18 @@ from api.vgpuconfig import Policy
 from libvgpu.shares import Limits
 
 _POLICIES = frozenset(policy.value for policy in Policy)
+_BOUNDS = {"memory_bytes": "memoryBytes", "cores_percent": "coresPercent", "priority": "priority"}
 _VERSION = 1
 """Of the JSON. Fields are only ever added, and unknown ones are kept, so that releases can go back and forth."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The most that a claim can have by what its DeviceClass says; None: nothing is said."""
+
+    memory_bytes: int | None = None
+    cores_percent: int | None = None
+    priority: int | None = None
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,8 @@ class Held:
     cores_percent: int
     whole: bool = False
     """All of the device is the claim's, and there is nothing to enforce: the share counts, but needs no library."""
+    most: Bounds = Bounds()
+    """What whoever writes the claim cannot go above."""
 
 
 @dataclass(frozen=True)
@@ -205,11 +217,17 @@ def _decode_device(fields: dict[str, Any]) -> PreparedDevice:
 
 def _encode_held(held: Held) -> dict[str, Any]:
     whole = {"whole": True} if held.whole else {}
-    return {"memoryBytes": held.memory_bytes, "coresPercent": held.cores_percent, **whole}
+    said = {field: getattr(held.most, name) for name, field in _BOUNDS.items()}
+    most = {field: value for field, value in said.items() if value is not None}
+    fields = {"memoryBytes": held.memory_bytes, "coresPercent": held.cores_percent, **whole}
+    return fields | ({"most": most} if most else {})
 
 
 def _decode_held(fields: Mapping[str, Any]) -> Held:
-    return Held(_number(fields["memoryBytes"]), _number(fields["coresPercent"]), fields.get("whole", False) is True)
+    said = dict(fields.get("most", {}))
+    most = Bounds(**{name: _number(said[field]) for name, field in _BOUNDS.items() if field in said})
+    whole = fields.get("whole", False) is True
+    return Held(_number(fields["memoryBytes"]), _number(fields["coresPercent"]), whole, most)
 
 
 def _encode_limits(limits: Limits) -> dict[str, Any]:

@@ -339,6 +339,31 @@ def test_of_an_annotation_that_is_wrong_for_one_share_of_a_claim_nothing_is_done
     assert [limits.memory_bytes for limits in shares] == [4 * GIB, 2 * GIB]
 
 
+def test_an_annotation_keeps_to_what_the_class_of_a_claim_allows_and_an_operator_need_not(share: Share) -> None:
+    bounds = parameters("FromClass", memory="2Gi", cores=20, priority=3)
+    share.kubelet.unprepare(share.claim)
+    share.client.delete(CLAIMS, {"metadata": {"namespace": "default", "name": "train"}})
+    share.claim = add_claim(share.client, "train", result(gpu(0), "4Gi", "40"), configs=[bounds])
+    share.kubelet.prepare(share.claim)
+    before = share.limits()
+    said: list[tuple[str, str]] = []
+    share.annotate('{"memory": "3Gi", "cores": 30, "priority": 4}')
+    look(follower(share, said), share)
+
+    where = "ResourceClaim default/train: annotation vgpu.dra-driver.io/limits"
+    [(reason, note)] = said
+    assert reason == "VGPULimitsInvalid"
+    assert note.splitlines() == [
+        f"{where}: memory: found 3Gi, expected at most the 2Gi that its DeviceClass allows",
+        f"{where}: cores: found 30, expected at most the 20 that its DeviceClass allows",
+        f"{where}: priority: found 4, expected at most the 3 that its DeviceClass allows",
+    ]
+    assert share.limits() == before
+    assert share.run("set", "--memory", "3Gi", "--cores", "30", "--priority", "9") == 0
+    changed = share.limits()
+    assert (changed.memory_bytes, changed.cores_percent, changed.priority) == (3 * GIB, 30, 9)
+
+
 @pytest.mark.parametrize("told", [True, False], ids=["told by the controller", "told by nobody"])
 def test_a_running_agent_follows_annotations_and_tells_mistakes_by_an_event(
     start_agent: Callable[..., NodeAgent], kubelet: FakeKubelet, client: FakeKube, root: Path, told: bool

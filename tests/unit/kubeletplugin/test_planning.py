@@ -203,6 +203,45 @@ def test_the_claim_wins_over_its_class_field_by_field() -> None:
     assert (limits.memory_bytes, compute(limits)) == (2 * GIB, (20, 100, Policy.BURST))
 
 
+@pytest.mark.parametrize(
+    ("of_class", "of_claim", "expected"),
+    [
+        (
+            {"memory": "4Gi", "cores": 20, "policy": "Fixed", "overuse": "Kill", "priority": -10},
+            {"memory": "8Gi", "cores": 50, "policy": "Burst", "overuse": "Report", "priority": 1000},
+            (4 * GIB, (20, 20, Policy.FIXED), True, -10),
+        ),
+        ({"memory": "9Gi", "cores": 90}, {}, (8 * GIB, (50, 50, Policy.FIXED), False, 0)),
+        ({"memory": "4Gi"}, {"cores": 40, "priority": 5}, (4 * GIB, (40, 40, Policy.FIXED), False, 5)),
+        ({"priority": 7, "overuse": "Report"}, {"overuse": "Kill"}, (8 * GIB, (50, 50, Policy.FIXED), True, 7)),
+        ({"priority": 7}, {"priority": -7, "memory": "1Gi"}, (GIB, (50, 50, Policy.FIXED), False, -7)),
+    ],
+    ids=["all", "above what was allocated", "left out", "unsaid by the claim", "narrower"],
+)
+def test_what_an_administrator_writes_into_a_class_binds_the_claim(
+    of_class: dict[str, Any], of_claim: dict[str, Any], expected: tuple[Any, ...]
+) -> None:
+    configs = [parameters("FromClass", **of_class), parameters("FromClaim", **of_claim)]
+
+    limits = only_limits(result(A, "8Gi", "50"), configs=configs)
+
+    assert (limits.memory_bytes, compute(limits), limits.kill_overuse, limits.priority) == expected
+
+
+def test_a_share_without_guarantee_takes_no_more_idle_time_than_its_class_allows() -> None:
+    configs = [parameters("FromClass", cores=20), parameters("FromClaim", cores=80)]
+
+    assert compute(only_limits(result(A, "8Gi", "0"), configs=configs)) == (0, 20, Policy.BURST)
+
+
+def test_wrong_parameters_of_a_class_are_told_as_such() -> None:
+    expected = (
+        "ResourceClaim default/train: parameters of its DeviceClass: policy: found 'Turbo', expected \"Fixed\" or"
+    )
+
+    assert message(ConfigError, result(A), configs=[parameters("FromClass", policy="Turbo")]).startswith(expected)
+
+
 def test_parameters_reach_the_requests_that_they_name() -> None:
     claim = planned(
         result(A, request="small"),
