@@ -64,10 +64,10 @@ class FakeKubelet:
         """Find the plugin's socket (of several: that of a pod), ask what it is, and tell it the outcome."""
         (socket,) = sorted((self.directory / "plugins_registry").glob(f"*{pod_uid}-reg.sock"))
         stub = registration_pb2_grpc.RegistrationStub(self._channel(socket))
-        self.info = stub.GetInfo(registration_pb2.InfoRequest(), timeout=5)
+        self.info = stub.GetInfo(registration_pb2.InfoRequest(), timeout=CALL_TIMEOUT_S)
         self.version = next(version for version in self.info.supported_versions if version in self.dra_versions)
         stub.NotifyRegistrationStatus(
-            registration_pb2.RegistrationStatus(plugin_registered=not refusal, error=refusal), timeout=5
+            registration_pb2.RegistrationStatus(plugin_registered=not refusal, error=refusal), timeout=CALL_TIMEOUT_S
         )
 
     def restart(self) -> None:
