@@ -261,9 +261,22 @@ CUresult cuMemPoolDestroy(CUmemoryPool handle) {
     return result;
 }
 
+/* The driver's pool lives on while memory of it is in use; for the application it is none any more. */
+static bool is_destroyed(CUmemoryPool handle) {
+    if (!vgpu__attached())
+        return false;
+    vgpu__pools_enter();
+    const struct vgpu__pool *pool = vgpu__pool_find(handle);
+    bool destroyed = pool != NULL && pool->destroyed;
+    vgpu__pools_leave();
+    return destroyed;
+}
+
 CUresult cuMemPoolTrimTo(CUmemoryPool handle, size_t keep_bytes) {
     CUresult result;
     VGPU_ENTER(cuMemPoolTrimTo, handle, keep_bytes);
+    if (is_destroyed(handle))
+        return CUDA_ERROR_INVALID_VALUE;
     VGPU_CALL(result, cuMemPoolTrimTo, handle, keep_bytes);
     if (result == CUDA_SUCCESS && vgpu__attached()) {
         vgpu__pools_enter();
@@ -273,4 +286,34 @@ CUresult cuMemPoolTrimTo(CUmemoryPool handle, size_t keep_bytes) {
         vgpu__pools_leave();
     }
     return result;
+}
+
+#define OF_LIVING(pool, symbol, ...)                                                                                   \
+    do {                                                                                                               \
+        CUresult result;                                                                                               \
+        VGPU_ENTER(symbol, __VA_ARGS__);                                                                               \
+        if (is_destroyed(pool))                                                                                        \
+            return CUDA_ERROR_INVALID_VALUE;                                                                           \
+        VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
+        return result;                                                                                                 \
+    } while (0)
+
+CUresult cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, void *value) {
+    OF_LIVING(pool, cuMemPoolGetAttribute, pool, attr, value);
+}
+
+CUresult cuMemPoolSetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, void *value) {
+    OF_LIVING(pool, cuMemPoolSetAttribute, pool, attr, value);
+}
+
+CUresult cuMemPoolGetAccess(CUmemAccess_flags *flags, CUmemoryPool pool, CUmemLocation *location) {
+    OF_LIVING(pool, cuMemPoolGetAccess, flags, pool, location);
+}
+
+CUresult cuMemPoolSetAccess(CUmemoryPool pool, const CUmemAccessDesc *map, size_t count) {
+    OF_LIVING(pool, cuMemPoolSetAccess, pool, map, count);
+}
+
+CUresult cuDeviceSetMemPool(CUdevice dev, CUmemoryPool pool) {
+    OF_LIVING(pool, cuDeviceSetMemPool, dev, pool);
 }

@@ -135,6 +135,12 @@ free = cuda.cuMemFreeAsync_ptsz if v.endswith("_ptsz") else cuda.cuMemFreeAsync
 if take(lambda: cuda.cuMemPoolDestroy(pool), cuda.cuMemPoolCreate, byref(pool), (c_int * 22)(1, 0, 1, 0)):
     take(lambda: free(p, None), fn(v), byref(p), c_size_t(5 * MIB), pool, None)
     cuda.cuMemPoolTrimTo(pool, c_size_t(0))
+    value, access = c_ulonglong(), c_int()
+    cuda.cuMemPoolGetAttribute(pool, 5, byref(value))
+    cuda.cuMemPoolSetAttribute(pool, 4, byref(c_ulonglong()))
+    cuda.cuMemPoolGetAccess(byref(access), pool, (c_int * 2)(1, 0))
+    cuda.cuMemPoolSetAccess(pool, (c_int * 3)(1, 0, 3), c_size_t(1))
+    cuda.cuDeviceSetMemPool(0, pool)
 """,
         ("cuMemAllocFromPoolAsync", "cuMemAllocFromPoolAsync_ptsz"),
     ),

@@ -111,6 +111,30 @@ assert info()[0] == {64 * MIB}, info()
     assert read_books(share).used_bytes == 0
 
 
+def test_a_destroyed_pool_of_which_memory_is_in_use_is_no_pool_any_more(machine: "Machine") -> None:
+    machine.share(64 * MIB)
+    machine.run(
+        HELPERS
+        + f"""
+start()
+INVALID_VALUE, value, flags, pool = 1, c_ulonglong(), c_int(), new_pool()
+kept = take_from(pool, {8 * MIB})
+CALLS = (
+    lambda: cuda.cuMemPoolGetAttribute(pool, 5, byref(value)),
+    lambda: cuda.cuMemPoolSetAttribute(pool, 4, byref(value)),
+    lambda: cuda.cuMemPoolGetAccess(byref(flags), pool, (c_int * 2)(1, 0)),
+    lambda: cuda.cuMemPoolSetAccess(pool, (c_int * 3)(1, 0, 3), c_size_t(1)),
+    lambda: cuda.cuMemPoolTrimTo(pool, c_size_t(0)),
+    lambda: cuda.cuDeviceSetMemPool(0, pool),
+)
+assert [call() for call in CALLS] == [SUCCESS] * 6
+check(cuda.cuMemPoolDestroy(pool))
+assert [call() for call in CALLS] == [INVALID_VALUE] * 6
+check(cuda.cuMemAllocAsync(byref(Pointer()), c_size_t({8 * MIB}), None))
+"""
+    )
+
+
 def test_stream_ordered_memory_is_charged_to_the_device_of_its_stream(machine: "Machine") -> None:
     cards = [StubGPU(f"Stub {i}", 1 << 30, f"GPU-00000000-0000-4000-8000-00000000000{i}") for i in (1, 2)]
     create_driver_root(machine.root, cards)
