@@ -107,8 +107,9 @@ class BooksReader:
         raw = os.pread(descriptor, self._length, 0)
         status = os.fstat(descriptor)
         self.swells = _behind(status) > 0
-        if status.st_size != layout().constants.VGPU_BOOKS_FILE_BYTES or len(raw) < _SLOTS_AT:
-            _check_size(Path(self._path), os.fstat(descriptor).st_size)
+        _check_size(Path(self._path), status.st_size)
+        if len(raw) < _SLOTS_AT:  # whole again since it was read
+            raise StateError(f"{self._path}: found {len(raw)} bytes, expected at least {_SLOTS_AT}")
         if self._former is None or raw[:_CHECKED_BYTES] != self._former[0][:_CHECKED_BYTES]:
             _check_header(Path(self._path), raw)
         books = _view(raw)
