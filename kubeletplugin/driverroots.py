@@ -15,7 +15,10 @@ from pathlib import Path
 from kubeletplugin.devices import DeviceFile
 
 _MULTIARCH = f"{platform.machine()}-linux-gnu"
-LIBRARY_FOLDERS = (f"usr/lib/{_MULTIARCH}", "usr/lib64", f"lib/{_MULTIARCH}", "lib64", "usr/lib")
+LIBRARY_FOLDERS = (
+    *(f"usr/lib/{_MULTIARCH}", "usr/lib64", f"lib/{_MULTIARCH}", "lib64", "usr/lib"),
+    *(f"usr/lib/{_MULTIARCH}/nvidia", f"usr/lib/{_MULTIARCH}/tegra"),  # Jetson Linux
+)
 CONTAINER_LIBRARY_FOLDERS = (Path("/usr/lib") / _MULTIARCH, Path("/usr/lib64"))
 """Where the dynamic loaders of Debian and Red Hat look without a cache."""
 _MAX_LINKS = 16
@@ -34,7 +37,7 @@ class DriverRoot:
     def device_folder(self) -> Path:
         """The folder of the device nodes; a driver container without nodes of its own uses the host's."""
         own = self.path / "dev"
-        return own if any(own.glob("nvidia*")) else Path("/dev")
+        return own if any(own.glob("nvidia*")) or (own / "nvmap").exists() else Path("/dev")
 
     def find_library(self, name: str) -> Path | None:
         """Return the path of a library such as `libcuda.so.1` under the root, None if it is nowhere."""
@@ -59,13 +62,12 @@ class DriverRoot:
                 yield DeviceFile(self.host_path(self.resolve(path)), Path("/usr/bin") / program)
 
     def device_files(self, nodes: Iterable[str]) -> Iterator[DeviceFile]:
-        """Yield those of the named nodes that exist; a regular file stands for a simulated card."""
+        """Yield those of the nodes that exist, by names or patterns; a regular file stands for a simulated card."""
         folder = self.device_folder
         for node in nodes:
-            path = folder / node
-            if path.exists():
+            for path in sorted(folder.glob(node)):
                 is_device = stat.S_ISCHR(path.stat().st_mode)
-                yield DeviceFile(self.host_path(path), Path("/dev") / node, is_device)
+                yield DeviceFile(self.host_path(path), Path("/dev") / path.relative_to(folder), is_device)
 
     def host_path(self, path: Path) -> Path:
         """Return a path under the root as the container runtime sees it; paths elsewhere are the same for both."""

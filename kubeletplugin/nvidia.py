@@ -44,9 +44,13 @@ _LIBRARIES = (
     "libnvidia-nvvm70.so.4",
     "libnvidia-opencl.so.1",
     "libnvidia-ptxjitcompiler.so.1",
+    *("libnvrm_*.so", "libnvos.so", "libnvsocsys.so", "libnvsci*.so*"),  # what libcuda needs on Jetson Linux
 )
 _PROGRAMS = ("nvidia-smi",)
-_CONTROL_NODES = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools")
+_CONTROL_NODES = (
+    *("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools"),
+    *("nvmap", "nvhost-ctrl", "host1x-fence", "nvsciipc"),  # of a Tegra chip
+)
 _EVENTS = pynvml.nvmlEventTypeXidCriticalError | pynvml.nvmlEventTypeDoubleBitEccError
 _WAIT_MS = 1000
 """NVML cannot be begun anew while somebody waits for its events."""

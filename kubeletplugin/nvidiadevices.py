@@ -28,6 +28,9 @@ _ARCHITECTURES = {
     pynvml.NVML_DEVICE_ARCH_HOPPER: "Hopper",
     pynvml.NVML_DEVICE_ARCH_BLACKWELL: "Blackwell",
 }
+_NODES_OF_A_TEGRA = ("nvgpu/igpu0/*", "nvhost-*gpu")
+"""Of the GPU in the chip, which has no node of its own name. Source: device nodes that the container toolkit lists for
+Jetson Linux."""
 _HOST_MEMORY_PARTS = 7, 8
 """Of the host's memory, what a device without memory of its own counts as: the rest is for the system itself."""
 
@@ -92,7 +95,9 @@ def _describe_gpu(machine: Machine, handle: Any, index: int, versions: Versions)
     bus_id = _bus_id(ask(pynvml.nvmlDeviceGetPciInfo, handle))
     capability = ask(pynvml.nvmlDeviceGetCudaComputeCapability, handle)
     memory_bytes = _memory_bytes(machine, handle)
-    files = tuple(machine.root.device_files((f"nvidia{index if minor is None else minor}",)))
+    files = tuple(machine.root.device_files((f"nvidia{index if minor is None else minor}",))) or tuple(
+        machine.root.device_files(_NODES_OF_A_TEGRA)
+    )
     reason = _unshareable(handle, memory_bytes, has_files=bool(files))
     return Device(
         vendor=VENDOR,

@@ -237,6 +237,31 @@ def test_a_device_without_memory_of_its_own_has_seven_eighths_of_the_hosts(
     assert (device.memory_bytes, device.shareable) == (105 * GIB, True)
 
 
+def test_the_gpu_of_a_tegra_chip_has_its_nodes_and_libraries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    libraries = tmp_path / "usr/lib/x86_64-linux-gnu/tegra"
+    libraries.mkdir(parents=True)
+    for name in ("libcuda.so.1.1", "libnvidia-ml.so.1", "libnvrm_gpu.so", "libnvos.so"):
+        (libraries / name).touch()
+    (libraries / "libcuda.so.1").symlink_to("libcuda.so.1.1")
+    (tmp_path / "dev/nvgpu/igpu0").mkdir(parents=True)
+    nodes = {"nvgpu/igpu0/as", "nvgpu/igpu0/channel", "nvhost-ctrl-gpu", "nvhost-ctrl", "nvmap"}
+    for node in nodes:
+        (tmp_path / "dev" / node).touch()
+    (tmp_path / "dev/nvme0").touch()
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal:       8388608 kB\n")
+
+    nvml = FakeNVML(without(card(0, Name="Orin (nvgpu)"), "MemoryInfo", "MinorNumber"))
+    found = backend_of(monkeypatch, nvml, tmp_path).discover()
+
+    (device,) = found.devices
+    assert (device.memory_bytes, device.shareable) == (7 * GIB, True)
+    files = {str(file.container_path) for file in (*device.files, *found.driver.files)}
+    assert {file.removeprefix("/dev/") for file in files if file.startswith("/dev/")} == nodes
+    folder = "/usr/lib/x86_64-linux-gnu/"
+    assert {folder + name for name in ("libcuda.so.1", "libnvrm_gpu.so", "libnvos.so")} <= files
+
+
 def test_mig_devices_are_stated_whole_with_their_profile_and_capability_files(
     monkeypatch: pytest.MonkeyPatch, root: Path
 ) -> None:
@@ -348,7 +373,8 @@ def test_a_root_without_a_driver_is_refused_with_where_it_was_looked_for(tmp_pat
 
     assert str(caught.value) == (
         f"driver root {tmp_path}: found no libnvidia-ml.so.1, expected it in one of usr/lib/x86_64-linux-gnu, "
-        "usr/lib64, lib/x86_64-linux-gnu, lib64, usr/lib"
+        "usr/lib64, lib/x86_64-linux-gnu, lib64, usr/lib, "
+        "usr/lib/x86_64-linux-gnu/nvidia, usr/lib/x86_64-linux-gnu/tegra"
     )
 
 
