@@ -62,6 +62,8 @@ class KubeError(TransientError):
     def __init__(self, message: str, status: int | None = None, delay_s: float = 1.0) -> None:
         super().__init__(message, delay_s)
         self.status = status
+        self.wait_s = 0.0
+        """So long the API server wants not to be asked again (Retry-After), with 429 and 503."""
 
 
 class NotFoundError(KubeError):

@@ -25,9 +25,13 @@ _Query = Sequence[tuple[str, str]]
 _CONNECT_TIMEOUT_S = 5.0
 _TIMEOUT_S = 15.0
 """For the answer to one request."""
+_LONGEST_WAIT_S = 60.0
+"""So long the API server can put us off at most."""
 _EVERYTHING = Selection()
 # A server that says nothing would say nothing to a second request either, each time for as long.
-_RETRIES: Final = urllib3.Retry(connect=False, read=False, status=0, other=0, redirect=3)
+_RETRIES: Final = urllib3.Retry(
+    connect=False, read=False, status=0, other=0, redirect=3, respect_retry_after_header=False
+)
 _REPEATABLE: Final = frozenset({"GET", "PUT", "DELETE"})
 """What has the same outcome when it arrives twice: replaced and deleted objects carry their resourceVersion."""
 
@@ -157,7 +161,11 @@ class HTTPKubeClient(KubeClient):
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise KubeError(f"{method} {path}: no answer from the API server: {error}") from error
         if response.status >= 400:
-            raise _error(response.status, f"{method} {path}: {_message(response.data, response.status)}", response.data)
+            refusal = _error(
+                response.status, f"{method} {path}: {_message(response.data, response.status)}", response.data
+            )
+            refusal.wait_s = _wait_s(response.headers.get("Retry-After"))
+            raise refusal
         return response
 
     def _ask(self, method: str, url: str, options: Mapping[str, Any]) -> urllib3.BaseHTTPResponse:
@@ -217,6 +225,11 @@ def _answer(body: bytes, request: str) -> JSON:
         start = body[:200].decode(errors="replace")
         raise KubeError(f"{request}: found {start!r}, expected JSON from the API server") from error
     return answer
+
+
+def _wait_s(retry_after: str | None) -> float:
+    """Return the seconds of a Retry-After; the API server writes no dates there."""
+    return min(float(retry_after), _LONGEST_WAIT_S) if retry_after and re.fullmatch(r"[0-9]{1,9}", retry_after) else 0.0
 
 
 def _message(body: bytes, status: int) -> str:

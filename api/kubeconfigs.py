@@ -5,14 +5,17 @@ The kubernetes package reads the files and refreshes tokens; what it found is ch
 
 import socket
 from typing import Any
+from urllib.parse import urlsplit
 
 import urllib3
+import yaml
 from kubernetes import client, config
 from kubernetes.client.rest import should_bypass_proxies
 from kubernetes.config.config_exception import ConfigException
 from urllib3.connection import HTTPConnection
 
 from api.errors import ConfigError
+from api.tlscontexts import FreshContext
 
 _CONNECTIONS = 128
 """Kept alive: the node agent answers many kubelet calls at once, each with a GET."""
@@ -40,10 +43,26 @@ def load(kubeconfig: str | None) -> Any:
             _load_default(configuration)
     except (ConfigException, OSError) as error:
         raise ConfigError(f"{where}: {error}") from error
+    except (ValueError, TypeError, AttributeError, KeyError, yaml.YAMLError) as error:
+        raise ConfigError(f"{where}: found {error!r}, expected a kubeconfig") from error
+    _check(configuration, where)
     proxy = proxy_of(configuration)
     if proxy is not None and urllib3.util.parse_url(proxy).scheme not in {"http", "https"}:
         raise ConfigError(f"{where}: proxy-url: found {proxy!r}, expected one that begins with http:// or https://")
     return configuration
+
+
+def _check(configuration: Any, where: str) -> None:
+    """Refuse what nobody could connect with, such as certificates that are none."""
+    try:
+        has_host = bool(urlsplit(configuration.host).hostname) and urlsplit(configuration.host).port != 0
+        FreshContext(configuration)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}") from error
+    if not has_host:
+        raise ConfigError(
+            f"{where}: server: found {configuration.host!r}, expected a URL such as https://10.0.0.1:6443"
+        )
 
 
 def proxy_of(configuration: Any) -> str | None:

@@ -12,7 +12,9 @@ NodeName = NewType("NodeName", str)
 # --- Kubernetes: driver, API group, classes ----------------------------------------------------------------------
 
 DRIVER_NAME: Final = "vgpu.dra-driver.io"
-"""Default driver name; settable with --driver-name. At most 63 characters (KEP-4381)."""
+"""Default driver name; settable with --driver-name. """
+MAX_DRIVER_NAME: Final = 27
+"""Characters. KEP-4381 allows 63, but the name of the agent's socket holds its pod's UID too: no room for more."""
 
 API_GROUP: Final = "vgpu.dra-driver.io"
 API_VERSION: Final = "v1alpha1"
@@ -145,9 +147,9 @@ ENV_STUB_DEVICE_DIR: Final = "VGPU_STUB_DEV_DIR"
 EVENT_UNSATISFIABLE: Final = "VGPUUnsatisfiable"
 """Reason of the event on a claim (and its pod) that no device can serve now."""
 EVENT_CONFIG_INVALID: Final = "VGPUConfigInvalid"
-"""Reason of the event on a claim or template whose VGPUConfig is wrong."""
+"""Reason of the event on a claim, a template or a DeviceClass whose VGPUConfig is wrong."""
 EVENT_INVENTORY_INVALID: Final = "VGPUInventoryInvalid"
-"""Reason of the event on a NodeInventory that cannot be read; its node's slices stay as they are until it can."""
+"""Reason of the event on a NodeInventory of which something cannot be read, or means no device."""
 EVENT_INVENTORY_KEPT: Final = "VGPUInventoryKept"
 """Reason of the event on a NodeInventory that outlives its Node, for what an operator says in it."""
 EVENT_OVERUSE: Final = "VGPUOveruse"

@@ -20,7 +20,7 @@ from controller.migrating import holdings
 from controller.offering import Withheld
 from controller.policies import NodeDevices
 from controller.probing import PROBE_NODE
-from controller.records import ClaimRecord, InventoryRecord, NodeRecord, PodRecord, TemplateRecord
+from controller.records import ClaimRecord, ClassRecord, InventoryRecord, NodeRecord, PodRecord, TemplateRecord
 from controller.rulewatching import RuleWatch
 from controller.snapshots import DeviceIndex
 from controller.tainting import tainted
@@ -154,6 +154,10 @@ class ClusterCache:
         """Return a template that is wrong."""
         return self._kinds.templates.get(key)
 
+    def device_class(self, key: Key) -> ClassRecord | None:
+        """Return a DeviceClass that may select our devices."""
+        return self._kinds.classes.get(key)
+
     def waiting_pods(self, claim: Key) -> list[PodRecord]:
         """Return the pods that the scheduler could not place and that name a claim, by name."""
         with self._lock:
@@ -197,7 +201,7 @@ class ClusterCache:
         status = new.status if new else None
         before, after = (record.problem if record else "" for record in (old, new))
         if after and before != after:
-            log.warning("cannot read an inventory, its slices stay as they are", extra={"error": after})
+            log.warning("found mistakes in an inventory", extra={"error": after})
         if new is None or status is not None:
             self.pulse.note(node, status.heartbeat_time if status else None)
         if was_dead or _facts(old) != _facts(new):
@@ -253,7 +257,7 @@ class ClusterCache:
         """A template with wrong parameters came, changed or went."""
         self._listeners.template(key)
 
-    def on_class(self, key: Key, _old: bool | None, _new: bool | None) -> None:
+    def on_class(self, key: Key, _old: ClassRecord | None, _new: ClassRecord | None) -> None:
         """A DeviceClass came, changed or went, and with it the answer to which of the waiting claims are ours."""
         self._listeners.device_class(key)
         self._look_at_waiting()

@@ -139,3 +139,4 @@ class Controller:
             version_watch.stop()
         if term is not None:
             term.stop()
+        self._metrics.retire()

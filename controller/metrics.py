@@ -32,3 +32,10 @@ class Metrics:
             "1 while the CRD of NodeInventory is of an older release and drops what the controller writes.",
             registry=registry,
         )
+
+    def retire(self) -> None:
+        """Forget what is only true of a controller that leads: its successor says it from now on."""
+        for gauge in (self.leader, self.slices, self.pending_claims, self.crd_outdated):
+            gauge.set(0)
+        self.devices.clear()
+        self.mode.clear()

@@ -21,7 +21,7 @@ from controller.eventing import Said
 from controller.looking import Looks
 from controller.metrics import Metrics
 from controller.reasoning import explain
-from controller.records import ClaimRecord, InventoryRecord, PodRecord, TemplateRecord
+from controller.records import ClaimRecord, ClassRecord, InventoryRecord, PodRecord, TemplateRecord
 from controller.telling import kept_for
 from controller.watching import Key
 
@@ -72,6 +72,8 @@ class PendingKeeper:
             return self._sync_claim(topic.key)
         if topic.kind == "template":
             return self._sync_problem(topic, names.EVENT_CONFIG_INVALID, self._cache.template(topic.key))
+        if topic.kind == "class":
+            return self._sync_problem(topic, names.EVENT_CONFIG_INVALID, self._cache.device_class(topic.key))
         return self._sync_inventory(topic)
 
     def _sync_inventory(self, topic: Topic) -> float | None:
@@ -104,7 +106,7 @@ class PendingKeeper:
         return min((delay for delay in delays if delay is not None), default=None)
 
     def _sync_problem(
-        self, topic: Topic, reason: str, wrong: ClaimRecord | TemplateRecord | InventoryRecord | None
+        self, topic: Topic, reason: str, wrong: ClaimRecord | ClassRecord | TemplateRecord | InventoryRecord | None
     ) -> float | None:
         """Say what is wrong with an object; None: nothing is, or it is gone."""
         if wrong is None or not wrong.problem:

@@ -100,7 +100,7 @@ class Policy:
 
 def is_cordoned(facts: DeviceFacts, spec: InventorySpec) -> bool:
     """Say whether an operator keeps new claims away from a device: by its name or its UUID."""
-    return facts.name in spec.cordoned_devices or facts.uuid in spec.cordoned_devices
+    return not {facts.name.lower(), facts.uuid.lower()}.isdisjoint(name.lower() for name in spec.cordoned_devices)
 
 
 def _why(facts: DeviceFacts, spec: InventorySpec) -> str:

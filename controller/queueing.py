@@ -152,7 +152,7 @@ def work_off(queue: WorkQueue[K], handle: Callable[[K], float | None], on_failur
                 queue.add_after(key, again_s)
         except KubeError as error:
             on_failure()
-            delay_s = queue.retry(key)
+            delay_s = queue.retry(key, error.wait_s)
             level = logging.WARNING if error.status in _REFUSED else logging.INFO
             details = {"key": str(key), "error": str(error), "delay_s": round(delay_s, 1)}
             log.log(level, "will try again", extra=details)

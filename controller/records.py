@@ -14,7 +14,7 @@ from api.claims import ClaimView, Object
 from api.errors import PermanentError, StateError
 from api.events import Subject
 from api.nodeinventory import InventorySpec, InventoryStatus, NodeInventory
-from controller.checking import check_configs, check_template
+from controller.checking import check_class, check_configs, check_cordons, check_template
 from controller.watching import Key
 
 
@@ -57,7 +57,7 @@ class InventoryRecord:
     """None: its agent has not looked yet, or wrote what cannot be read."""
     spec: InventorySpec = field(default_factory=InventorySpec)
     problem: str = ""
-    """Why it cannot be read; empty: it can."""
+    """What of it cannot be read, or means nothing; empty: all is well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,15 @@ class TemplateRecord:
 
     subject: Subject
     problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClassRecord:
+    """A DeviceClass that may select our devices."""
+
+    subject: Subject
+    problem: str
+    """What is wrong with its parameters; empty: nothing."""
 
 
 def claim_trimmer(driver: str) -> Callable[[Object], ClaimRecord | None]:
@@ -109,14 +118,16 @@ def template_trimmer(driver: str) -> Callable[[Object], TemplateRecord | None]:
     return trim
 
 
-def class_trimmer(driver: str) -> Callable[[Object], bool | None]:
-    """Return the trim of DeviceClasses: True for those that may select our devices, others are not kept."""
+def class_trimmer(driver: str) -> Callable[[Object], ClassRecord | None]:
+    """Return the trim of DeviceClasses: those that may select our devices, others are not kept."""
 
-    def trim(obj: Object) -> bool | None:
+    def trim(obj: Object) -> ClassRecord | None:
         spec = obj.get("spec") or {}
         expressions = [(selector.get("cel") or {}).get("expression", "") for selector in spec.get("selectors") or []]
         drivers = [(config.get("opaque") or {}).get("driver") for config in spec.get("config") or []]
-        return True if driver in drivers or any(driver in text for text in expressions) else None
+        if driver not in drivers and not any(driver in text for text in expressions):
+            return None
+        return ClassRecord(_subject(obj, "DeviceClass"), check_class(obj, driver))
 
     return trim
 
@@ -156,9 +167,9 @@ def trim_inventory(obj: Object) -> InventoryRecord:
         inventory = NodeInventory.from_object(obj)
     except StateError as error:
         return InventoryRecord(subject, metadata["resourceVersion"], None, problem=str(error))
-    return InventoryRecord(
-        subject, metadata["resourceVersion"], inventory.status, inventory.spec, problem=inventory.problem
-    )
+    problems = [inventory.problem, check_cordons(inventory)]
+    problem = "\n".join(filter(None, problems))
+    return InventoryRecord(subject, metadata["resourceVersion"], inventory.status, inventory.spec, problem=problem)
 
 
 def trim_slice(obj: Object) -> dict[str, Any]:
@@ -183,4 +194,5 @@ def _subject(obj: Object, kind: str) -> Subject:
     metadata = obj["metadata"]
     # Objects in lists come without apiVersion and kind.
     api_version = obj.get("apiVersion") or ("v1" if kind == "Pod" else f"{names.RESOURCE_GROUP}/v1")
-    return Subject(intern(api_version), kind, intern(metadata["namespace"]), metadata["name"], metadata["uid"])
+    namespace = intern(metadata.get("namespace", ""))
+    return Subject(intern(api_version), kind, namespace, metadata["name"], metadata.get("uid", ""))

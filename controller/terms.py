@@ -225,9 +225,9 @@ class Term:
             return pending.sync(topic)
         if topic == _ALL_CLASSES:
             classes.sync_all()
-        else:
-            classes.sync(topic.key[1])
-        return None
+            return None
+        classes.sync(topic.key[1])
+        return pending.sync(topic)
 
     def _set_mode(
         self,

@@ -146,7 +146,7 @@ class Watcher(Generic[T]):
         level = logging.WARNING if self._failures == 1 else logging.DEBUG
         log.log(level, "cannot watch, will try again", extra={"kind": self._kind.resource.plural, "error": str(error)})
         # Jitter: after an outage all watchers of all controllers come back at once.
-        self._stopping.wait(delay_s * random.uniform(0.8, 1.2))  # noqa: S311 -- no secret is made of it
+        self._stopping.wait(max(delay_s, error.wait_s) * random.uniform(1.0, 1.4))  # noqa: S311 -- no secret is made of it
 
     def _list(self) -> None:
         answer = self._kube.list(self._kind.resource, self._kind.selection)

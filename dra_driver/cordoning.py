@@ -36,10 +36,14 @@ def cordon(kube: KubeClient, node: str, device: str, *, cordoned: bool = True) -
     """
     for attempt in range(_TRIES):
         obj = _inventory(kube, node)
-        facts = find_device(obj, device)
         before = NodeInventory.from_object(obj).spec.cordoned_devices
-        after = [name for name in before if name not in (facts.name, facts.uuid)] + [facts.name] * cordoned
-        if set(before) & {facts.name, facts.uuid} if cordoned else before == after:
+        spellings = _spellings(obj, device, before, cordoned=cordoned)
+        after = [name for name in before if name.lower() not in spellings]
+        if cordoned:
+            if len(after) < len(before):
+                return False
+            after.append(find_device(obj, device).name)
+        elif before == after:
             return False
         metadata = {"resourceVersion": obj["metadata"]["resourceVersion"]}
         try:
@@ -51,6 +55,17 @@ def cordon(kube: KubeClient, node: str, device: str, *, cordoned: bool = True) -
         else:
             return True
     return False
+
+
+def _spellings(inventory: Object, device: str, cordons: list[str], *, cordoned: bool) -> set[str]:
+    """Return name and UUID of a device; to uncordon, one that is cordoned and gone will do, as it was written there."""
+    if not cordoned and device.lower() in {name.lower() for name in cordons}:
+        status = NodeInventory.from_object(inventory).status
+        devices = status.devices if status else []
+        if not any(device.lower() in (facts.name, facts.uuid.lower()) for facts in devices):
+            return {device.lower()}
+    facts = find_device(inventory, device)
+    return {facts.name, facts.uuid.lower()}
 
 
 def drain(

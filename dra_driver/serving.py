@@ -21,14 +21,47 @@ Probe = Callable[[], str]
 _log = logging.getLogger(__name__)
 
 
+_PATIENCE_S = 5.0
+"""Who is connected and says nothing, or does not read, is not waited for any longer."""
+_AT_ONCE = 16
+"""Requests that are answered at once; others are closed. Prometheus and the kubelet ask one at a time."""
+
+
 class _Server(ThreadingMixIn, WSGIServer):
+    """Anybody on the pod network can connect, and must not take threads and descriptors from those who need claims."""
+
     daemon_threads = True
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._places = threading.BoundedSemaphore(_AT_ONCE)
+        super().__init__(*arguments, **options)
 
-class _DualStackServer(_Server):
-    """Serves IPv4 and IPv6 on one socket."""
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._places.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._places.release()
+            raise
 
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the base class's
+        _log.debug("a request for the status came to nothing", exc_info=True)
+
+
+class _IPv6Server(_Server):
     address_family = socket.AF_INET6
+
+
+class _DualStackServer(_IPv6Server):
+    """Serves IPv4 and IPv6 on one socket."""
 
     def server_bind(self) -> None:
         self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
@@ -36,6 +69,8 @@ class _DualStackServer(_Server):
 
 
 class _QuietHandler(WSGIRequestHandler):
+    timeout = _PATIENCE_S
+
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name is the base class's
         _log.debug(format % args)
 
@@ -47,7 +82,7 @@ class StatusServer:
         """Bind at once, so that a port in use is an error of the start.
 
         Args:
-            listen: `address:port`; no address: all. Port 0 takes a free one.
+            listen: `address:port`, an IPv6 address in brackets; no address: all. Port 0 takes a free one.
             alive: liveness; a restart should help when it gives a reason.
             ready: readiness.
 
@@ -55,9 +90,14 @@ class StatusServer:
             ConfigError: the address cannot be bound.
         """
         host, _, port = listen.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
         self._probes = {"/healthz": alive, "/readyz": ready}
         self._metrics = make_wsgi_app(REGISTRY)
-        kind = _DualStackServer if not host and socket.has_dualstack_ipv6() else _Server
+        kind = _Server
+        if ":" in host:
+            kind = _IPv6Server
+        elif not host and socket.has_dualstack_ipv6():
+            kind = _DualStackServer
         try:
             self._server = make_server(host, int(port), self._answer, server_class=kind, handler_class=_QuietHandler)
         except (OSError, OverflowError) as error:

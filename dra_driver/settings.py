@@ -6,6 +6,7 @@ is ignored.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -20,7 +21,18 @@ from api.quantities import parse_bytes
 
 _ENV_PREFIX = "DRA_DRIVER_"
 
-_Port = Annotated[str, Field(pattern=r"^[^:]*:\d{1,5}$", description="address:port to serve /metrics and probes on")]
+
+def _listen(value: object) -> object:
+    if isinstance(value, str) and not re.fullmatch(r"([^:\[\]]*|\[[0-9A-Fa-f:.%\w]+\]):\d{1,5}", value):
+        raise ValueError('expected address:port such as ":9400", "127.0.0.1:9400" or "[::1]:9400"')
+    return value
+
+
+_Port = Annotated[
+    str,
+    BeforeValidator(_listen),
+    Field(description="address:port to serve /metrics and probes on, an IPv6 address in brackets"),
+]
 
 
 def _split(value: object) -> object:
@@ -44,7 +56,12 @@ class CommonOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kubeconfig: Annotated[str | None, Field(description="kubeconfig file; default: the pod's service account")] = None
-    driver_name: Annotated[str, Field(max_length=63, description="DRA driver name")] = names.DRIVER_NAME
+    driver_name: Annotated[
+        str,
+        Field(
+            max_length=names.MAX_DRIVER_NAME, pattern=r"^[a-z]([-a-z0-9.]*[a-z0-9])?$", description="DRA driver name"
+        ),
+    ] = names.DRIVER_NAME
     log_format: Annotated[Literal["json", "text"], Field(description="form of the log")] = "text"
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="least level")] = "info"
 

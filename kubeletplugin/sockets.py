@@ -41,7 +41,7 @@ class SocketPaths:
             if length > _MAX_BYTES:
                 raise ConfigError(
                     f"socket {path}: found {length} characters, expected at most {_MAX_BYTES}: choose a shorter "
-                    "--kubelet-dir"
+                    "--driver-name or --kubelet-dir"
                 )
         return paths
 

@@ -15,7 +15,7 @@ from kubernetes import client
 
 from api import kube
 from api.deadlines import within
-from api.errors import KubeError, NotFoundError
+from api.errors import ConfigError, KubeError, NotFoundError
 from api.httpkube import HTTPKubeClient
 from api.keptconnections import KeptConnections
 
@@ -234,3 +234,50 @@ def test_a_server_that_is_away_is_told_at_once(tmp_path: Path) -> None:
 
     with pytest.raises(KubeError, match=r"GET /api/v1/nodes/here: no answer from the API server: ConnectionRefused"):
         server.client.get(kube.NODES, "here")
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH"])
+def test_an_api_server_that_is_busy_is_told_by_its_status_and_when_to_come_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    def refuse(handler: Handler) -> None:
+        handler.send_response(429)
+        handler.send_header("Retry-After", "7")
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    monkeypatch.setattr(Handler, f"do_{method}", refuse, raising=False)
+    server = Server(tmp_path)
+    try:
+        with pytest.raises(KubeError) as caught:
+            server.client._request(method, "/api/v1/nodes")
+        assert (caught.value.status, caught.value.wait_s) == (429, 7.0)
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[1]",
+        b"words",
+        b"a: [",
+        b"\xff\xfe\x00",
+        b'{"server": "https://127.0.0.1:99999"}',
+        b'{"server": "https://127.0.0.1", "certificate-authority-data": "bm9uZQ=="}',
+    ],
+)
+def test_a_kubeconfig_that_is_none_is_refused_by_its_name(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "kubeconfig"
+    if content.startswith(b"{"):
+        config = {
+            "clusters": [{"name": "c", "cluster": json.loads(content)}],
+            "users": [{"name": "u", "user": {}}],
+            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+            "current-context": "x",
+        }
+        content = json.dumps(config).encode()
+    path.write_bytes(content)
+
+    with pytest.raises(ConfigError, match=f"^Kubernetes configuration {path}: "):
+        HTTPKubeClient(str(path))

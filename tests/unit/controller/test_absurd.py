@@ -28,6 +28,7 @@ from tests.unit.controller.builders import (
     SLICES,
     add_node,
     claim,
+    device_class,
     facts,
     make_controller,
     state_inventory,
@@ -121,6 +122,22 @@ def test_an_inventory_that_cannot_be_read_gets_an_event_that_says_what_was_found
     assert (event["regarding"]["kind"], event["regarding"]["namespace"]) == ("NodeInventory", "")
     (stored,) = kube.objects(SLICES)
     assert [device["name"] for device in stored["spec"]["devices"]] == [facts().name]
+
+
+def test_cordons_and_classes_that_are_wrong_get_events(kube: FakeKube, controller: Controller) -> None:
+    add_node(kube)
+    state_inventory(kube, "n1", status(facts()))
+    cordons = {"spec": {"cordonedDevices": ["gpu-typo", facts().uuid.upper()]}}
+    kube.patch(kube_api.NODE_INVENTORIES, {"metadata": {"name": "n1"}}, cordons)
+    wrong = device_class("team-gpus")
+    wrong["spec"]["config"] = [{"opaque": {"driver": names.DRIVER_NAME, "parameters": {"kind": "VGPUConfig"}}}]
+    kube.create(kube_api.device_classes("v1"), wrong)
+    wait_until(lambda: notes(kube, "n1") and notes(kube, "team-gpus"))
+    assert [reason for reason, _ in notes(kube, "n1")] == ["VGPUInventoryInvalid"]
+    assert notes(kube, "team-gpus") == [
+        ("VGPUConfigInvalid", 'DeviceClass team-gpus: apiVersion: missing, expected "vgpu.dra-driver.io/v1alpha1"')
+    ]
+    assert controller.is_leading()
 
 
 @pytest.mark.parametrize("amount", ["-1", "1e400", "1e99999999999999999999", "9223372036854775808", "٣", 1.5, {}])

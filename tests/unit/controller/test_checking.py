@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
-from controller.checking import check_template
+from api.nodeinventory import InventorySpec, NodeInventory
+from controller.checking import check_cordons, check_template
 from controller.records import claim_trimmer, class_trimmer, trim_pod
-from tests.unit.controller.builders import DRIVER, claim, device_class, pod, request, result
+from tests.unit.controller.builders import DRIVER, claim, device_class, facts, pod, request, result, status
 
 HEAD = {"apiVersion": "vgpu.dra-driver.io/v1alpha1", "kind": "VGPUConfig"}
 
@@ -82,7 +83,7 @@ def test_of_an_allocated_claim_only_what_it_holds_of_our_devices_is_kept() -> No
 def test_classes_are_ours_if_they_name_our_driver() -> None:
     trim = class_trimmer(DRIVER)
     assert trim(device_class("team-gpus"))
-    assert trim({"metadata": {"name": "x"}, "spec": {"config": [{"opaque": {"driver": DRIVER}}]}})
+    assert trim({"metadata": {"name": "x", "uid": "u"}, "spec": {"config": [{"opaque": {"driver": DRIVER}}]}})
     assert trim(device_class("nics", "other.example")) is None
     assert trim({"metadata": {"name": "all"}}) is None
 
@@ -105,3 +106,23 @@ def test_requests_of_a_waiting_claim_are_kept() -> None:
     assert record.view is not None
     assert record.view.requests[0].capacity == {"memory": 1 << 30}
     assert record.view.configs == ()
+
+
+def test_wrong_parameters_of_a_class_are_told_of_the_class() -> None:
+    wrong = device_class("team-gpus")
+    wrong["spec"]["config"] = [{"opaque": {"driver": DRIVER, "parameters": HEAD | {"memory": "lots"}}}]
+    record = class_trimmer(DRIVER)(wrong)
+    assert record is not None
+    assert record.problem.startswith("DeviceClass team-gpus: memory: found 'lots', expected")
+
+
+def test_a_cordon_of_what_is_no_device_is_a_problem_and_one_of_a_device_that_is_gone_is_not() -> None:
+    here, gone = facts(0), facts(1)
+    cordons = [here.name.upper(), here.uuid, gone.name, gone.uuid, "gpu-typo"]
+    stated = NodeInventory(
+        node_name="n1", resource_version="1", status=status(here), spec=InventorySpec(cordonedDevices=cordons)
+    )
+    assert check_cordons(stated) == (
+        "NodeInventory n1: spec.cordonedDevices: found 'gpu-typo', expected names or UUIDs of devices; "
+        f"the node has {here.name}"
+    )

@@ -160,7 +160,7 @@ def test_an_inventory_that_cannot_be_read_leaves_the_slices_as_they_are(
     state_inventory(kube, "n1", status(facts()))
     wait_until(lambda: SLICE_N1 in slices(kube))
     kube.patch(kube_api.NODE_INVENTORIES, {"metadata": {"name": "n1"}}, {"status": {"devices": 3}}, "status")
-    wait_until(lambda: any("cannot read an inventory" in record.message for record in caplog.records))
+    wait_until(lambda: any("found mistakes in an inventory" in record.message for record in caplog.records))
     (device,) = settled(kube, controller)[SLICE_N1]["spec"]["devices"]
     assert device["name"] == facts().name
 
@@ -502,6 +502,29 @@ def test_a_pending_claim_is_counted_until_it_is_allocated(kube: FakeKube) -> Non
     kube.patch(CLAIMS, stored, {"status": allocated["status"]}, "status")
     wait_until(lambda: registry.get_sample_value("vgpu_controller_pending_claims") == 0)
     controller.stop()
+
+
+def test_a_controller_that_leads_no_more_leaves_the_figures_to_its_successor(kube: FakeKube) -> None:
+    registry = CollectorRegistry()
+    controller = make_controller(kube, registry=registry)
+    add_node(kube)
+    state_inventory(kube, "n1", status(facts(0)))
+    kube.create(CLAIMS, claim("waits", memory="80Gi"))
+    kube.create(kube_api.PODS, pod("p", "waits"))
+    controller.start()
+    wait_until(lambda: registry.get_sample_value("vgpu_controller_pending_claims") == 1)
+    wait_until(lambda: registry.get_sample_value("vgpu_controller_slices") == 1)
+    controller.stop()
+
+    figures = {
+        (sample.name, *sample.labels.values()): sample.value
+        for metric in registry.collect()
+        if metric.type == "gauge"
+        for sample in metric.samples
+        if not sample.name.endswith("_created")
+    }
+    gauges = ("crd_outdated", "leader", "pending_claims", "slices")
+    assert figures == {(f"vgpu_controller_{gauge}",): 0 for gauge in gauges}
 
 
 def test_a_claim_is_looked_at_again_when_what_others_hold_arrives_late(kube: FakeKube, controller: Controller) -> None:

@@ -41,6 +41,16 @@ def test_a_cordon_that_an_operator_wrote_by_uuid_is_taken_back(kube: FakeKube) -
     assert cordoned(kube) == []
 
 
+def test_the_cordon_of_a_device_that_is_gone_is_taken_back_as_it_was_written(kube: FakeKube) -> None:
+    cordon(kube, "n1", A.name)
+    cordon(kube, "n1", B.name)
+    state_inventory(kube, "n1", status(B))
+    with pytest.raises(ConfigError):
+        cordon(kube, "n1", "gpu-7", cordoned=False)
+    assert cordon(kube, "n1", A.name, cordoned=False)
+    assert cordoned(kube) == [B.name]
+
+
 def test_a_heartbeat_in_between_is_no_obstacle(kube: FakeKube, monkeypatch: pytest.MonkeyPatch) -> None:
     inventory = kube.get(kube_api.NODE_INVENTORIES, "n1")
     monkeypatch.setattr(kube, "get", lambda *_: inventory)  # an old state, as read before the heartbeat

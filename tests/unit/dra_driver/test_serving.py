@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from api.errors import ConfigError
+from dra_driver import serving
 from dra_driver.serving import StatusServer
 
 
@@ -72,3 +73,25 @@ def test_another_page_is_not_there(server: StatusServer) -> None:
 def test_a_port_in_use_is_an_error_of_the_start(server: StatusServer) -> None:
     with pytest.raises(ConfigError, match=rf"^setting listen: found '127.0.0.1:{server.port}', expected an address"):
         StatusServer(f"127.0.0.1:{server.port}", alive=lambda: "", ready=lambda: "")
+
+
+def test_those_who_connect_and_say_nothing_are_not_waited_for(
+    server: StatusServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving._QuietHandler, "timeout", 0.3)
+    silent = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(40)]
+    try:
+        ends = [connection.recv(1) for connection in silent]  # comes back when the server closes it
+        assert ends == [b""] * 40
+    finally:
+        for connection in silent:
+            connection.close()
+    assert _get(server, "/healthz") == (200, "ok\n")
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
+def test_an_ipv6_address_stands_in_brackets() -> None:
+    server = StatusServer("[::1]:0", alive=lambda: "", ready=lambda: "")
+    server.start()
+    socket.create_connection(("::1", server.port), timeout=10).close()
+    server.stop()

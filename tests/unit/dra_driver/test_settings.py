@@ -62,6 +62,25 @@ def test_a_wrong_value_names_where_it_was_set() -> None:
     assert str(error.value) == "setting log_format (environment): found 'xml': Input should be 'json' or 'text'"
 
 
+@pytest.mark.parametrize("listen", [":9400", "127.0.0.1:9400", "localhost:1", "[::1]:9400", "[fe80::1%eth0]:9400"])
+def test_an_address_to_listen_on_may_be_of_either_ip_version(listen: str) -> None:
+    assert load_settings(ControllerOptions, None, {"listen": listen}, {}).listen == listen
+
+
+@pytest.mark.parametrize("listen", ["9400", "::1:9400", "[::1]", "[::1]:", "127.0.0.1:port"])
+def test_an_address_that_is_none_is_refused_with_examples(listen: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_settings(ControllerOptions, None, {"listen": listen}, {})
+    assert str(error.value).startswith(f"setting listen (command line): found '{listen}'")
+    assert 'expected address:port such as ":9400", "127.0.0.1:9400" or "[::1]:9400"' in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a" * 28, "1.example.com", "Not a Name", ""])
+def test_a_driver_name_with_which_nothing_would_work_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"^setting driver_name .command line.: found '{name}': String should "):
+        load_settings(ControllerOptions, None, {"driver_name": name}, {})
+
+
 def test_a_missing_setting_says_how_to_give_it() -> None:
     with pytest.raises(ConfigError) as error:
         load_settings(NodeAgentOptions, None, {}, {})

@@ -459,5 +459,6 @@ def test_a_socket_path_that_is_too_long_is_refused_with_its_length(client: FakeK
 
     path = folder / "plugins_registry" / "vgpu.dra-driver.io-reg.sock"
     assert str(caught.value) == (
-        f"socket {path}: found {len(str(path))} characters, expected at most 107: choose a shorter --kubelet-dir"
+        f"socket {path}: found {len(str(path))} characters, expected at most 107: choose a shorter "
+        "--driver-name or --kubelet-dir"
     )
