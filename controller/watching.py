@@ -74,8 +74,13 @@ class Watcher(Generic[T]):
         self._thread.start()
 
     def stop(self) -> None:
-        """End; nothing is reported after this has returned and what was being reported is done."""
+        """End; nothing is reported after this has returned and what was being reported is done.
+
+        The thread may wait for the API server for minutes yet; what it kept of a whole cluster goes now.
+        """
         self._stopping.set()
+        with self._lock:
+            self._kept.clear()
 
     def join(self, timeout_s: float) -> bool:
         """Wait for the thread's end; return whether it has ended."""
@@ -195,7 +200,7 @@ class Watcher(Generic[T]):
             old = self._kept.get(key)
             if new is None:
                 self._kept.pop(key, None)
-            else:
+            elif not self._stopping.is_set():
                 self._kept[key] = new
         tell = (old is not None or new is not None) and not self._stopping.is_set()
         if tell:

@@ -57,6 +57,14 @@ def test_what_is_there_is_reported_and_kept_trimmed(changes: Changes) -> None:
     assert len(changes.watcher) == 1
 
 
+def test_a_watcher_that_ends_keeps_nothing_though_its_thread_still_waits(kube: FakeKube, changes: Changes) -> None:
+    changes.watcher.stop()
+    kube.create(NODES, node("n2"))
+    kube.set_down(True)
+    assert changes.watcher.join(5)
+    assert changes.watcher.items() == {}
+
+
 def test_changes_are_reported_with_old_and_new(kube: FakeKube, changes: Changes) -> None:
     kube.patch(NODES, node("n1"), node("n1", "blue"))
     kube.delete(NODES, node("n1"))
