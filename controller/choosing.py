@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from api.kube import KubeClient
 from api.offerrules import OfferModeName, OfferRule
-from controller.consumable import ConsumableMode
-from controller.counters import CountersMode
-from controller.offering import NoMode, OfferMode
-from controller.policies import Policy
-from controller.probing import choose_mode, keeps_taints
-from controller.slots import SlotsMode
+from controller.offers.consumable import ConsumableMode
+from controller.offers.counters import CountersMode
+from controller.offers.offering import NoMode, OfferMode
+from controller.offers.policies import Policy
+from controller.offers.probing import choose_mode, keeps_taints
+from controller.offers.slots import SlotsMode
 
 OFFER_MODES: tuple[OfferMode, ...] = (ConsumableMode(), CountersMode(), CountersMode(together=True), SlotsMode())
 """Modes that are tried, best first."""

@@ -12,12 +12,7 @@ from api.claims import ClaimView
 from api.errors import KubeError, NotFoundError
 from api.kube import KubeClient, Selection
 from api.quantities import format_bytes
-from controller.counting import Ledger
-from controller.describing import describe
-from controller.policies import NodeDevices, Policy
-from controller.probing import PROBE_NODE
-from controller.reasoning import RequestExplanation, explain
-from controller.records import (
+from controller.cluster.records import (
     ClaimRecord,
     InventoryRecord,
     claim_trimmer,
@@ -26,10 +21,15 @@ from controller.records import (
     trim_pod,
     trim_slice,
 )
-from controller.rulewatching import served_rules
-from controller.snapshots import DeviceIndex
-from controller.tainting import tainted
-from controller.taintrules import TaintRule, rule_trimmer
+from controller.cluster.rulewatching import served_rules
+from controller.offers.counting import Ledger
+from controller.offers.policies import NodeDevices, Policy
+from controller.offers.probing import PROBE_NODE
+from controller.reasons.describing import describe
+from controller.reasons.reasoning import RequestExplanation, explain
+from controller.reasons.snapshots import DeviceIndex
+from controller.reasons.tainting import tainted
+from controller.reasons.taintrules import TaintRule, rule_trimmer
 
 _NO_LIMIT = 1 << 20
 """A terminal shows every device; only events are short."""

@@ -15,17 +15,17 @@ from api.claims import Object
 from api.errors import ConflictError, NotFoundError
 from api.kube import KubeClient
 from api.nodeinventory import FollowedClaim, InventoryStatus
-from controller.comparing import lost_fields
-from controller.composing import Composer
-from controller.deciding import HEARTBEAT_LIMIT_S, Action, NodeState, decide
+from controller.cluster.records import InventoryRecord
 from controller.leading import NotLeadingError
 from controller.metrics import Metrics
-from controller.offering import NoMode, OfferMode, Withheld
-from controller.policies import NodeDevices, Policy
-from controller.probing import dropped_fields
-from controller.publishing import FENCE, Plan, Pool, Settled, generation, owners, plan, settle
-from controller.records import InventoryRecord
-from controller.remembering import Memory
+from controller.offers.comparing import lost_fields
+from controller.offers.composing import Composer
+from controller.offers.deciding import HEARTBEAT_LIMIT_S, Action, NodeState, decide
+from controller.offers.offering import NoMode, OfferMode, Withheld
+from controller.offers.policies import NodeDevices, Policy
+from controller.offers.probing import dropped_fields
+from controller.offers.publishing import FENCE, Plan, Pool, Settled, generation, owners, plan, settle
+from controller.offers.remembering import Memory
 from controller.telling import InventoryTeller
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from api.claims import ClaimView
 from api.names import ClaimUID
-from controller.reasoning import RequestExplanation
+from controller.reasons.reasoning import RequestExplanation
 
 _CORES = 0.1
 """Part of a core that explanations may take in the long run."""

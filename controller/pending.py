@@ -14,16 +14,16 @@ from api.claims import ClaimView
 from api.events import Message, Subject
 from api.kube import KubeClient
 from controller import eventing
-from controller.caching import ClusterCache
-from controller.deciding import HEARTBEAT_LIMIT_S
-from controller.describing import describe
+from controller.cluster.caching import ClusterCache
+from controller.cluster.records import ClaimRecord, ClassRecord, InventoryRecord, PodRecord, TemplateRecord
+from controller.cluster.watching import Key
 from controller.eventing import Said
 from controller.looking import Looks
 from controller.metrics import Metrics
-from controller.reasoning import explain
-from controller.records import ClaimRecord, ClassRecord, InventoryRecord, PodRecord, TemplateRecord
+from controller.offers.deciding import HEARTBEAT_LIMIT_S
+from controller.reasons.describing import describe
+from controller.reasons.reasoning import explain
 from controller.telling import kept_for
-from controller.watching import Key
 
 _MAX_PODS = 10
 """Pods that get an event of their own for one claim; a claim that 1,000 pods share is no reason for 1,000 events."""

@@ -13,9 +13,9 @@ from api import kube as kube_api
 from api.errors import NotFoundError
 from api.kube import JSON, KubeClient
 from api.nodeinventory import FollowedClaim, InventoryStatus, OfferedRoom
-from controller.deciding import HEARTBEAT_LIMIT_S
+from controller.cluster.records import InventoryRecord
 from controller.metrics import Metrics
-from controller.records import InventoryRecord
+from controller.offers.deciding import HEARTBEAT_LIMIT_S
 
 log = logging.getLogger(__name__)
 

@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from api.errors import VGPUError
 from api.kube import KubeClient
 from api.offerrules import OfferModeName, OfferRule
-from controller.caching import ClusterCache, Listeners
 from controller.choosing import ModeChooser
 from controller.classes import ClassKeeper, ClassSettings
+from controller.cluster.caching import ClusterCache, Listeners
 from controller.crds import update_crd
 from controller.keeping import PoolKeeper, Sources
 from controller.leading import NotLeadingError
 from controller.metrics import Metrics
-from controller.offering import OfferMode
+from controller.offers.offering import OfferMode
+from controller.offers.policies import Policy
+from controller.offers.probing import PROBE_NODE
 from controller.pending import PendingKeeper, Topic
-from controller.policies import Policy
-from controller.probing import PROBE_NODE
 from controller.queueing import WorkQueue, backoff_s, work_off
 
 log = logging.getLogger(__name__)

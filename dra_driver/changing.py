@@ -13,9 +13,9 @@ from api.errors import ConfigError, StateError
 from api.names import ClaimUID
 from api.quantities import format_bytes
 from dra_driver.sharing import find_share
-from kubeletplugin.adjusting import Source, adjust, read_adjustments
-from kubeletplugin.nodestates import NodePaths
-from kubeletplugin.preparedclaims import Held, decode
+from kubeletplugin.state.adjusting import Source, adjust, read_adjustments
+from kubeletplugin.state.nodestates import NodePaths
+from kubeletplugin.state.preparedclaims import Held, decode
 from libvgpu.shares import Limits
 
 

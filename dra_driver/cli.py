@@ -171,8 +171,8 @@ def _add_explain(commands: _Commands) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from dra_driver import running
-    from kubeletplugin.driverroots import DriverRoot
-    from kubeletplugin.nvidia import NvidiaDiscovery
+    from kubeletplugin.hardware.driverroots import DriverRoot
+    from kubeletplugin.hardware.nvidia import NvidiaDiscovery
 
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:

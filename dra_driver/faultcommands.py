@@ -39,7 +39,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _list(options: argparse.Namespace) -> int:
-    from kubeletplugin.faultfiles import FAULTS_FILE, FaultFile
+    from kubeletplugin.hardware.faultfiles import FAULTS_FILE, FaultFile
 
     record = FaultFile(_checked(options.state_dir) / FAULTS_FILE).read()
     if options.output == "json":
@@ -55,7 +55,7 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _clear(options: argparse.Namespace) -> int:
-    from kubeletplugin.faultfiles import FAULTS_FILE, FaultFile, clear_fault
+    from kubeletplugin.hardware.faultfiles import FAULTS_FILE, FaultFile, clear_fault
 
     file = FaultFile(_checked(options.state_dir) / FAULTS_FILE)
     cleared = clear_fault(file, options.device, _user(), options.reason)

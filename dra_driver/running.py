@@ -22,11 +22,11 @@ from api import names
 from api.errors import ConfigError, StateError
 from api.quantities import format_bytes
 from api.vgpuconfig import Policy
-from kubeletplugin.devices import Device
-from kubeletplugin.gputimes import GpuTimeSource
-from kubeletplugin.owners import BookOwners
-from kubeletplugin.patienttimes import PatientTimes
-from kubeletplugin.steering import Steering
+from kubeletplugin.hardware.devices import Device
+from kubeletplugin.hardware.gputimes import GpuTimeSource
+from kubeletplugin.hardware.patienttimes import PatientTimes
+from kubeletplugin.monitoring.owners import BookOwners
+from kubeletplugin.monitoring.steering import Steering
 from libvgpu.files import locked
 from libvgpu.paths import library_path
 from libvgpu.shares import Limits, create_share, read_limits

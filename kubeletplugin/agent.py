@@ -15,45 +15,45 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from api import names
 from api.kube import KubeClient
-from kubeletplugin.cdi import gpu_spec
-from kubeletplugin.claimfollowing import ClaimFollower
-from kubeletplugin.claimreading import ClaimReader
-from kubeletplugin.collecting import Collector
-from kubeletplugin.comparing import DEFAULT_SLACK, Slack
-from kubeletplugin.contextsizes import ContextSizes
-from kubeletplugin.devices import DeviceTable, Discovery
-from kubeletplugin.discovering import Discoverer, HeartbeatPace
-from kubeletplugin.discovery import DiscoveryBackend
-from kubeletplugin.driverroots import DriverRoot
+from kubeletplugin.claims.claimfollowing import ClaimFollower
+from kubeletplugin.claims.claimreading import ClaimReader
+from kubeletplugin.claims.collecting import Collector
+from kubeletplugin.claims.eventing import EventWriter
+from kubeletplugin.claims.preparing import Hooks, Preparer
+from kubeletplugin.claims.runtimes import DEFAULT_PATTERNS, RuntimeGuard
+from kubeletplugin.claims.unpreparing import Unpreparer
 from kubeletplugin.enduring import endure
-from kubeletplugin.eventing import EventWriter
-from kubeletplugin.faultfiles import FAULTS_FILE
-from kubeletplugin.healths import HealthBoard
-from kubeletplugin.holdingback import Filter
-from kubeletplugin.inventory import OFFERS_FILE, InventoryWriter
-from kubeletplugin.labels import label_for_containers
-from kubeletplugin.ledgers import Ledger
-from kubeletplugin.libraries import install_library
-from kubeletplugin.monitoring import Monitor
-from kubeletplugin.nodestates import NodePaths, NodeState, take_state_dir
-from kubeletplugin.nvidia import NvidiaDiscovery, NvidiaOptions
-from kubeletplugin.observing import Intervals, Observer, Watchers
-from kubeletplugin.owners import ProcessOwners
-from kubeletplugin.patienttimes import PatientTimes
-from kubeletplugin.planning import NodeView
-from kubeletplugin.preparedclaims import PreparedClaim
-from kubeletplugin.preparing import Hooks, Preparer
-from kubeletplugin.remembering import SEEN_FILE
-from kubeletplugin.restoring import restore
-from kubeletplugin.runtimes import DEFAULT_PATTERNS, RuntimeGuard
-from kubeletplugin.services import HealthSettings, dra_services
-from kubeletplugin.serving import PluginServer
-from kubeletplugin.sockets import SocketPaths
-from kubeletplugin.steering import Steering, SteeringPace
-from kubeletplugin.strays import StrayWatch
-from kubeletplugin.supervising import Supervisor
-from kubeletplugin.unpreparing import Unpreparer
-from kubeletplugin.unseenmemory import UnseenMemory
+from kubeletplugin.hardware.devices import DeviceTable, Discovery
+from kubeletplugin.hardware.discovering import Discoverer, HeartbeatPace
+from kubeletplugin.hardware.discovery import DiscoveryBackend
+from kubeletplugin.hardware.driverroots import DriverRoot
+from kubeletplugin.hardware.faultfiles import FAULTS_FILE
+from kubeletplugin.hardware.holdingback import Filter
+from kubeletplugin.hardware.inventory import OFFERS_FILE, InventoryWriter
+from kubeletplugin.hardware.labels import label_for_containers
+from kubeletplugin.hardware.nodeviews import NodeView
+from kubeletplugin.hardware.nvidia import NvidiaDiscovery, NvidiaOptions
+from kubeletplugin.hardware.patienttimes import PatientTimes
+from kubeletplugin.hardware.remembering import SEEN_FILE
+from kubeletplugin.kubelet.healths import HealthBoard
+from kubeletplugin.kubelet.services import HealthSettings, dra_services
+from kubeletplugin.kubelet.serving import PluginServer
+from kubeletplugin.kubelet.sockets import SocketPaths
+from kubeletplugin.monitoring.bookreading import Monitor
+from kubeletplugin.monitoring.comparing import DEFAULT_SLACK, Slack
+from kubeletplugin.monitoring.contextsizes import ContextSizes
+from kubeletplugin.monitoring.observing import Intervals, Observer, Watchers
+from kubeletplugin.monitoring.owners import ProcessOwners
+from kubeletplugin.monitoring.steering import Steering, SteeringPace
+from kubeletplugin.monitoring.strays import StrayWatch
+from kubeletplugin.monitoring.supervising import Supervisor
+from kubeletplugin.monitoring.unseenmemory import UnseenMemory
+from kubeletplugin.state.cdi import gpu_spec
+from kubeletplugin.state.ledgers import Ledger
+from kubeletplugin.state.libraries import install_library
+from kubeletplugin.state.nodestates import NodePaths, NodeState, take_state_dir
+from kubeletplugin.state.preparedclaims import PreparedClaim
+from kubeletplugin.state.restoring import restore
 from libvgpu.paths import library_path
 
 _STOP_S = 5.0
@@ -174,7 +174,7 @@ class NodeAgent:
         take_state_dir(paths, settings.driver_name)
         library = install_library(settings.library or library_path(), paths.library_dir)
         contexts = ContextSizes(paths.contexts_file, settings.context_bytes)
-        state = NodeState(paths, settings.driver_name, settings.node_name, library, contexts)
+        state = NodeState(paths, settings.driver_name, settings.node_name, library, contexts.bytes_of)
         collector = Collector(state, self._reader, settings.driver_name)
         hooks = Hooks(self._guard.check, collector.make_room, self._note_prepared)
         preparer = Preparer(self._reader, state, self._discoverer.view, hooks)

@@ -12,9 +12,9 @@ from typing import Any
 
 from api.names import ClaimUID, DeviceName
 from kubeletplugin.agent import AgentSettings
-from kubeletplugin.ledgers import Ledger
-from kubeletplugin.monitoring import Monitor
-from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice
+from kubeletplugin.monitoring.bookreading import Monitor
+from kubeletplugin.state.ledgers import Ledger
+from kubeletplugin.state.preparedclaims import PreparedClaim, PreparedDevice
 from libvgpu.layout import layout
 from libvgpu.shares import Limits, Policy, create_share
 

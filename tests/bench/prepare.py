@@ -25,14 +25,15 @@ from api.errors import NotFoundError
 from api.httpkube import HTTPKubeClient
 from dra_driver.wiring import keep_what_is_loaded
 from kubeletplugin.agent import AgentSettings, NodeAgent
-from kubeletplugin.claimreading import ClaimReader, ClaimReference
-from kubeletplugin.devices import DeviceTable
-from kubeletplugin.discovery import FakeDiscovery
+from kubeletplugin.claims.claimreading import ClaimReader, ClaimReference
+from kubeletplugin.claims.planning import plan
 from kubeletplugin.files import write_durably
-from kubeletplugin.libraries import install_library
-from kubeletplugin.nodestates import NodePaths, NodeState
-from kubeletplugin.planning import NodeView, plan
-from kubeletplugin.restoring import restore
+from kubeletplugin.hardware.devices import DeviceTable
+from kubeletplugin.hardware.discovery import FakeDiscovery
+from kubeletplugin.hardware.nodeviews import NodeView
+from kubeletplugin.state.libraries import install_library
+from kubeletplugin.state.nodestates import NodePaths, NodeState
+from kubeletplugin.state.restoring import restore
 from libvgpu.paths import library_path
 from tests.bench.cannedanswers import CannedAnswers
 from tests.bench.kubeletcalls import KubeletCalls

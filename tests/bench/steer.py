@@ -7,11 +7,11 @@ import sys
 import threading
 from pathlib import Path
 
-from kubeletplugin.driverroots import DriverRoot
-from kubeletplugin.nvidiatimes import NvmlGpuTimes
-from kubeletplugin.nvml import NvmlSession
-from kubeletplugin.owners import BookOwners
-from kubeletplugin.steering import Steering
+from kubeletplugin.hardware.driverroots import DriverRoot
+from kubeletplugin.hardware.nvidiatimes import NvmlGpuTimes
+from kubeletplugin.hardware.nvml import NvmlSession
+from kubeletplugin.monitoring.owners import BookOwners
+from kubeletplugin.monitoring.steering import Steering
 
 
 def main() -> None:

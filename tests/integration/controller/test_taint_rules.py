@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
+from controller.cluster.rulewatching import served_rules
 from controller.controller import Controller
 from controller.explaining import explain_pod
-from controller.rulewatching import served_rules
 from tests.integration.controller.conftest import Cluster
 from tests.integration.controller.test_modes import Tenant, asking, devices_of
 from tests.integration.controller.test_publishing import notes, published

@@ -18,7 +18,7 @@ from api.httpkube import HTTPKubeClient
 from api.kube import Resource
 from deploy.local.cluster import Cluster
 from kubeletplugin.agent import NodeAgent
-from kubeletplugin.discovery import FakeDiscovery
+from kubeletplugin.hardware.discovery import FakeDiscovery
 from libvgpu.shares import read_limits
 from tests.unit.kubeletplugin.builders import CLAIMS, GIB, NODE, claim_object, discovery, gpu, result, settings
 from tests.unit.kubeletplugin.fakekubelet import FakeKubelet, PrepareError, Ref

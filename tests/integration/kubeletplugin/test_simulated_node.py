@@ -15,8 +15,9 @@ from prometheus_client import CollectorRegistry
 from api import kube, names
 from api.kubefake import FakeKube
 from api.nodeinventory import NodeInventory
-from controller import migrating, telling
+from controller import telling
 from controller.controller import Controller
+from controller.offers import migrating
 from kubeletplugin.agent import AgentSettings, NodeAgent
 from libvgpu.paths import library_path
 from libvgpu.shares import read_limits
@@ -172,7 +173,7 @@ def test_the_gpus_of_a_node_that_is_registered_anew_under_its_agent_are_offered_
 
 
 def _result(memory: str, cores: str) -> dict[str, Any]:
-    from kubeletplugin.devices import Device
+    from kubeletplugin.hardware.devices import Device
 
     return result(Device("nvidia", UUID, 0), memory, cores)
 

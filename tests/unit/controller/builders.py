@@ -14,11 +14,11 @@ from api.errors import ConflictError, NotFoundError
 from api.events import Subject
 from api.kube import KubeClient
 from api.nodeinventory import DeviceFacts, InventoryStatus
-from controller.composing import Composer
+from controller.cluster.records import InventoryRecord
 from controller.controller import Controller, ControllerSettings
-from controller.offering import Offer, OfferMode
-from controller.policies import NodeDevices, Policy
-from controller.records import InventoryRecord
+from controller.offers.composing import Composer
+from controller.offers.offering import Offer, OfferMode
+from controller.offers.policies import NodeDevices, Policy
 
 DRIVER = names.DRIVER_NAME
 GI = 1 << 30

@@ -8,9 +8,9 @@ from hypothesis import settings
 from api import names
 from api.claims import Object
 from api.slots import gpu_of, parse_slot
-from controller.counting import Usage
-from controller.forms import Amount, Form, Kind, amount_of, total
-from controller.migrating import Published, read_published
+from controller.offers.counting import Usage
+from controller.offers.forms import Amount, Form, Kind, amount_of, total
+from controller.offers.migrating import Published, read_published
 from tests.unit.controller.builders import GI
 
 Claims = dict[str, tuple[str, Amount | None]]

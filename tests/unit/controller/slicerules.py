@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from api.quantities import MAX_BYTES, parse_count
 from api.slices import Capacity, Device, Version
-from controller.offering import SliceContent
+from controller.offers.offering import SliceContent
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _SEMVER = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)", re.ASCII)

@@ -16,13 +16,13 @@ from api.nodeinventory import DeviceFacts, InventorySpec
 from api.offerrules import OfferRule
 from api.quantities import parse_count
 from controller import leading
-from controller.composing import Composer
-from controller.consumable import ConsumableMode
 from controller.controller import Controller
-from controller.counters import CountersMode
-from controller.offering import OfferMode
-from controller.policies import NodeDevices, Policy
-from controller.slots import SlotsMode
+from controller.offers.composing import Composer
+from controller.offers.consumable import ConsumableMode
+from controller.offers.counters import CountersMode
+from controller.offers.offering import OfferMode
+from controller.offers.policies import NodeDevices, Policy
+from controller.offers.slots import SlotsMode
 from tests.unit.controller.builders import (
     CLAIMS,
     SLICES,

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from api.nodeinventory import InventorySpec, NodeInventory
-from controller.checking import check_cordons, check_template
-from controller.records import claim_trimmer, class_trimmer, trim_pod
+from controller.cluster.records import claim_trimmer, class_trimmer, trim_pod
+from controller.reasons.checking import check_cordons, check_template
 from tests.unit.controller.builders import DRIVER, claim, device_class, facts, pod, request, result, status
 
 HEAD = {"apiVersion": "vgpu.dra-driver.io/v1alpha1", "kind": "VGPUConfig"}

@@ -3,8 +3,8 @@
 import pytest
 
 from api.slices import Version, render_device
-from controller.consumable import ConsumableMode
-from controller.offering import NoMode, SliceContent, Withheld, as_version, attributes, pack
+from controller.offers.consumable import ConsumableMode
+from controller.offers.offering import NoMode, SliceContent, Withheld, as_version, attributes, pack
 from tests.unit.controller.builders import CAPACITY_OF_10_GIB, GI, facts, offered
 
 

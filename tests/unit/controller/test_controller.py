@@ -14,8 +14,9 @@ from api.errors import KubeError
 from api.kube import JSON, Resource
 from api.kubefake import FakeKube
 from api.offerrules import OfferRule
-from controller import choosing, migrating, probing, telling
+from controller import choosing, telling
 from controller.controller import Controller
+from controller.offers import migrating, probing
 from tests.unit.controller.builders import (
     CLAIMS,
     CLASSES,

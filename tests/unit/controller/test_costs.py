@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from api.kubefake import FakeKube
-from controller.caching import ClusterCache, Listeners
-from controller.composing import Composer
-from controller.consumable import ConsumableMode
-from controller.counting import Ledger
-from controller.forms import GPU, Amount, Division, Holding
-from controller.policies import NodeDevices, Policy
-from controller.records import ClaimRecord, claim_trimmer, trim_pod
+from controller.cluster.caching import ClusterCache, Listeners
+from controller.cluster.records import ClaimRecord, claim_trimmer, trim_pod
+from controller.offers.composing import Composer
+from controller.offers.consumable import ConsumableMode
+from controller.offers.counting import Ledger
+from controller.offers.forms import GPU, Amount, Division, Holding
+from controller.offers.policies import NodeDevices, Policy
 from tests.unit.controller.builders import DRIVER, GI, claim, facts, pod, result, status
 
 

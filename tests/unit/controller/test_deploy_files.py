@@ -12,7 +12,7 @@ from api import names
 from api.claims import ClaimView
 from api.nodeinventory import crd
 from api.offerrules import OfferRule, SlotSize
-from controller.checking import check_configs, check_template
+from controller.reasons.checking import check_configs, check_template
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 CHART = DEPLOY / "helm" / "dra-driver-vgpu"

@@ -5,15 +5,15 @@ from api.names import ClaimUID
 from api.nodeinventory import InventorySpec
 from api.offerrules import OfferRule
 from api.slices import Device
-from controller.composing import Composer
-from controller.consumable import ConsumableMode
-from controller.counters import CountersMode
-from controller.counting import Ledger
-from controller.forms import GPU, Amount, Holding
-from controller.migrating import holdings
-from controller.offering import OfferMode
-from controller.policies import NodeDevices, Policy
-from controller.slots import SlotsMode
+from controller.offers.composing import Composer
+from controller.offers.consumable import ConsumableMode
+from controller.offers.counters import CountersMode
+from controller.offers.counting import Ledger
+from controller.offers.forms import GPU, Amount, Holding
+from controller.offers.migrating import holdings
+from controller.offers.offering import OfferMode
+from controller.offers.policies import NodeDevices, Policy
+from controller.offers.slots import SlotsMode
 from tests.unit.controller.builders import DRIVER, GI, facts, status
 
 GPU_NAME = facts().name

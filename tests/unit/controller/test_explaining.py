@@ -6,11 +6,11 @@ from api import kube as kube_api
 from api.errors import KubeError, NotFoundError
 from api.kube import JSON, Resource, Selection
 from api.kubefake import FakeKube
-from controller.consumable import ConsumableMode
-from controller.counters import CountersMode
 from controller.explaining import explain_claim, explain_pod
-from controller.policies import Policy
-from controller.publishing import Pool, render
+from controller.offers.consumable import ConsumableMode
+from controller.offers.counters import CountersMode
+from controller.offers.policies import Policy
+from controller.offers.publishing import Pool, render
 from tests.unit.controller.builders import (
     CLAIMS,
     CLASSES,

@@ -11,7 +11,7 @@ from api import kube as kube_api
 from api.kube import JSON, Resource
 from api.kubefake import FakeKube
 from api.nodeinventory import to_object
-from controller import migrating
+from controller.offers import migrating
 from tests.unit.controller.builders import SLICES, add_node, facts, make_controller, state_inventory, status, wait_until
 
 _CRD = yaml.safe_load((Path(__file__).parents[2] / "integration/controller/first-crd.yaml").read_text())

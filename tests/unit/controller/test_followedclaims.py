@@ -6,7 +6,7 @@ import pytest
 
 from api.claims import ClaimView
 from api.names import ANNOTATION_LIMITS, ClaimUID
-from controller.followedclaims import FollowedClaims
+from controller.cluster.followedclaims import FollowedClaims
 from tests.unit.controller.builders import claim, result
 
 UID = ClaimUID("uid-1")

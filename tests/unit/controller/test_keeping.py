@@ -10,13 +10,13 @@ from api.errors import ConflictError
 from api.kube import JSON, NODE_INVENTORIES, Resource
 from api.kubefake import FakeKube
 from api.nodeinventory import FollowedClaim, InventoryStatus
-from controller.consumable import ConsumableMode
-from controller.deciding import Action, NodeState, Pulse, decide
 from controller.keeping import PoolKeeper, Sources
 from controller.leading import NotLeadingError
 from controller.metrics import Metrics
-from controller.migrating import WITHDRAWAL_S
-from controller.policies import NodeDevices
+from controller.offers.consumable import ConsumableMode
+from controller.offers.deciding import Action, NodeState, Pulse, decide
+from controller.offers.migrating import WITHDRAWAL_S
+from controller.offers.policies import NodeDevices
 from tests.unit.controller.builders import DRIVER, SLICES, facts, record, state_inventory, status
 
 HEARTBEAT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

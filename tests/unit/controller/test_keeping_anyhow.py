@@ -17,14 +17,14 @@ from api.kube import JSON, NODE_INVENTORIES, Resource
 from api.kubefake import FakeKube
 from api.nodeinventory import InventoryStatus, NodeInventory
 from api.offerrules import OfferRule
-from controller.consumable import ConsumableMode
-from controller.counters import CountersMode
 from controller.keeping import PoolKeeper, Sources
 from controller.metrics import Metrics
-from controller.migrating import WITHDRAWAL_S, holdings
-from controller.offering import OfferMode
-from controller.policies import NodeDevices, Policy
-from controller.slots import SlotsMode
+from controller.offers.consumable import ConsumableMode
+from controller.offers.counters import CountersMode
+from controller.offers.migrating import WITHDRAWAL_S, holdings
+from controller.offers.offering import OfferMode
+from controller.offers.policies import NodeDevices, Policy
+from controller.offers.slots import SlotsMode
 from tests.unit.controller.builders import DRIVER, GI, SLICES, facts, record, state_inventory, status
 from tests.unit.controller.simulating import Claims, assert_nothing_is_given_twice, chances, fill, schedule, usage
 

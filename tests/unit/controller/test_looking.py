@@ -7,7 +7,7 @@ import pytest
 
 from api.claims import ClaimView
 from controller.looking import Looks
-from controller.reasoning import RequestExplanation, explain
+from controller.reasons.reasoning import RequestExplanation, explain
 from tests.unit.controller.builders import claim
 
 

@@ -8,15 +8,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from api.offerrules import OfferRule
-from controller.composing import Composer
-from controller.consumable import ConsumableMode
-from controller.counters import CountersMode
-from controller.forms import Amount
-from controller.migrating import WITHDRAWAL_S, holdings
-from controller.offering import NoMode, OfferMode
-from controller.policies import NodeDevices, Policy
-from controller.publishing import Plan, Pool, plan
-from controller.slots import SlotsMode
+from controller.offers.composing import Composer
+from controller.offers.consumable import ConsumableMode
+from controller.offers.counters import CountersMode
+from controller.offers.forms import Amount
+from controller.offers.migrating import WITHDRAWAL_S, holdings
+from controller.offers.offering import NoMode, OfferMode
+from controller.offers.policies import NodeDevices, Policy
+from controller.offers.publishing import Plan, Pool, plan
+from controller.offers.slots import SlotsMode
 from tests.unit.controller.builders import DRIVER, GI, facts, status
 from tests.unit.controller.simulating import Claims, assert_nothing_is_given_twice, chances, fill, schedule, usage
 

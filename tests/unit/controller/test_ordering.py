@@ -4,9 +4,9 @@ import pytest
 
 from api.nodeinventory import DeviceFacts, InventorySpec
 from api.offerrules import OfferRule, Order
-from controller.forms import GPU, Amount, Holding
-from controller.ordering import REORDER_S, SPREAD_S, Orders, arrange, widest_first
-from controller.policies import NodeDevices, Policy
+from controller.offers.forms import GPU, Amount, Holding
+from controller.offers.ordering import REORDER_S, SPREAD_S, Orders, arrange, widest_first
+from controller.offers.policies import NodeDevices, Policy
 from tests.unit.controller.builders import GI, facts, status
 
 

@@ -4,9 +4,9 @@ import copy
 from typing import Any
 
 from api.slices import Device
-from controller.comparing import lost_fields, same
-from controller.offering import SliceContent
-from controller.publishing import FENCE, Plan, Pool, plan, render, settle, slice_name
+from controller.offers.comparing import lost_fields, same
+from controller.offers.offering import SliceContent
+from controller.offers.publishing import FENCE, Plan, Pool, plan, render, settle, slice_name
 from tests.unit.controller.builders import DRIVER
 
 

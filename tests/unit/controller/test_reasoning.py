@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from api.claims import ClaimView
-from controller.counting import DeviceKey, Ledger, Usage
-from controller.describing import describe
-from controller.fitting import OfferedDevice, amounts
-from controller.reasoning import RequestExplanation, explain
+from controller.offers.counting import DeviceKey, Ledger, Usage
+from controller.reasons.describing import describe
+from controller.reasons.fitting import OfferedDevice, amounts
+from controller.reasons.reasoning import RequestExplanation, explain
 from tests.unit.controller.builders import DRIVER, GI, claim, request, result
 
 MI = 1 << 20

@@ -4,10 +4,10 @@ import pytest
 
 from api.nodeinventory import DeviceFacts, InventorySpec
 from api.offerrules import OfferRule
-from controller.composing import Composer
-from controller.forms import Amount, Holding
-from controller.policies import NodeDevices, Policy
-from controller.slots import SlotsMode
+from controller.offers.composing import Composer
+from controller.offers.forms import Amount, Holding
+from controller.offers.policies import NodeDevices, Policy
+from controller.offers.slots import SlotsMode
 from tests.unit.controller.builders import GI, facts, status
 
 NAME = facts().name

@@ -9,7 +9,7 @@ from api import kube as kube_api
 from api import names
 from api.errors import KubeError
 from api.kubefake import FakeKube
-from controller.rulewatching import RuleWatch, served_rules
+from controller.cluster.rulewatching import RuleWatch, served_rules
 from tests.unit.controller.builders import DRIVER, taint_rule, wait_until
 
 V1, BETA, ALPHA = (kube_api.taint_rules(version) for version in ("v1", "v1beta2", "v1alpha3"))

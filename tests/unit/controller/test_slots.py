@@ -7,13 +7,13 @@ from pydantic import ValidationError
 
 from api.offerrules import OfferRule
 from api.slices import render_device
-from controller.counters import CountersMode
-from controller.forms import Amount
-from controller.layouts import default_menu, default_slots
-from controller.offering import Offer
-from controller.policies import Policy
-from controller.publishing import render_content
-from controller.slots import SlotsMode
+from controller.offers.counters import CountersMode
+from controller.offers.forms import Amount
+from controller.offers.layouts import default_menu, default_slots
+from controller.offers.offering import Offer
+from controller.offers.policies import Policy
+from controller.offers.publishing import render_content
+from controller.offers.slots import SlotsMode
 from tests.unit.controller.builders import GI, facts, offered
 
 SLOTS = SlotsMode()

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 
 from api.claims import ClaimView
-from controller.describing import describe
-from controller.fitting import OfferedDevice
-from controller.reasoning import RequestExplanation, explain
-from controller.tainting import tainted
-from controller.taintrules import TaintRule, rule_trimmer
+from controller.reasons.describing import describe
+from controller.reasons.fitting import OfferedDevice
+from controller.reasons.reasoning import RequestExplanation, explain
+from controller.reasons.tainting import tainted
+from controller.reasons.taintrules import TaintRule, rule_trimmer
 from tests.unit.controller.builders import DRIVER, GI, claim, request, taint_rule
 
 TRIM = rule_trimmer(DRIVER)

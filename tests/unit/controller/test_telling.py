@@ -6,8 +6,8 @@ from prometheus_client import CollectorRegistry
 from api.errors import ConflictError
 from api.kube import NODE_INVENTORIES, NODES
 from api.kubefake import FakeKube
+from controller.cluster.records import InventoryRecord, trim_inventory
 from controller.metrics import Metrics
-from controller.records import InventoryRecord, trim_inventory
 from controller.telling import InventoryTeller, kept_for
 from tests.unit.controller.builders import add_node, facts, state_inventory, status
 

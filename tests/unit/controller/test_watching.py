@@ -8,7 +8,7 @@ import pytest
 from api.errors import GoneError, KubeError
 from api.kube import NODES
 from api.kubefake import FakeKube
-from controller.watching import Key, Kind, Watcher
+from controller.cluster.watching import Key, Kind, Watcher
 from tests.unit.controller.builders import wait_until
 
 

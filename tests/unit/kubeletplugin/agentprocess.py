@@ -195,7 +195,7 @@ def _run_agent(root: Path, kubeconfig: str, request: dict[str, Any]) -> None:
     from api.httpkube import HTTPKubeClient
     from dra_driver.logs import setup_logging
     from kubeletplugin.agent import NodeAgent
-    from kubeletplugin.discovery import FakeDiscovery
+    from kubeletplugin.hardware.discovery import FakeDiscovery
     from tests.unit.kubeletplugin.builders import discovery, gpu, settings
 
     stopping = threading.Event()
@@ -213,7 +213,7 @@ def _run_agent(root: Path, kubeconfig: str, request: dict[str, Any]) -> None:
 
 
 def _die_at(number: int) -> None:
-    from kubeletplugin.services import DRAService
+    from kubeletplugin.kubelet.services import DRAService
     from tests.unit.kubeletplugin.faults import before_each_change
 
     left = [number]

@@ -4,14 +4,14 @@ from pathlib import Path
 
 from api.kubefake import FakeKube
 from api.names import ClaimUID
-from kubeletplugin.claimreading import ClaimReader, ClaimReference
-from kubeletplugin.devices import DeviceTable
-from kubeletplugin.libraries import InstalledLibrary
-from kubeletplugin.nodestates import NodePaths, NodeState
-from kubeletplugin.planning import NodeView
-from kubeletplugin.preparing import Hooks, Preparer
-from kubeletplugin.restoring import restore
-from kubeletplugin.unpreparing import Unpreparer
+from kubeletplugin.claims.claimreading import ClaimReader, ClaimReference
+from kubeletplugin.claims.preparing import Hooks, Preparer
+from kubeletplugin.claims.unpreparing import Unpreparer
+from kubeletplugin.hardware.devices import DeviceTable
+from kubeletplugin.hardware.nodeviews import NodeView
+from kubeletplugin.state.libraries import InstalledLibrary
+from kubeletplugin.state.nodestates import NodePaths, NodeState
+from kubeletplugin.state.restoring import restore
 from libvgpu.shares import Limits, read_limits
 from tests.unit.kubeletplugin.builders import CLAIMS, NODE, add_claim, gpu, result
 

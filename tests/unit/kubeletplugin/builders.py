@@ -8,7 +8,7 @@ from typing import Any
 from api import kube, names
 from api.kubefake import FakeKube
 from kubeletplugin.agent import AgentSettings
-from kubeletplugin.devices import Device, DeviceFile, Discovery, Driver
+from kubeletplugin.hardware.devices import Device, DeviceFile, Discovery, Driver
 from tests.unit.kubeletplugin.fakekubelet import Ref
 
 GIB = 1 << 30

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from api.kubefake import FakeKube
 from kubeletplugin.agent import NodeAgent
-from kubeletplugin.discovery import FakeDiscovery
+from kubeletplugin.hardware.discovery import FakeDiscovery
 from tests.unit.kubeletplugin import builders
 from tests.unit.kubeletplugin.fakekubelet import FakeKubelet
 

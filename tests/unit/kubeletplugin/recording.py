@@ -24,11 +24,11 @@ from prometheus_client import CollectorRegistry
 from api import kube, names
 from api.kubefake import FakeKube
 from kubeletplugin.agent import NodeAgent
-from kubeletplugin.contextsizes import ContextSizes
-from kubeletplugin.discovery import FakeDiscovery
-from kubeletplugin.faultfiles import boot_id
-from kubeletplugin.faults import Faults
-from kubeletplugin.remembering import Memory
+from kubeletplugin.hardware.discovery import FakeDiscovery
+from kubeletplugin.hardware.faultfiles import boot_id
+from kubeletplugin.hardware.faults import Faults
+from kubeletplugin.hardware.remembering import Memory
+from kubeletplugin.monitoring.contextsizes import ContextSizes
 from libvgpu.layout import layout
 from libvgpu.shares import read_books, read_limits
 from tests.unit.kubeletplugin import builders

@@ -15,12 +15,12 @@ from api.errors import ConfigError, KubeError
 from api.kubefake import FakeKube
 from api.names import ClaimUID
 from dra_driver.cli import main
-from kubeletplugin.adjusting import Source, adjust, adjusted
 from kubeletplugin.agent import NodeAgent
-from kubeletplugin.claimfollowing import ClaimFollower
-from kubeletplugin.claimreading import ClaimReader
-from kubeletplugin.ledgers import Ledger
-from kubeletplugin.preparedclaims import Held, PreparedClaim
+from kubeletplugin.claims.claimfollowing import ClaimFollower
+from kubeletplugin.claims.claimreading import ClaimReader
+from kubeletplugin.state.adjusting import Source, adjust, adjusted
+from kubeletplugin.state.ledgers import Ledger
+from kubeletplugin.state.preparedclaims import Held, PreparedClaim
 from libvgpu.shares import Limits, Policy, read_limits
 from tests.unit.kubeletplugin.builders import CLAIMS, GIB, NODE, add_claim, gpu, parameters, result
 from tests.unit.kubeletplugin.fakekubelet import FakeKubelet, Ref

@@ -12,7 +12,7 @@ from api import kube, names
 from api.errors import StateError
 from api.kubefake import FakeKube
 from kubeletplugin.agent import NodeAgent
-from kubeletplugin.discovery import FakeDiscovery
+from kubeletplugin.hardware.discovery import FakeDiscovery
 from libvgpu.shares import Limits, Policy, read_books, read_limits
 from tests.unit.kubeletplugin import fakekubelet
 from tests.unit.kubeletplugin.builders import GIB, NODE, add_claim, can_connect, gpu, result
@@ -452,7 +452,7 @@ def test_an_allocation_that_names_a_device_that_is_gone_is_refused(
 
 def test_a_socket_path_that_is_too_long_is_refused_with_its_length(client: FakeKube, tmp_path: Path) -> None:
     from api.errors import ConfigError
-    from kubeletplugin.sockets import SocketPaths
+    from kubeletplugin.kubelet.sockets import SocketPaths
 
     folder = Path("/" + "x" * 80)
 

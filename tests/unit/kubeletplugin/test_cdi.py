@@ -9,9 +9,9 @@ from typing import Any
 import jsonschema
 
 from api.names import ClaimUID
-from kubeletplugin import cdi
-from kubeletplugin.devices import Device, DeviceFile, Driver
-from kubeletplugin.libraries import InstalledLibrary
+from kubeletplugin.hardware.devices import Device, DeviceFile, Driver
+from kubeletplugin.state import cdi
+from kubeletplugin.state.libraries import InstalledLibrary
 from tests.unit.kubeletplugin.builders import discovery, gpu
 from tests.unit.kubeletplugin.cdischema import schema
 

@@ -9,11 +9,11 @@ import pytest
 
 from api.claims import ClaimView
 from api.names import ClaimUID
-from kubeletplugin.claimfollowing import ClaimFollower
-from kubeletplugin.claimreading import ClaimReader
-from kubeletplugin.ledgers import Ledger
-from kubeletplugin.nodestates import NodeState
-from kubeletplugin.preparedclaims import PreparedClaim
+from kubeletplugin.claims.claimfollowing import ClaimFollower
+from kubeletplugin.claims.claimreading import ClaimReader
+from kubeletplugin.state.ledgers import Ledger
+from kubeletplugin.state.nodestates import NodeState
+from kubeletplugin.state.preparedclaims import PreparedClaim
 from tests.unit.kubeletplugin.barenode import BareNode
 from tests.unit.kubeletplugin.builders import CLAIMS
 
@@ -144,7 +144,7 @@ def test_a_disk_that_takes_no_record_keeps_nothing_else_from_being_followed(
 
     node.reserve("pod-2")
     with monkeypatch.context() as patched:
-        patched.setattr("kubeletplugin.ledgers.write_durably", refuse)
+        patched.setattr("kubeletplugin.state.ledgers.write_durably", refuse)
         with caplog.at_level(logging.WARNING):
             node.follow()
     assert [record.getMessage() for record in caplog.records] == ["pods of a claim not noted"]

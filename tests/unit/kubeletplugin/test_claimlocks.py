@@ -7,7 +7,7 @@ import pytest
 
 from api.errors import TransientError
 from api.names import ClaimUID
-from kubeletplugin.claimlocks import ClaimLocks
+from kubeletplugin.state.claimlocks import ClaimLocks
 
 A, B = ClaimUID("a"), ClaimUID("b")
 

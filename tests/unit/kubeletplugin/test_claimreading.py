@@ -6,7 +6,7 @@ from api import kube
 from api.errors import ClaimError, KubeError, NotFoundError
 from api.kubefake import FakeKube
 from api.names import ClaimUID
-from kubeletplugin.claimreading import ClaimReader, ClaimReference
+from kubeletplugin.claims.claimreading import ClaimReader, ClaimReference
 from tests.unit.kubeletplugin.builders import claim_object, gpu, result
 
 GROUP = "resource.k8s.io"

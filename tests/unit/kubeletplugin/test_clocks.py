@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from kubeletplugin.claimreading import ClaimReader
-from kubeletplugin.collecting import Collector
-from kubeletplugin.libraries import install_library, remove_old_libraries
+from kubeletplugin.claims.claimreading import ClaimReader
+from kubeletplugin.claims.collecting import Collector
+from kubeletplugin.state.libraries import install_library, remove_old_libraries
 from tests.unit.kubeletplugin.barenode import BareNode
 from tests.unit.kubeletplugin.builders import CLAIMS
 

@@ -12,11 +12,11 @@ import pytest
 
 from api.errors import CapacityError, KubeError, NotFoundError
 from api.names import ClaimUID
-from kubeletplugin.claimreading import ClaimReader, ClaimReference
-from kubeletplugin.collecting import Collector
-from kubeletplugin.libraries import install_library, remove_old_libraries
-from kubeletplugin.nodestates import NodeState
-from kubeletplugin.preparing import Hooks
+from kubeletplugin.claims.claimreading import ClaimReader, ClaimReference
+from kubeletplugin.claims.collecting import Collector
+from kubeletplugin.claims.preparing import Hooks
+from kubeletplugin.state.libraries import install_library, remove_old_libraries
+from kubeletplugin.state.nodestates import NodeState
 from libvgpu.layout import layout
 from tests.unit.kubeletplugin.barenode import A, BareNode
 from tests.unit.kubeletplugin.builders import CLAIMS, add_claim, result

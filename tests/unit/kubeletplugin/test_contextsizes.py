@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from api.names import ClaimUID
-from kubeletplugin.comparing import Attribution, DriverCount, attribute
-from kubeletplugin.contextsizes import ContextSizes
-from kubeletplugin.driverroots import DriverRoot
-from kubeletplugin.monitoring import ShareReading
-from kubeletplugin.nvidia import NvidiaDiscovery, NvidiaOptions
-from kubeletplugin.owners import BookOwners
-from kubeletplugin.preparedclaims import Held, PreparedClaim
-from kubeletplugin.sharefolders import ShareFolders
+from kubeletplugin.hardware.driverroots import DriverRoot
+from kubeletplugin.hardware.nvidia import NvidiaDiscovery, NvidiaOptions
+from kubeletplugin.monitoring.bookreading import ShareReading
+from kubeletplugin.monitoring.comparing import Attribution, DriverCount, attribute
+from kubeletplugin.monitoring.contextsizes import ContextSizes
+from kubeletplugin.monitoring.owners import BookOwners
+from kubeletplugin.state.preparedclaims import Held, PreparedClaim
+from kubeletplugin.state.sharefolders import ShareFolders
 from libvgpu.paths import library_path
 from libvgpu.shares import Books, Limits, Policy, ProcessUsage, read_books, read_limits
 from libvgpu.stub import StubGPU, StubSettings, create_driver_root, read_card, stub_environment
@@ -163,7 +163,7 @@ def test_what_a_full_disk_does_not_take_is_known_and_keeps_no_look_from_its_end(
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("kubeletplugin.contextsizes.write_atomically", refuse)
+    monkeypatch.setattr("kubeletplugin.monitoring.contextsizes.write_atomically", refuse)
     sizes = ContextSizes(tmp_path / "contexts.json")
     observe(sizes, (310 * MIB, 0), (310 * MIB, 0))
     assert sizes.bytes_of(UUID) == 310 * MIB

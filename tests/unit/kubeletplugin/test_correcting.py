@@ -2,7 +2,7 @@
 
 import pytest
 
-from kubeletplugin.correcting import LEAST, MOST, Correction
+from kubeletplugin.monitoring.correcting import LEAST, MOST, Correction
 
 ALONE, BOTH = frozenset({"a"}), frozenset({"a", "b"})
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kubeletplugin.ledgers import Ledger
+from kubeletplugin.state.ledgers import Ledger
 from libvgpu.shares import read_books, read_limits
 from tests.unit.kubeletplugin.barenode import A, BareNode
 from tests.unit.kubeletplugin.builders import GIB, result

@@ -8,10 +8,10 @@ import jsonschema
 import pytest
 import yaml
 
-from kubeletplugin import cdi
-from kubeletplugin.ctkspecs import find_spec
-from kubeletplugin.devices import DeviceFile, Driver
-from kubeletplugin.driverroots import DriverRoot
+from kubeletplugin.hardware.ctkspecs import find_spec
+from kubeletplugin.hardware.devices import DeviceFile, Driver
+from kubeletplugin.hardware.driverroots import DriverRoot
+from kubeletplugin.state import cdi
 from tests.unit.kubeletplugin.builders import gpu
 from tests.unit.kubeletplugin.cdischema import schema
 

@@ -9,13 +9,13 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from api.kubefake import FakeKube
-from kubeletplugin import discovering, nvml
 from kubeletplugin.agent import NodeAgent
-from kubeletplugin.devices import DeviceFigures, Discovery
-from kubeletplugin.discovery import FakeDiscovery
-from kubeletplugin.driverroots import DriverRoot
-from kubeletplugin.nvidia import NvidiaDiscovery
-from kubeletplugin.nvml import pynvml
+from kubeletplugin.hardware import discovering, nvml
+from kubeletplugin.hardware.devices import DeviceFigures, Discovery
+from kubeletplugin.hardware.discovery import FakeDiscovery
+from kubeletplugin.hardware.driverroots import DriverRoot
+from kubeletplugin.hardware.nvidia import NvidiaDiscovery
+from kubeletplugin.hardware.nvml import pynvml
 from libvgpu.stub import StubGPU, create_driver_root
 from tests.unit.kubeletplugin.builders import add_claim, discovery, gpu, result, settings
 from tests.unit.kubeletplugin.fakekubelet import FakeKubelet, PrepareError

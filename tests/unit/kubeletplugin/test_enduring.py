@@ -9,17 +9,18 @@ import pytest
 from typing_extensions import override
 
 from api.kubefake import FakeKube
-from kubeletplugin import enduring, patienttimes
+from kubeletplugin import enduring
 from kubeletplugin.agent import NodeAgent
-from kubeletplugin.claimfollowing import ClaimFollower
-from kubeletplugin.collecting import Collector
-from kubeletplugin.discovery import FakeDiscovery
+from kubeletplugin.claims.claimfollowing import ClaimFollower
+from kubeletplugin.claims.collecting import Collector
+from kubeletplugin.claims.eventing import EventWriter
 from kubeletplugin.enduring import endure
-from kubeletplugin.eventing import EventWriter
-from kubeletplugin.gputimes import GpuTimes, GpuTimeSource
-from kubeletplugin.monitoring import Monitor
-from kubeletplugin.patienttimes import PatientTimes
-from kubeletplugin.steering import Steering
+from kubeletplugin.hardware import patienttimes
+from kubeletplugin.hardware.discovery import FakeDiscovery
+from kubeletplugin.hardware.gputimes import GpuTimes, GpuTimeSource
+from kubeletplugin.hardware.patienttimes import PatientTimes
+from kubeletplugin.monitoring.bookreading import Monitor
+from kubeletplugin.monitoring.steering import Steering
 from tests.unit.kubeletplugin.fakekubelet import FakeKubelet
 
 

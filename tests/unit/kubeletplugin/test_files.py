@@ -13,7 +13,7 @@ import pytest
 from api.errors import StateError
 from kubeletplugin import files
 from kubeletplugin.files import FileLock, remove, remove_tree, write_durably
-from kubeletplugin.libraries import install_library
+from kubeletplugin.state.libraries import install_library
 
 
 def test_a_write_replaces_the_file_and_not_its_content(tmp_path: Path) -> None:

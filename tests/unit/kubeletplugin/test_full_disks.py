@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from api.errors import VGPUError
-from kubeletplugin.nodestates import NodeState
-from kubeletplugin.preparing import Preparer
-from kubeletplugin.unpreparing import Unpreparer
+from kubeletplugin.claims.preparing import Preparer
+from kubeletplugin.claims.unpreparing import Unpreparer
+from kubeletplugin.state.nodestates import NodeState
 from tests.unit.kubeletplugin.barenode import A, BareNode
 from tests.unit.kubeletplugin.builders import result
 from tests.unit.kubeletplugin.faults import Disk, in_child

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from api.errors import StateError
 from api.kubefake import FakeKube
 from api.names import ClaimUID
-from kubeletplugin.preparedclaims import decode
 from kubeletplugin.proto import dra_v1_pb2
+from kubeletplugin.state.preparedclaims import decode
 from libvgpu.layout import layout
 from libvgpu.shares import BooksReader, Limits, Policy, create_share
 from tests.unit.kubeletplugin.builders import add_claim, gpu, result

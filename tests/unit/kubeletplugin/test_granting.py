@@ -1,6 +1,6 @@
 """What a Burst share may use, by what its neighbours do."""
 
-from kubeletplugin.granting import Activity, grants
+from kubeletplugin.monitoring.granting import Activity, grants
 from libvgpu.shares import Limits, Policy
 
 

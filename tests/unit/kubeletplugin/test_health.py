@@ -12,18 +12,18 @@ from api import kube
 from api.errors import StateError
 from api.kubefake import FakeKube
 from dra_driver.cli import main
-from kubeletplugin import faultfiles
 from kubeletplugin.agent import NodeAgent
-from kubeletplugin.devices import Device, MemoryRepairs
-from kubeletplugin.discovery import FakeDiscovery
-from kubeletplugin.driverroots import DriverRoot
-from kubeletplugin.faultfiles import FaultFile, clear_fault
-from kubeletplugin.faults import SETTLED_S, Faults, since_boot_s
-from kubeletplugin.healths import HealthBoard
-from kubeletplugin.nvidia import NvidiaDiscovery, NvidiaOptions
-from kubeletplugin.nvidiadevices import Machine
-from kubeletplugin.nvidiasigns import Judge, Signs
-from kubeletplugin.nvml import pynvml
+from kubeletplugin.hardware import faultfiles
+from kubeletplugin.hardware.devices import Device, MemoryRepairs
+from kubeletplugin.hardware.discovery import FakeDiscovery
+from kubeletplugin.hardware.driverroots import DriverRoot
+from kubeletplugin.hardware.faultfiles import FaultFile, clear_fault
+from kubeletplugin.hardware.faults import SETTLED_S, Faults, since_boot_s
+from kubeletplugin.hardware.nvidia import NvidiaDiscovery, NvidiaOptions
+from kubeletplugin.hardware.nvidiadevices import Machine
+from kubeletplugin.hardware.nvidiasigns import Judge, Signs
+from kubeletplugin.hardware.nvml import pynvml
+from kubeletplugin.kubelet.healths import HealthBoard
 from libvgpu.stub import StubGPU, change_settings, create_driver_root, inject_xid
 from tests.unit.kubeletplugin.builders import discovery, gpu
 from tests.unit.kubeletplugin.fakekubelet import FakeKubelet
@@ -105,7 +105,7 @@ def test_a_fault_outlives_the_agent_and_ends_with_a_reboot(
     open_backend: Callable[..., NvidiaDiscovery], driver: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The driver says nothing of what it wants done: as older ones.
-    monkeypatch.setattr("kubeletplugin.nvidiasigns._RECOVERY_FIELD", None)
+    monkeypatch.setattr("kubeletplugin.hardware.nvidiasigns._RECOVERY_FIELD", None)
     tell(open_backend(), driver / "dev/nvidia0", 79)
     assert device(open_backend()).reason == "Xid 79 was reported"
 
@@ -190,7 +190,7 @@ def test_a_record_of_seen_devices_that_is_damaged_is_told_and_begun_anew(
 def test_a_driver_that_fails_once_and_goes_on_has_the_faults_that_it_had(
     open_backend: Callable[..., NvidiaDiscovery], driver: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kubeletplugin.nvidiasigns._RECOVERY_FIELD", None)
+    monkeypatch.setattr("kubeletplugin.hardware.nvidiasigns._RECOVERY_FIELD", None)
     backend = open_backend()
     tell(backend, driver / "dev/nvidia0", 79)
 
@@ -209,7 +209,7 @@ def test_a_driver_that_fails_once_and_goes_on_has_the_faults_that_it_had(
 def test_faults_are_over_when_the_drivers_module_was_loaded_anew(
     driver: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kubeletplugin.nvidiasigns._RECOVERY_FIELD", None)
+    monkeypatch.setattr("kubeletplugin.hardware.nvidiasigns._RECOVERY_FIELD", None)
     monkeypatch.setenv("VGPU_STUB_DEV_DIR", "")
     module = tmp_path / "sys/module/nvidia"
     module.mkdir(parents=True)
@@ -333,7 +333,7 @@ def test_an_operator_clears_a_fault_and_the_log_says_who_and_why(
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("kubeletplugin.nvidiasigns._RECOVERY_FIELD", None)
+    monkeypatch.setattr("kubeletplugin.hardware.nvidiasigns._RECOVERY_FIELD", None)
     monkeypatch.setenv("SUDO_USER", "alice")
     backend = open_backend()
     for card in ("nvidia0", "nvidia1"):

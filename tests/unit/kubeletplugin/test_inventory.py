@@ -14,9 +14,9 @@ from api.errors import KubeError, StateError
 from api.kubefake import FakeKube
 from api.nodeinventory import NodeInventory, OfferedRoom
 from kubeletplugin.agent import NodeAgent
-from kubeletplugin.devices import Discovery
-from kubeletplugin.discovery import FakeDiscovery
-from kubeletplugin.inventory import InventoryWriter
+from kubeletplugin.hardware.devices import Discovery
+from kubeletplugin.hardware.discovery import FakeDiscovery
+from kubeletplugin.hardware.inventory import InventoryWriter
 from tests.unit.kubeletplugin.builders import GIB, NODE, discovery, gpu
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -101,7 +101,7 @@ def test_offers_that_a_full_disk_does_not_take_count_and_are_stored_later(
     client.patch(kube.NODE_INVENTORIES, {"metadata": {"name": NODE}}, {"status": {"offers": offers}}, "status")
 
     with monkeypatch.context() as full:
-        full.setattr("kubeletplugin.inventory.write_atomically", _refuse)
+        full.setattr("kubeletplugin.hardware.inventory.write_atomically", _refuse)
         writer.write(discovery(gpu(0)), LATER)
     assert writer.offers[gpu(0).name].memory_bytes == 15 * GIB
     assert start_writer(client, tmp_path).offers == {}

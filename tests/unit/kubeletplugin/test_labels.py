@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kubeletplugin.labels import label_for_containers
+from kubeletplugin.hardware.labels import label_for_containers
 
 OURS = b"system_u:object_r:container_file_t:s0\0"
 

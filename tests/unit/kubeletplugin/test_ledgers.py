@@ -14,8 +14,8 @@ import pytest
 from api.deadlines import within
 from api.errors import StateError, TransientError
 from api.names import ClaimUID, DeviceName
-from kubeletplugin.ledgers import Ledger, Prepared
-from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice, decode
+from kubeletplugin.state.ledgers import Ledger, Prepared
+from kubeletplugin.state.preparedclaims import PreparedClaim, PreparedDevice, decode
 from libvgpu.shares import Limits, Policy
 
 LIMITS = Limits("u1-0", "GPU-1", 1 << 30, 25, 25, Policy.FIXED)
@@ -248,7 +248,7 @@ def test_a_change_that_an_instance_died_at_is_seen(tmp_path: Path, monkeypatch: 
 
 
 def test_an_instance_that_decides_for_ever_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kubeletplugin.ledgers._DECISION_S", 0.01)
+    monkeypatch.setattr("kubeletplugin.state.ledgers._DECISION_S", 0.01)
     stuck, opened = ledger(tmp_path), ledger(tmp_path)
 
     def decide(_prepared: Prepared) -> PreparedClaim:

@@ -1,7 +1,7 @@
 """Which GPUs are joined by links."""
 
-from kubeletplugin.devices import Device
-from kubeletplugin.linkislands import islands
+from kubeletplugin.hardware.devices import Device
+from kubeletplugin.hardware.linkislands import islands
 from tests.unit.kubeletplugin.builders import gpu
 
 

@@ -11,12 +11,12 @@ from prometheus_client.metrics_core import Metric
 from api.kubefake import FakeKube
 from api.names import ClaimUID, DeviceName
 from controller.metrics import Metrics as ControllerMetrics
-from kubeletplugin.comparing import Attribution, DriverCount
-from kubeletplugin.devices import DeviceFigures, MemoryRepairs
-from kubeletplugin.metrics import CallDurations, NodeCollector, NodeFigures
-from kubeletplugin.monitoring import ShareReading
-from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice
-from kubeletplugin.strays import StrayFigures
+from kubeletplugin.hardware.devices import DeviceFigures, MemoryRepairs
+from kubeletplugin.monitoring.bookreading import ShareReading
+from kubeletplugin.monitoring.comparing import Attribution, DriverCount
+from kubeletplugin.monitoring.metrics import CallDurations, NodeCollector, NodeFigures
+from kubeletplugin.monitoring.strays import StrayFigures
+from kubeletplugin.state.preparedclaims import PreparedClaim, PreparedDevice
 from libvgpu.shares import Books, Limits, Policy, ProcessUsage
 from tests.unit.kubeletplugin.builders import gpu
 from tests.unit.kubeletplugin.fakekubelet import FakeKubelet, PrepareError, Ref

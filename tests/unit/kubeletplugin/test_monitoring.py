@@ -9,10 +9,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from api.names import ClaimUID, DeviceName
-from kubeletplugin.ledgers import Ledger
-from kubeletplugin.metrics import NodeCollector, NodeFigures
-from kubeletplugin.monitoring import Monitor
-from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice
+from kubeletplugin.monitoring.bookreading import Monitor
+from kubeletplugin.monitoring.metrics import NodeCollector, NodeFigures
+from kubeletplugin.state.ledgers import Ledger
+from kubeletplugin.state.preparedclaims import PreparedClaim, PreparedDevice
 from libvgpu.layout import layout
 from libvgpu.shares import Books, BooksReader, Limits, Policy, change_limits, create_share
 
@@ -149,8 +149,8 @@ def test_books_that_are_dear_to_look_at_are_left_alone_for_a_while_and_the_limit
         return usual(reader)
 
     monkeypatch.setattr(BooksReader, "read", read)
-    monkeypatch.setattr("kubeletplugin.monitoring.time.monotonic", lambda: now_s[0])
-    monkeypatch.setattr("kubeletplugin.monitoring.time.thread_time", lambda: cpu_s[0])
+    monkeypatch.setattr("kubeletplugin.monitoring.bookreading.time.monotonic", lambda: now_s[0])
+    monkeypatch.setattr("kubeletplugin.monitoring.bookreading.time.thread_time", lambda: cpu_s[0])
 
     for _ in range(59):
         node.monitor.run_once()

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from kubeletplugin.nodestates import NodeState
-from kubeletplugin.preparing import Preparer
+from kubeletplugin.claims.preparing import Preparer
+from kubeletplugin.state.nodestates import NodeState
 from libvgpu.layout import layout
 from libvgpu.shares import change_limits, read_limits
 from tests.unit.kubeletplugin.barenode import A, BareNode

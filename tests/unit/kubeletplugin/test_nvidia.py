@@ -8,14 +8,14 @@ from typing import Any
 import pynvml
 import pytest
 
-import kubeletplugin.nvml
+import kubeletplugin.hardware.nvml
 from api.errors import ConfigError, StateError
-from kubeletplugin import linkislands, nvidia, nvidiadevices, nvidiasigns
-from kubeletplugin.devices import Device, DeviceFile, Discovery
-from kubeletplugin.driverroots import DriverRoot
-from kubeletplugin.holdingback import Filter
-from kubeletplugin.nvidia import NvidiaDiscovery, NvidiaOptions
-from kubeletplugin.nvidiadevices import Machine
+from kubeletplugin.hardware import linkislands, nvidia, nvidiadevices, nvidiasigns
+from kubeletplugin.hardware.devices import Device, DeviceFile, Discovery
+from kubeletplugin.hardware.driverroots import DriverRoot
+from kubeletplugin.hardware.holdingback import Filter
+from kubeletplugin.hardware.nvidia import NvidiaDiscovery, NvidiaOptions
+from kubeletplugin.hardware.nvidiadevices import Machine
 
 GIB = 1 << 30
 
@@ -111,7 +111,7 @@ def backend_of(
     on_host: Path | None = None,
     options: NvidiaOptions | None = None,
 ) -> NvidiaDiscovery:
-    for module in (kubeletplugin.nvml, linkislands, nvidia, nvidiadevices, nvidiasigns):
+    for module in (kubeletplugin.hardware.nvml, linkislands, nvidia, nvidiadevices, nvidiasigns):
         monkeypatch.setattr(module, "pynvml", nvml)
     monkeypatch.setattr(ctypes, "CDLL", lambda *_arguments, **_options: None)
     monkeypatch.setenv("VGPU_STUB_DEV_DIR", "")

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from api.names import ClaimUID, DeviceName
-from kubeletplugin import mounts, owners
-from kubeletplugin.ledgers import Prepared
-from kubeletplugin.mounts import Origin
-from kubeletplugin.owners import ProcessOwners
-from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice
+from kubeletplugin.monitoring import mounts, owners
+from kubeletplugin.monitoring.mounts import Origin
+from kubeletplugin.monitoring.owners import ProcessOwners
+from kubeletplugin.state.ledgers import Prepared
+from kubeletplugin.state.preparedclaims import PreparedClaim, PreparedDevice
 from libvgpu.shares import Limits, Policy
 
 POD, OTHER_POD = "5f0c3a52-8a0e-4c55-9e8c-0c7b4f9a1d11", "5f0c3a52-8a0e-4c55-9e8c-0c7b4f9a1d22"

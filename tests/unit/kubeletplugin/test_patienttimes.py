@@ -9,11 +9,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from api.kubefake import FakeKube
-from kubeletplugin import patienttimes
 from kubeletplugin.agent import NodeAgent
-from kubeletplugin.discovery import FakeDiscovery
-from kubeletplugin.gputimes import GpuTimes, GpuTimeSource
-from kubeletplugin.patienttimes import PatientTimes
+from kubeletplugin.hardware import patienttimes
+from kubeletplugin.hardware.discovery import FakeDiscovery
+from kubeletplugin.hardware.gputimes import GpuTimes, GpuTimeSource
+from kubeletplugin.hardware.patienttimes import PatientTimes
 from libvgpu.layout import layout
 from libvgpu.shares import read_limits
 from tests.unit.kubeletplugin.builders import add_claim, discovery, gpu, parameters, result
@@ -66,7 +66,7 @@ def test_a_device_that_does_not_answer_is_told_once_and_keeps_no_other_from_it(
     now_s = [0.0]
     times = PatientTimes(driver, clock=lambda: now_s[0])
     monkeypatch.setattr(patienttimes, "_PATIENCE_S", 0.01)
-    caplog.set_level(logging.INFO, "kubeletplugin.patienttimes")
+    caplog.set_level(logging.INFO, "kubeletplugin.hardware.patienttimes")
 
     for _ in range(4):
         assert times.read(A.uuid) is None

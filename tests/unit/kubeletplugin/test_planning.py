@@ -10,10 +10,11 @@ from api.claims import ClaimView
 from api.errors import CapacityError, ClaimError, ConfigError
 from api.names import ClaimUID
 from api.nodeinventory import OfferedRoom
-from kubeletplugin.devices import Device, DeviceTable
-from kubeletplugin.ledgers import Prepared
-from kubeletplugin.planning import NodeView, plan
-from kubeletplugin.preparedclaims import PreparedClaim
+from kubeletplugin.claims.planning import plan
+from kubeletplugin.hardware.devices import Device, DeviceTable
+from kubeletplugin.hardware.nodeviews import NodeView
+from kubeletplugin.state.ledgers import Prepared
+from kubeletplugin.state.preparedclaims import PreparedClaim
 from libvgpu.shares import Limits, Policy
 from tests.unit.kubeletplugin.builders import GIB, NODE, claim_object, gpu, parameters, result
 

@@ -8,9 +8,9 @@ import pytest
 
 from api.errors import CapacityError, VGPUError
 from api.names import ClaimUID
-from kubeletplugin.claimreading import ClaimReference
-from kubeletplugin.nodestates import NodeState
-from kubeletplugin.preparing import Preparer
+from kubeletplugin.claims.claimreading import ClaimReference
+from kubeletplugin.claims.preparing import Preparer
+from kubeletplugin.state.nodestates import NodeState
 from tests.unit.kubeletplugin.barenode import A, BareNode
 from tests.unit.kubeletplugin.builders import add_claim, result
 from tests.unit.kubeletplugin.faults import Disk, crashes, in_child

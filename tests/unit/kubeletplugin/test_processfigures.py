@@ -3,10 +3,10 @@
 from prometheus_client import CollectorRegistry
 
 from api.names import ClaimUID
-from kubeletplugin.metrics import NodeCollector, NodeFigures
-from kubeletplugin.monitoring import ShareReading
-from kubeletplugin.preparedclaims import PreparedClaim
-from kubeletplugin.processfigures import OTHERS, Name, ProcessNames
+from kubeletplugin.monitoring.bookreading import ShareReading
+from kubeletplugin.monitoring.metrics import NodeCollector, NodeFigures
+from kubeletplugin.monitoring.processfigures import OTHERS, Name, ProcessNames
+from kubeletplugin.state.preparedclaims import PreparedClaim
 from libvgpu.shares import Books, Limits, Policy, ProcessUsage
 
 

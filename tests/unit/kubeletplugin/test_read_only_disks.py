@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from api.errors import StateError
-from kubeletplugin.restoring import restore
+from kubeletplugin.state.restoring import restore
 from tests.unit.kubeletplugin.barenode import A, BareNode
 from tests.unit.kubeletplugin.builders import result
 

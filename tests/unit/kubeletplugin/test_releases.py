@@ -14,14 +14,14 @@ import pytest
 
 from api.kubefake import FakeKube
 from api.names import ANNOTATION_LIMITS
-from kubeletplugin import faultfiles
 from kubeletplugin.agent import NodeAgent
-from kubeletplugin.contextsizes import ContextSizes
-from kubeletplugin.discovery import FakeDiscovery
-from kubeletplugin.faultfiles import FAULTS_FILE
-from kubeletplugin.faults import Faults
-from kubeletplugin.inventory import OFFERS_FILE, InventoryWriter
-from kubeletplugin.remembering import SEEN_FILE, Memory
+from kubeletplugin.hardware import faultfiles
+from kubeletplugin.hardware.discovery import FakeDiscovery
+from kubeletplugin.hardware.faultfiles import FAULTS_FILE
+from kubeletplugin.hardware.faults import Faults
+from kubeletplugin.hardware.inventory import OFFERS_FILE, InventoryWriter
+from kubeletplugin.hardware.remembering import SEEN_FILE, Memory
+from kubeletplugin.monitoring.contextsizes import ContextSizes
 from libvgpu.layout import layout
 from libvgpu.shares import read_books, read_limits
 from tests.unit.kubeletplugin import recording

@@ -9,8 +9,8 @@ import pytest
 
 from api.deadlines import left_s, within
 from api.errors import TransientError
-from kubeletplugin import rounds
-from kubeletplugin.rounds import Rounds
+from kubeletplugin.claims import rounds
+from kubeletplugin.claims.rounds import Rounds
 
 Wanted = Mapping[str, int]
 

@@ -9,10 +9,10 @@ import pytest
 from api.errors import ClaimError, KubeError
 from api.kube import PODS, RUNTIME_CLASSES
 from api.kubefake import FakeKube
-from kubeletplugin import runtimes
-from kubeletplugin.claimreading import ClaimReader
-from kubeletplugin.preparing import Hooks, Preparer
-from kubeletplugin.runtimes import RuntimeGuard
+from kubeletplugin.claims import runtimes
+from kubeletplugin.claims.claimreading import ClaimReader
+from kubeletplugin.claims.preparing import Hooks, Preparer
+from kubeletplugin.claims.runtimes import RuntimeGuard
 from tests.unit.kubeletplugin.barenode import BareNode
 from tests.unit.kubeletplugin.builders import CLAIMS
 
@@ -154,7 +154,7 @@ def test_an_agent_that_may_not_read_pods_says_so_once_and_serves(
         return get(resource, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(node.client, "get", refuse)
-    with caplog.at_level(logging.WARNING, "kubeletplugin.runtimes"):
+    with caplog.at_level(logging.WARNING, "kubeletplugin.claims.runtimes"):
         _prepare(node, RuntimeGuard(node.client))
 
     assert [record.getMessage() for record in caplog.records] == [

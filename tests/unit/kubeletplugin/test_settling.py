@@ -2,7 +2,7 @@
 
 import pytest
 
-from kubeletplugin.settling import Settlement, Span
+from kubeletplugin.monitoring.settling import Settlement, Span
 
 
 def _span(real_s: float, charged_s: float, part: float = 0.3, weight: float = 1.0) -> Span:

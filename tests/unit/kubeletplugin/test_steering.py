@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from api.vgpuconfig import Policy
-from kubeletplugin.gputimes import FakeGpuTimes, GpuTimes, NoGpuTimes
-from kubeletplugin.steering import Steering, SteeringPace
+from kubeletplugin.hardware.gputimes import FakeGpuTimes, GpuTimes, NoGpuTimes
+from kubeletplugin.monitoring.steering import Steering, SteeringPace
 from libvgpu.layout import layout
 from libvgpu.shares import Limits, create_share, read_limits, update_limits
 

@@ -7,13 +7,13 @@ import pytest
 from api.kube import EVENTS
 from api.kubefake import FakeKube
 from api.names import ClaimUID, DeviceName
-from kubeletplugin.comparing import Slack, attribute, overuse_bytes
-from kubeletplugin.devices import DeviceFigures, DriverProcess
-from kubeletplugin.eventing import EventWriter
-from kubeletplugin.monitoring import ShareReading
-from kubeletplugin.preparedclaims import PreparedClaim, PreparedDevice
-from kubeletplugin.strays import StrayFigures, StrayWatch
-from kubeletplugin.supervising import Supervisor
+from kubeletplugin.claims.eventing import EventWriter
+from kubeletplugin.hardware.devices import DeviceFigures, DriverProcess
+from kubeletplugin.monitoring.bookreading import ShareReading
+from kubeletplugin.monitoring.comparing import Slack, attribute, overuse_bytes
+from kubeletplugin.monitoring.strays import StrayFigures, StrayWatch
+from kubeletplugin.monitoring.supervising import Supervisor
+from kubeletplugin.state.preparedclaims import PreparedClaim, PreparedDevice
 from libvgpu.shares import Books, Limits, Policy
 
 GIB = 1 << 30

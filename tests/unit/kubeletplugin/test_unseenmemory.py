@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from api.names import ClaimUID
-from kubeletplugin.comparing import Attribution, DriverCount
-from kubeletplugin.monitoring import ShareReading
-from kubeletplugin.preparedclaims import PreparedClaim
-from kubeletplugin.unseenmemory import UnseenMemory
+from kubeletplugin.monitoring.bookreading import ShareReading
+from kubeletplugin.monitoring.comparing import Attribution, DriverCount
+from kubeletplugin.monitoring.unseenmemory import UnseenMemory
+from kubeletplugin.state.preparedclaims import PreparedClaim
 from libvgpu.shares import Limits, Policy, create_share, read_books, read_limits
 
 MIB = 1 << 20

@@ -1,0 +1,198 @@
+"""What the controller keeps of the objects that it watches: trims of its caches. Used by `caching`, `explaining`.
+
+A cluster has many more claims and pods than this driver has shares, so what is kept is what is read later and nothing
+else.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from sys import intern
+from typing import Any
+
+from api import names
+from api.claims import ClaimView, Object
+from api.errors import PermanentError, StateError
+from api.events import Subject
+from api.nodeinventory import InventorySpec, InventoryStatus, NodeInventory
+from controller.cluster.watching import Key
+from controller.reasons.checking import check_class, check_configs, check_cordons, check_template
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRecord:
+    """A claim: what it wants while it has nothing, what it holds once it has."""
+
+    subject: Subject
+    view: ClaimView | None
+    """None: it cannot be read, `problem` says why."""
+    problem: str
+    """What is wrong with its parameters; empty: nothing."""
+    digest: str = ""
+    """Of what can change while it is prepared, see `ClaimView.digest`."""
+
+    @property
+    def allocated(self) -> bool:
+        """Say whether the scheduler has given it its devices."""
+        return self.view is not None and self.view.allocation is not None
+
+
+@dataclass(frozen=True, slots=True)
+class PodRecord:
+    """A pod that has no node yet."""
+
+    subject: Subject
+    claims: tuple[Key, ...]
+    unschedulable: bool
+    """The scheduler has tried, and found no place."""
+
+
+@dataclass(frozen=True, slots=True)
+class InventoryRecord:
+    """A NodeInventory."""
+
+    subject: Subject
+    version: str
+    """Its resourceVersion."""
+    status: InventoryStatus | None
+    """None: its agent has not looked yet, or wrote what cannot be read."""
+    spec: InventorySpec = field(default_factory=InventorySpec)
+    problem: str = ""
+    """What of it cannot be read, or means nothing; empty: all is well."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """A Node."""
+
+    uid: str
+    labels: Mapping[str, str]
+    """Those that rules ask for, and no others."""
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateRecord:
+    """A ResourceClaimTemplate with parameters that cannot be read; others are not kept."""
+
+    subject: Subject
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClassRecord:
+    """A DeviceClass that may select our devices."""
+
+    subject: Subject
+    problem: str
+    """What is wrong with its parameters; empty: nothing."""
+
+
+def claim_trimmer(driver: str) -> Callable[[Object], ClaimRecord | None]:
+    """Return the trim of claims: allocated ones of other drivers are not kept."""
+
+    def trim(obj: Object) -> ClaimRecord | None:
+        subject = _subject(obj, "ResourceClaim")
+        try:
+            view = ClaimView.from_object(obj)
+        except PermanentError as error:
+            return ClaimRecord(subject, None, str(error))
+        if view.allocation is not None:
+            results = tuple(result for result in view.allocation.results if result.driver == driver)
+            held = replace(view.allocation, results=results, configs=())
+            if not results:
+                return None
+            bare = replace(view, requests=(), configs=(), allocation=held, reserved_for=(), limits_annotation=None)
+            return ClaimRecord(subject, bare, "", view.digest())
+        problem = check_configs(view.configs, driver, str(view))
+        return ClaimRecord(subject, replace(view, configs=(), reserved_for=(), limits_annotation=None), problem)
+
+    return trim
+
+
+def template_trimmer(driver: str) -> Callable[[Object], TemplateRecord | None]:
+    """Return the trim of templates: only wrong ones are kept."""
+
+    def trim(obj: Object) -> TemplateRecord | None:
+        problem = check_template(obj, driver)
+        return TemplateRecord(_subject(obj, "ResourceClaimTemplate"), problem) if problem else None
+
+    return trim
+
+
+def class_trimmer(driver: str) -> Callable[[Object], ClassRecord | None]:
+    """Return the trim of DeviceClasses: those that may select our devices, others are not kept."""
+
+    def trim(obj: Object) -> ClassRecord | None:
+        spec = obj.get("spec") or {}
+        expressions = [(selector.get("cel") or {}).get("expression", "") for selector in spec.get("selectors") or []]
+        drivers = [(config.get("opaque") or {}).get("driver") for config in spec.get("config") or []]
+        if driver not in drivers and not any(driver in text for text in expressions):
+            return None
+        return ClassRecord(_subject(obj, "DeviceClass"), check_class(obj, driver))
+
+    return trim
+
+
+def trim_pod(obj: Object) -> PodRecord | None:
+    """Keep a pod without a node if it has claims."""
+    names_of_claims = tuple(_claim_names(obj))
+    if not names_of_claims:
+        return None
+    namespace = obj["metadata"]["namespace"]
+    conditions = (obj.get("status") or {}).get("conditions") or []
+    return PodRecord(
+        subject=_subject(obj, "Pod"),
+        claims=tuple((namespace, name) for name in names_of_claims),
+        unschedulable=any(
+            condition.get("type") == "PodScheduled" and condition.get("reason") == "Unschedulable"
+            for condition in conditions
+        ),
+    )
+
+
+def _claim_names(pod: Object) -> list[str]:
+    made = {
+        entry["name"]: entry.get("resourceClaimName")
+        for entry in (pod.get("status") or {}).get("resourceClaimStatuses") or []
+    }
+    entries = (pod.get("spec") or {}).get("resourceClaims") or []
+    found = (entry.get("resourceClaimName") or made.get(entry["name"]) for entry in entries)
+    return [name for name in found if name]
+
+
+def trim_inventory(obj: Object) -> InventoryRecord:
+    """Keep what an inventory states, and what an operator wishes."""
+    metadata = obj["metadata"]
+    subject = Subject(names.GROUP_VERSION, names.NODE_INVENTORY_KIND, "", metadata["name"], metadata["uid"])
+    try:
+        inventory = NodeInventory.from_object(obj)
+    except StateError as error:
+        return InventoryRecord(subject, metadata["resourceVersion"], None, problem=str(error))
+    problems = [inventory.problem, check_cordons(inventory)]
+    problem = "\n".join(filter(None, problems))
+    return InventoryRecord(subject, metadata["resourceVersion"], inventory.status, inventory.spec, problem=problem)
+
+
+def trim_slice(obj: Object) -> dict[str, Any]:
+    """Keep of a slice what `publishing` compares."""
+    kept = ("name", "uid", "resourceVersion", "ownerReferences")
+    metadata: Mapping[str, Any] = obj["metadata"]
+    return {"metadata": {key: metadata[key] for key in kept if key in metadata}, "spec": obj["spec"]}
+
+
+def node_trimmer(labels: Iterable[str]) -> Callable[[Object], NodeRecord]:
+    """Return the trim of Nodes: their uid, and the labels of these names."""
+    kept = frozenset(labels)
+
+    def trim(obj: Object) -> NodeRecord:
+        found = obj["metadata"].get("labels") or {}
+        return NodeRecord(str(obj["metadata"]["uid"]), {key: found[key] for key in sorted(kept & set(found))})
+
+    return trim
+
+
+def _subject(obj: Object, kind: str) -> Subject:
+    metadata = obj["metadata"]
+    # Objects in lists come without apiVersion and kind.
+    api_version = obj.get("apiVersion") or ("v1" if kind == "Pod" else f"{names.RESOURCE_GROUP}/v1")
+    namespace = intern(metadata.get("namespace", ""))
+    return Subject(intern(api_version), kind, namespace, metadata["name"], metadata.get("uid", ""))

@@ -1,0 +1,72 @@
+"""The slots offer mode: each GPU is cut into devices of fixed sizes. It needs no feature gate: everything from 1.32.
+
+A claim takes one slot and asks by CEL on its `memory` and `cores`; the scheduler takes the first that fits, so the
+smallest come first. There is no whole GPU beside its slots: nothing would keep both from being allocated.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from api import names
+from api.quantities import format_bytes
+from api.slices import Capacity, Device
+from controller.offers.forms import GPU, Amount, Division, Form, Kind, amount_of, total
+from controller.offers.offering import SliceContent, fixed_device, pack
+
+
+@dataclass(frozen=True)
+class SlotsMode:
+    """An OfferMode: a layout of slots per GPU."""
+
+    name: str = "slots"
+    feature_gate: str = ""
+
+    def wanted(self, gpu: GPU) -> tuple[Form, ...]:
+        """Return the slots of the GPU's layout."""
+        return tuple(Form(slot.name, Kind.SLOT, amount_of(slot)) for slot in gpu.slots())
+
+    def divide(self, gpu: GPU) -> Division:
+        """Return the slots that fit into what is left; those in use or on offer stay before new ones come."""
+        if gpu.held_whole():
+            form = Form(gpu.name, Kind.WHOLE, gpu.room)
+            return Division() if gpu.counted_lately else Division(((fixed_device(gpu, form), form),))
+        held = [Form(slot.name, Kind.SLOT, amount_of(slot)) for slot in gpu.held_slots()]
+        chosen = {form.name: form for form in held}
+        wanted = [form for form in self.wanted(gpu) if form.name not in chosen]
+        on_offer = [form for form in wanted if form.name in gpu.published]
+        _add(chosen, on_offer, gpu, gpu.room - _booked(gpu, held))
+        _add(chosen, wanted, gpu, gpu.room - gpu.taken - _booked(gpu, chosen.values()))
+        forms = [form for form in chosen.values() if form not in held or not gpu.counted_lately]
+        forms.sort(key=lambda form: (form.amount.memory_bytes, form.amount.cores_percent))
+        return Division(tuple((fixed_device(gpu, form), form) for form in forms))
+
+    def pack(self, divisions: Sequence[tuple[GPU, Division]]) -> tuple[SliceContent, ...]:
+        """Return the smallest first, of all GPUs; among equals in the order of the GPUs."""
+        return pack(smallest_first(divisions))
+
+    def sample(self) -> tuple[SliceContent, ...]:
+        """Return a slice with one device with a capacity."""
+        memory = Capacity(format_bytes(names.MEMORY_STEP_BYTES))
+        return (SliceContent((Device(name="probe", capacity={names.CAPACITY_MEMORY: memory}),)),)
+
+
+def _booked(gpu: GPU, forms: Iterable[Form]) -> Amount:
+    return total(gpu.booked(form.amount) for form in forms)
+
+
+def _add(chosen: dict[str, Form], forms: Sequence[Form], gpu: GPU, room: Amount) -> None:
+    """Choose the forms of a GPU that fit into the room, in their order."""
+    for form in forms:
+        if form.name not in chosen and gpu.booked(form.amount).fits(room):
+            chosen[form.name] = form
+            room = room - gpu.booked(form.amount)
+
+
+def smallest_first(divisions: Sequence[tuple[GPU, Division]]) -> list[Device]:
+    """Return the devices of all GPUs by size, among equals in the order of the GPUs."""
+    found = [
+        ((form.amount.memory_bytes, form.amount.cores_percent, place), device)
+        for place, (_, division) in enumerate(divisions)
+        for device, form in division.devices
+    ]
+    return [device for _, device in sorted(found, key=lambda entry: entry[0])]

@@ -1,0 +1,1 @@
+"""Why a claim waits: which device could serve which request, in words. Pure."""

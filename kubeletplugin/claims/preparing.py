@@ -1,0 +1,228 @@
+"""Prepares claims: reads them, has their shares planned, and brings the node to that plan.
+
+Called by the gRPC service, from several threads, with one claim or with all of a call. The answer is given only when
+everything is on disk. A claim that is prepared already is checked and mended, and answered with the same ids.
+"""
+
+import functools
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from api.claims import ClaimView
+from api.errors import CapacityError, ConfigError, KubeError, VGPUError
+from api.names import ClaimUID
+from kubeletplugin.claims.annotations import take_over
+from kubeletplugin.claims.claimreading import ClaimReader, ClaimReference
+from kubeletplugin.claims.planning import kept, plan
+from kubeletplugin.claims.rounds import Rounds
+from kubeletplugin.hardware.nodeviews import NodeView
+from kubeletplugin.state.ledgers import Prepared
+from kubeletplugin.state.nodestates import NodeState
+from kubeletplugin.state.preparedclaims import PreparedClaim
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What others do about claims that are prepared."""
+
+    check: Callable[[ClaimView], None] = lambda _claim: None
+    """Raises a VGPUError for a claim that must not be prepared, whatever it was allocated."""
+    make_room: Callable[[Iterable[str]], bool] = lambda _uids: False
+    """Gives up those of some claims, by UID, that are gone; returns whether there were any. No lock is held."""
+    on_prepared: Callable[[PreparedClaim], None] = lambda _claim: None
+    """Is told of each claim."""
+
+
+_NO_HOOKS = Hooks()
+
+
+@dataclass(frozen=True)
+class _Reserved:
+    """A claim that is counted, and not yet in its place."""
+
+    claim: ClaimView
+    planned: PreparedClaim
+    former: PreparedClaim | None
+
+
+_Outcomes = dict[ClaimUID, PreparedClaim | Exception]
+
+
+class Preparer:
+    """Prepares claims on one node."""
+
+    def __init__(
+        self,
+        reader: ClaimReader,
+        state: NodeState,
+        view: Callable[[], NodeView],
+        hooks: Hooks = _NO_HOOKS,
+    ) -> None:
+        """Take what is needed.
+
+        Args:
+            reader: of claims.
+            state: of the node.
+            view: returns the node as it was discovered last.
+            hooks: what others do.
+        """
+        self._reader = reader
+        self._state = state
+        self._view = view
+        self._hooks = hooks
+        self._rounds = Rounds(self._prepare_round)
+
+    def prepare(self, reference: ClaimReference) -> PreparedClaim:
+        """Prepare a claim, however often.
+
+        Raises:
+            ClaimError, ConfigError, CapacityError: it cannot be served as it stands.
+            KubeError: the API server did not say what was allocated.
+            StateError, OSError: this node could not write what it must.
+            TransientError: another call for this claim did not end in time.
+        """
+        try:
+            return self._prepare(reference)
+        except CapacityError as error:
+            # The scheduler may know better: of claims that are gone, and that nobody undid here.
+            if not self._hooks.make_room(error.holders):
+                raise
+        return self._prepare(reference)
+
+    def prepare_together(self, references: Sequence[ClaimReference]) -> _Outcomes:
+        """Prepare claims in one go, together with those of other calls that come now.
+
+        Returns:
+            What became of each. Not in it is what is to be prepared alone, because it has to wait for somebody: claims
+            that another call is at, and those that there is no room for.
+
+        Raises:
+            TransientError: other calls took all the time.
+        """
+        return self._rounds.do({reference.uid: reference for reference in references})
+
+    def _prepare_round(self, references: Mapping[ClaimUID, ClaimReference]) -> _Outcomes:
+        """Prepare claims in one round of requests, with one decision, and one wait for the disk."""
+        with self._state.locks.hold_free(references) as held:
+            outcomes = self._bring([reference for uid, reference in references.items() if uid in held])
+        return {uid: outcome for uid, outcome in outcomes.items() if not isinstance(outcome, CapacityError)}
+
+    def _prepare(self, reference: ClaimReference) -> PreparedClaim:
+        with self._state.locks.hold(reference.uid):
+            outcome = self._bring([reference])[reference.uid]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def _bring(self, references: Sequence[ClaimReference]) -> _Outcomes:
+        """Bring the node to what some claims say, whose locks are held; return what became of each."""
+        outcomes: _Outcomes = {}
+        claims = self._read(references, outcomes)
+        reserved = self._reserve(claims, outcomes)
+        self._settle(reserved, outcomes)
+        for one in reserved:
+            if one.planned.uid not in outcomes:
+                with _noting(outcomes, one.planned.uid):
+                    outcomes[one.planned.uid] = self._put(one)
+        for one in reserved:
+            if isinstance(outcomes[one.planned.uid], Exception):
+                self._undo(one.planned, one.former)
+        return outcomes
+
+    def _read(self, references: Sequence[ClaimReference], outcomes: _Outcomes) -> list[ClaimView]:
+        """Return the claims that are to be decided about."""
+        claims: list[ClaimView] = []
+        for reference, found in zip(references, self._reader.read_all(references), strict=True):
+            with _noting(outcomes, reference.uid):
+                if isinstance(found, KubeError):
+                    outcomes[reference.uid] = self._answer_from_record(reference, found)
+                elif isinstance(found, Exception):
+                    raise found
+                else:
+                    self._hooks.check(found)
+                    claims.append(found)
+        return claims
+
+    def _reserve(self, claims: Sequence[ClaimView], outcomes: _Outcomes) -> list[_Reserved]:
+        reserved: list[_Reserved] = []
+        if not claims:
+            return reserved
+        try:
+            view = self._view()
+            with self._state.ledger.reserving() as reserve:
+                for claim in claims:
+                    with _noting(outcomes, claim.uid):
+                        planned, former = reserve(claim.uid, functools.partial(_decide, claim, view))
+                        reserved.append(_Reserved(claim, planned, former))
+        except (OSError, VGPUError) as error:  # nobody can be decided about
+            outcomes.update({claim.uid: error for claim in claims if claim.uid not in outcomes})
+        return reserved
+
+    def _settle(self, reserved: Sequence[_Reserved], outcomes: _Outcomes) -> None:
+        try:
+            self._state.ledger.settle(*(one.planned.uid for one in reserved))
+        except OSError:
+            for one in reserved:  # whose fault it is shows alone
+                with _noting(outcomes, one.planned.uid):
+                    self._state.ledger.settle(one.planned.uid)
+
+    def _put(self, one: _Reserved) -> PreparedClaim:
+        self._state.put(one.planned, one.former)
+        self._take_over_annotation(one.planned, one.claim)
+        _log.info("claim prepared", extra=_facts(one.planned) | {"again": one.planned == one.former})
+        self._hooks.on_prepared(one.planned)
+        return one.planned
+
+    def _take_over_annotation(self, planned: PreparedClaim, claim: ClaimView) -> None:
+        if claim.limits_annotation is None:
+            return  # removed since the share was made: the follower gives back what the claim says
+        try:
+            take_over(planned, claim, self._state.paths.shares_dir)
+        except ConfigError as error:
+            # Whoever may annotate must not be able to keep a pod from starting; the follower tells the mistake.
+            _log.warning("annotation not taken over", extra=_facts(planned) | {"error": str(error)})
+
+    def _answer_from_record(self, reference: ClaimReference, error: KubeError) -> PreparedClaim:
+        recorded = self._state.ledger.get(reference.uid)
+        if recorded is None or not recorded.is_complete:
+            raise error
+        # The kubelet repeats calls for claims whose pods run already; they need not wait for the API server.
+        self._state.put(recorded)
+        _log.warning("claim answered from its record", extra=_facts(recorded) | {"error": str(error)})
+        return recorded
+
+    def _undo(self, planned: PreparedClaim, former: PreparedClaim | None) -> None:
+        """Return to what was before, as far as the disk lets us; the next try or unprepare does the rest."""
+        try:
+            if former is None:
+                self._state.remove(planned.uid)
+            elif planned != former:
+                self._state.ledger.take_back(planned.uid, former)
+                self._state.put(former, planned)  # some shares may have new limits already
+        except (OSError, VGPUError) as error:
+            _log.error("half-prepared claim not undone", extra=_facts(planned) | {"error": str(error)})
+
+
+@contextmanager
+def _noting(outcomes: _Outcomes, uid: ClaimUID) -> Iterator[None]:
+    """Note an error as what became of a claim: whatever it is, it must not touch the other claims of the call."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - told to the kubelet by the caller
+        outcomes[uid] = error
+
+
+def _decide(claim: ClaimView, view: NodeView, others: Prepared) -> PreparedClaim:
+    return kept(claim, view, others) or plan(claim, view, others)
+
+
+def _facts(claim: PreparedClaim) -> dict[str, object]:
+    return {
+        "claim_uid": claim.uid,
+        "claim": f"{claim.namespace}/{claim.name}",
+        "devices": [device.device for device in claim.devices],
+    }

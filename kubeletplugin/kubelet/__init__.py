@@ -1,0 +1,1 @@
+"""What the kubelet speaks to: sockets, registration, the DRA and health services."""

@@ -1,0 +1,283 @@
+"""Who holds what on this node: a file per prepared claim, and the same in memory.
+
+Called by preparing (reserve, settle, take back), unpreparing and what tidies up. The record of a claim is the first
+thing written when it is prepared and the last thing removed, so whatever else lies on the node belongs to a record. One
+file per claim: a write costs the same with one claim or 200, and a damaged file costs one claim
+(docs/adr/0004-a-record-per-claim.md).
+
+Two instances of the agent share the folder during a rolling update. One decides at a time, and what it decided is in
+the folder before the next one looks. A number beside the folder says whether there is anything new to look at.
+"""
+
+import errno
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from api.deadlines import left_s
+from api.errors import StateError, TransientError
+from api.names import ClaimUID
+from kubeletplugin.files import FolderSync, fsync_directory, fsync_files, remove, write_atomically, write_durably
+from kubeletplugin.state.instancelocks import InstanceLocks
+from kubeletplugin.state.preparedclaims import PreparedClaim, decode
+
+_log = logging.getLogger(__name__)
+_SUFFIX = ".json"
+QUARANTINE_SUFFIX = ".damaged"
+_MODE = 0o600
+_DECISION = 0
+"""The lock of a decision."""
+_DECISION_S = 10.0
+"""What a decision of others may take at most: it does no network I/O. Less where the deadline of a call is nearer."""
+_NUMBER_BYTES = 8
+_UNKNOWN = -1
+_LOST = {errno.EIO, errno.EUCLEAN, errno.EBADMSG}
+"""What a disk says that has lost the content of a file: one claim's trouble, and no other's."""
+
+Prepared = Mapping[ClaimUID, PreparedClaim]
+Decide = Callable[[Prepared], PreparedClaim]
+"""Gets what is prepared now, which may include the claim in question; raises if it does not fit. Must be quick and do
+no I/O."""
+Reserve = Callable[[ClaimUID, Decide], tuple[PreparedClaim, PreparedClaim | None]]
+Recovery = Callable[[ClaimUID], PreparedClaim | None]
+"""Rebuilds the record of a claim from what else lies on the node; None: nothing of it lies there."""
+_Signature = tuple[int, int, int]
+"""Inode, time of change and length of a file: another one after each change."""
+
+
+class Ledger:
+    """The prepared claims of a node. Safe to use from several threads and several instances."""
+
+    def __init__(self, folder: Path, recover: Recovery) -> None:
+        self._folder = folder
+        self._folder_name = str(folder)
+        self._recover = recover
+        self._lock = threading.Lock()
+        self._sync_folder = FolderSync(folder)
+        self._instances = InstanceLocks(folder.with_suffix(".lock"))
+        self._claims: dict[ClaimUID, PreparedClaim] = {}
+        self._signatures: dict[ClaimUID, _Signature] = {}
+        """Of the files that `_claims` was read from."""
+        self._settled: set[ClaimUID] = set()
+        """Records that this instance has made durable."""
+        self._seen = _UNKNOWN
+        """Number of the last change that is in `_claims`."""
+        self._change: int | None = None
+        """Number of the change that is being made."""
+        self._is_reserving = False
+
+    def load(self) -> None:
+        """Read all records; called once at start. Damaged ones are put aside and rebuilt."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with self._deciding():
+            pass
+
+    def prepared(self) -> Prepared:
+        """Return all claims as they are now; the mapping does not change any more."""
+        with self._looking():
+            return dict(self._claims)
+
+    def get(self, uid: ClaimUID) -> PreparedClaim | None:
+        """Return a claim, None if it is not prepared."""
+        with self._looking():
+            return self._claims.get(uid)
+
+    @contextmanager
+    def reserving(self) -> Iterator[Reserve]:
+        """Decide about claims while nothing else is decided on this node, and count them from now on.
+
+        What is yielded decides about one claim, given its UID and what decides; its record is in its place when that
+        returns, and durable once it is settled. It returns the claim as decided, and as it was recorded before (None:
+        it was not). A claim that does not fit raises, and touches no other.
+        """
+        with self._deciding():
+            self._is_reserving = True
+            try:
+                yield self._reserve
+            finally:
+                self._is_reserving = False
+                self._end_change()
+
+    def reserve(self, uid: ClaimUID, decide: Decide) -> tuple[PreparedClaim, PreparedClaim | None]:
+        """Decide about one claim; see `reserving`."""
+        with self._deciding():
+            return self._reserve(uid, decide)
+
+    def settle(self, *uids: ClaimUID) -> None:
+        """Make the records of reserved claims durable.
+
+        Once by each instance that answers with them: another one that wrote them may have died before that.
+        """
+        paths = [self._path(uid) for uid in uids if uid not in self._settled]
+        if not paths:
+            return
+        fsync_files(paths)
+        self._sync_folder()
+        self._settled.update(uids)
+
+    def add(self, claim: PreparedClaim) -> None:
+        """Count a claim that was found on the node without a record, and write one."""
+        with self._deciding():
+            self._place(claim, self._claims.get(claim.uid))
+        self.settle(claim.uid)
+
+    def take_back(self, uid: ClaimUID, former: PreparedClaim | None) -> None:
+        """Undo a reservation that came to nothing."""
+        if former is None:
+            self.remove(uid)
+            return
+        with self._deciding():
+            self._place(former, self._claims.get(uid))
+        self.settle(uid)
+
+    def remove(self, uid: ClaimUID) -> bool:
+        """Remove the record of a claim; return whether there was one."""
+        path = self._path(uid)
+        self._settled.discard(uid)
+        with self._deciding(), self._changing():
+            found = remove(path)
+            self._signatures.pop(uid, None)
+            found = self._claims.pop(uid, None) is not None or found
+        if found:
+            self._sync_folder()
+        return found
+
+    def _path(self, uid: ClaimUID) -> str:
+        # As text: each claim comes by here several times, and paths as objects cost more than the calls.
+        return f"{self._folder_name}/{uid}{_SUFFIX}"
+
+    def _reserve(self, uid: ClaimUID, decide: Decide) -> tuple[PreparedClaim, PreparedClaim | None]:
+        former = self._claims.get(uid)
+        decided = decide(self._claims)
+        if decided == former:
+            return former, former
+        decided = decided.keeping_extra_of(former)
+        self._place(decided, former)
+        return decided, former
+
+    def _place(self, claim: PreparedClaim, former: PreparedClaim | None) -> None:
+        """Put a record into its place. A new one need not be whole after a power cut; one that replaces another must.
+
+        Until it is settled the kubelet has no answer: no container runs by a new one.
+        """
+        path = self._path(claim.uid)
+        self._settled.discard(claim.uid)
+        with self._changing():
+            write = write_atomically if former is None else write_durably
+            write(path, claim.record, _MODE)
+            self._claims[claim.uid] = claim
+            self._signatures[claim.uid] = _signature(os.stat(path))  # noqa: PTH116 - each claim comes by here
+
+    @contextmanager
+    def _deciding(self) -> Iterator[None]:
+        """Keep all others from deciding, with their decisions in memory."""
+        with self._alone(), self._instances.hold(_DECISION, left_s(_DECISION_S)):
+            if self._number() != self._seen:
+                self._take_over()
+            yield
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        """See all decisions; waits for others only if there are new ones."""
+        with self._alone():
+            if self._number() != self._seen:
+                with self._instances.hold(_DECISION, left_s(_DECISION_S)):
+                    self._take_over()
+            yield
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep the other threads out. One of them may wait for another instance: those behind it wait no longer."""
+        timeout_s = left_s(_DECISION_S)
+        if not self._lock.acquire(timeout=timeout_s):
+            raise TransientError(
+                f"records of claims in {self._folder}: another thread of the agent is at them for more than "
+                f"{timeout_s:.3g} s, expected it to be done by then"
+            )
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Number a change of the folder: odd while it is being made, and after a crash at it."""
+        if self._change is None:
+            change = self._number() | 1
+            self._set_number(change)
+            self._change = change
+        try:
+            yield
+        finally:
+            if not self._is_reserving:  # else all that is reserved together is one change
+                self._end_change()
+
+    def _end_change(self) -> None:
+        if self._change is not None:
+            self._seen, self._change = self._change + 1, None
+            self._set_number(self._seen)
+
+    def _number(self) -> int:
+        return int.from_bytes(os.pread(self._instances.descriptor, _NUMBER_BYTES, 0), "little")
+
+    def _set_number(self, number: int) -> None:
+        os.pwrite(self._instances.descriptor, number.to_bytes(_NUMBER_BYTES, "little"), 0)
+
+    def _take_over(self) -> None:
+        """Read what has changed since the last look; nobody else changes anything meanwhile."""
+        found = dict(self._scan())
+        for uid in self._claims.keys() - found.keys():
+            del self._claims[uid]
+            self._settled.discard(uid)
+        for uid, signature in found.items():
+            if self._signatures.get(uid) != signature:
+                self._settled.discard(uid)
+                self._read(uid)
+        self._signatures = found
+        self._seen = self._number()
+        if self._seen % 2:  # whoever was at it has died; what came of it has just been read
+            self._seen += 1
+            self._set_number(self._seen)
+
+    def _scan(self) -> Iterator[tuple[ClaimUID, _Signature]]:
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(_SUFFIX) and not entry.name.startswith("."):
+                    yield ClaimUID(entry.name.removesuffix(_SUFFIX)), _signature(entry.stat())
+
+    def _read(self, uid: ClaimUID) -> None:
+        path = Path(self._path(uid))
+        self._claims.pop(uid, None)
+        try:
+            self._claims[uid] = decode(path.read_bytes(), uid, str(path))
+        except (StateError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _LOST:
+                raise  # of the moment: no memory, no descriptors
+            rebuilt = self._recover(uid)
+            if rebuilt is not None:
+                self._claims[uid] = rebuilt  # counts, whether or not the disk takes it
+            self._quarantine(path, rebuilt, error)
+
+    def _quarantine(self, path: Path, rebuilt: PreparedClaim | None, error: Exception) -> None:
+        aside = path.with_name(path.name + QUARANTINE_SUFFIX)
+        facts = {"file": str(aside), "error": str(error), "rebuilt": rebuilt is not None}
+        try:
+            with self._changing():
+                aside.unlink(missing_ok=True)
+                aside.hardlink_to(path)
+                if rebuilt is None:
+                    path.unlink()
+                    fsync_directory(self._folder)
+                else:
+                    write_durably(path, rebuilt.record, _MODE)
+        except OSError as failure:
+            _log.error("damaged record cannot be put aside", extra=facts | {"failure": str(failure)})
+        else:
+            _log.error("damaged record of a prepared claim put aside", extra=facts)
+
+
+def _signature(status: os.stat_result) -> _Signature:
+    return status.st_ino, status.st_mtime_ns, status.st_size
