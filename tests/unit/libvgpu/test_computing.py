@@ -368,6 +368,7 @@ def test_a_new_graph_with_the_handle_of_an_old_one_is_charged_for_what_it_takes(
     assert read_books(share).gpu_time_ns == pytest.approx(100e6, rel=0.1)
 
 
+@pytest.mark.no_sanitizer  # the stub is interrupted too, and allocates
 def test_launches_and_copies_of_a_signal_handler_that_interrupts_the_driver_are_charged(machine: "Machine") -> None:
     share = machine.share(cores_percent=50)
     machine.run("""
