@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from api import names
 from api.claims import AllocationResult, ClaimView, class_config, vgpu_config
-from api.errors import ClaimError
+from api.errors import CapacityError, ClaimError
 from api.nodeinventory import OfferedRoom
 from api.quantities import format_bytes
 from api.slots import gpu_of, parse_slot
@@ -46,9 +46,34 @@ def plan(claim: ClaimView, node: NodeView, prepared: Prepared) -> PreparedClaim:
     )
     for uuid in {limits.device_uuid for limits in planned.shares()}:
         device = node.devices.find(names.device_name(uuid), str(claim))
-        check_room(planned, device, node.room(device), prepared)
+        planned = _fitted(planned, device, node.room(device), prepared)
     check_parts(planned, prepared)
     return planned
+
+
+def _fitted(planned: PreparedClaim, device: Device, room: OfferedRoom, prepared: Prepared) -> PreparedClaim:
+    """Return a claim that there is room for on a device: as it was allocated, or as it narrows itself.
+
+    A scheduler that knows less than the API server gives out a whole GPU beside parts of it. Who wants no more than is
+    left gets that, and holds no more: it cannot be given the rest back.
+    """
+    try:
+        check_room(planned, device, room, prepared)
+    except CapacityError as error:
+        narrow = replace(planned, devices=tuple(_holding_its_limits(one, device) for one in planned.devices))
+        try:
+            check_room(narrow, device, room, prepared)
+        except CapacityError:
+            raise error from None
+        return narrow
+    return planned
+
+
+def _holding_its_limits(one: PreparedDevice, device: Device) -> PreparedDevice:
+    limits, held = one.limits, one.held
+    if limits is None or held is None or held.whole or limits.device_uuid != device.uuid:
+        return one
+    return replace(one, held=replace(held, memory_bytes=limits.memory_bytes, cores_percent=limits.cores_percent))
 
 
 def kept(claim: ClaimView, node: NodeView, prepared: Prepared) -> PreparedClaim | None:

@@ -363,6 +363,27 @@ def test_what_claims_have_narrowed_themselves_to_makes_no_room_for_others() -> N
     )
 
 
+def test_a_claim_that_was_given_a_whole_gpu_beside_parts_of_it_holds_what_it_wants_and_is_left() -> None:
+    # As a scheduler does that knows no counters, on an API server that does.
+    first = planned(result(A, "5Gi", "50"), name="first")
+    second = planned(
+        result(A, "10Gi", "100"),
+        configs=[parameters(memory="4Gi", cores=40)],
+        name="second",
+        prepared={first.uid: first},
+    )
+    (share,) = second.devices
+    assert share.limits is not None
+    assert (share.limits.memory_bytes, share.limits.cores_percent) == (4 << 30, 40)
+    assert share.held is not None
+    assert (share.held.memory_bytes, share.held.cores_percent) == (4 << 30, 40)
+    again = {first.uid: first, second.uid: second}
+    assert (
+        planned(result(A, "10Gi", "100"), configs=[parameters(memory="4Gi", cores=40)], name="second", prepared=again)
+        == second
+    )
+
+
 def test_one_claim_that_holds_a_device_twice_is_counted_twice() -> None:
     assert message(CapacityError, result(A, "6Gi", request="a"), result(A, "6Gi", request="b")) == (
         f"{A.name}: memory: found 12Gi for ResourceClaim default/train, expected at most 10Gi"
