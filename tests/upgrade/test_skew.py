@@ -15,6 +15,8 @@ from tests.upgrade.following import TIMEOUT_S, containers, installed, wait_until
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 _GPU_BYTES = 10 << 30
+_RETRY_S = 120
+"""A kubelet asks again for a claim that was refused with the next sync of its pod, after 60 to 90 s."""
 _WORKING = Container(["worker", "run", "300"])
 _BEFORE = "before"
 _TOO_MUCH = "too-much"
@@ -116,7 +118,7 @@ def _assert_placed_as_ever(workloads: Workloads) -> None:
     # A scheduler that sees no amounts may have given a GPU to the one that asked for too much.
     workloads.kubectl("delete", "pods,resourceclaimtemplates", _TOO_MUCH, *sorted(ran), "--wait=true")
     for name in set(_FOUR) - ran:
-        workloads.wait_for_phase(name, "Running")
+        workloads.wait_for(name, "Running", lambda pod: pod["status"].get("phase") == "Running", _RETRY_S)
     _start(workloads, *sorted(ran))
     # Three of 4 GiB find room on two GPUs of 10 GiB, of one of which the pod from before holds a half.
     deadline = time.monotonic() + TIMEOUT_S
