@@ -69,9 +69,9 @@ def test_a_claim_for_any_mode_takes_the_smallest_slot_that_is_large_enough(
 ) -> None:
     tenant = Tenant(cluster, "slotted", facts(memory_bytes=16 * GI))
     start_controller("a", offer_mode="slots")
-    small = example("any-mode", "8Gi", "3Gi")
+    small = example("any-mode", "4Gi", "3Gi")
     slots = [f"{facts().name}-slot-{size}" for size in ("4096m-25c-0", "4096m-25c-1", "8192m-50c-0")]
-    assert tenant.gets("half", example("any-mode")) == [slots[2]]
+    assert tenant.gets("half", example("any-mode", "4Gi", "8Gi")) == [slots[2]]
     assert tenant.gets("quarter", small) == [slots[0]]
     assert tenant.gets("other", small) == [slots[1]]
     tenant.ask("none", small)
@@ -83,11 +83,11 @@ def test_slots_of_a_menu_and_the_whole_gpu_are_never_given_beyond_the_counters(
 ) -> None:
     tenant = Tenant(cluster, "counted", facts(memory_bytes=16 * GI))
     start_controller("a", offer_mode="counters")
-    assert tenant.gets("half", example("any-mode")) == [f"{facts().name}-slot-8192m-50c-0"]
-    whole = example("any-mode", "8Gi", "16Gi")
+    assert tenant.gets("half", example("any-mode", "4Gi", "8Gi")) == [f"{facts().name}-slot-8192m-50c-0"]
+    whole = example("any-mode", "4Gi", "16Gi")
     tenant.ask("whole", whole)
     tenant.waits("whole")
-    small = example("any-mode", "8Gi", "3Gi")
+    small = example("any-mode", "4Gi", "3Gi")
     assert tenant.gets("quarter", small) == [f"{facts().name}-slot-4096m-25c-0"]
     assert tenant.gets("other", small) == [f"{facts().name}-slot-4096m-25c-1"]
     tenant.ask("none", small)
@@ -97,7 +97,7 @@ def test_slots_of_a_menu_and_the_whole_gpu_are_never_given_beyond_the_counters(
 def test_the_same_claim_takes_what_it_asks_for_of_a_shared_gpu(cluster: Cluster, start_controller: Start) -> None:
     tenant = Tenant(cluster, "shared", facts(memory_bytes=16 * GI))
     start_controller("a")
-    assert tenant.gets("half", example("any-mode")) == [facts().name]
+    assert tenant.gets("half", example("any-mode", "4Gi", "8Gi")) == [facts().name]
     (result,) = allocated(cluster, "half")["devices"]["results"]
     assert result["consumedCapacity"]["memory"] == "8Gi"
 
@@ -161,7 +161,7 @@ def test_a_cordoned_gpu_gets_no_claim_until_it_is_uncordoned(cluster: Cluster, s
     cordoned = {"spec": {"cordonedDevices": [facts(0).name]}}
     cluster.kube.patch(kube_api.NODE_INVENTORIES, target, cordoned)
     start_controller("a")
-    whole = example("any-mode", "8Gi", "16Gi")
+    whole = example("any-mode", "4Gi", "16Gi")
     assert tenant.gets("first", whole) == [facts(1).name]
     tenant.ask("second", whole)
     tenant.waits("second")
