@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* CUDA arrays and mipmapped arrays: device memory behind an opaque handle. They take the bytes of their elements, in
  * whole tiles. */
-#include "driver.h"
+#include "work.h"
 
 #include <stdlib.h>
 

@@ -3,7 +3,7 @@
  * Copies and fills by other names: batches and copies with attributes (CUDA 12.8 and later), whose copies are those of
  * copies.c one after the other, and the functions of CUDA 2, whose device addresses have 32 bits.
  */
-#include "driver.h"
+#include "work.h"
 
 #include <stdint.h>
 

@@ -3,7 +3,7 @@
  * Stream capture: while a stream is captured, what is submitted to it becomes nodes of a graph. Other streams join by
  * waiting for an event that was recorded in the capture, and have to be joined back before it ends.
  */
-#include "driver.h"
+#include "work.h"
 
 #include <stdlib.h>
 

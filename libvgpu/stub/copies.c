@@ -8,7 +8,7 @@
  * Synchronous calls wait for what they copy to or from the host, and not for copies on the card (CUDA driver API, API
  * synchronization behavior).
  */
-#include "driver.h"
+#include "work.h"
 
 #include <stdlib.h>
 #include <string.h>

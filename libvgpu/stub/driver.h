@@ -3,15 +3,21 @@
  * The inside of the stub's libcuda: its objects, and what its files offer each other. cuda_api.def lists the API; for
  * each of its lines exports.c makes the exported function, which calls stub_<name> from one of the files here.
  *
- *   driver.c   start, fork, errors             memory.c  allocations       queue.c    streams' work, executor
- *   device.c   device facts                    arena.c   address space     engine.c   a process's time on the card
- *   context.c  contexts, current context       copies.c  memcpy            stream.c   streams, events
- *   fills.c    memset                          batches.c copies by CUDA 12.8 and later, and of CUDA 2
- *   module.c   PTX, functions                  arrays.c  arrays            launch.c   kernel launches
- *   pools.c    stream-ordered memory           virtual.c VMM, multicast    graph.c    graphs; graphexec.c: run
- *   capture.c  stream capture                  link.c    the linker API
- *   sharing.c  IPC and external memory         faults.c  failure injection exports.c  the exported functions
- *   green.c    green contexts                     holding.c exported memory
+ *   driver.c, device.c                 start, fork, errors; device facts
+ *   context.c, settings.c, green.c     contexts and which is current; what is set for them; green contexts
+ *   memory.c, managed.c, hostmemory.c  allocations: on the device, managed, pinned; arena.c: their addresses
+ *   pools.c, poolmemory.c              pools, and what is allocated from them in stream order
+ *   virtual.c, multicast.c             the virtual memory API (virtual.h)
+ *   arrays.c                           arrays
+ *   sharing.c, holding.c               IPC and external memory; memory that several processes hold
+ *   module.c, ptx.c, library.c, link.c modules and functions, images, libraries (module.h); the linker API
+ *   copies.c, batches.c, fills.c       memcpy, its newest and oldest calls, memset
+ *   launch.c                           kernel launches
+ *   graph.c, graphnodes.c, graphexec.c graphs, their nodes, running them; capture.c: stream capture
+ *   queue.c, engine.c, stream.c        streams' work, a process's time on the card; streams and events
+ *   exports.c, faults.c                the exported functions; failure injection
+ *
+ * work.h: copies, fills and nodes, for those who make, capture and run them.
  */
 #ifndef VGPU_STUB_DRIVER_H
 #define VGPU_STUB_DRIVER_H
@@ -89,6 +95,10 @@ CUresult device_of(CUdevice ordinal, struct device **device);
 CUresult device_join(struct device *device);
 
 /* ---- Contexts ---- */
+
+/* What a context has without asking. */
+#define HEAP_BYTES (8 << 20)
+#define FIFO_BYTES (1 << 20)
 
 struct CUctx_st {
     struct device *device;
@@ -346,92 +356,6 @@ void reservation_clear(struct allocation *reservation);
 /* Puts a memory file behind part of an allocation. */
 bool bytes_map_file(CUdeviceptr address, size_t size, int fd, uint64_t offset);
 int memory_file(uint64_t size);
-
-/* ---- Copies, graphs, capture ---- */
-
-/* What a graph's node does. */
-struct node_work {
-    CUgraphNodeType type;
-    struct kernel kernel;
-    void (*run)(void *data); /* copies and fills: data is malloced, of data_size */
-    void *data;
-    size_t data_size;
-    uint64_t duration_ns;
-    bool link; /* that is its time on the link, and not on the engine */
-    CUhostFn host;
-    CUevent event;
-    CUgraph child;
-    struct allocation *allocation; /* memory nodes */
-    CUDA_MEM_ALLOC_NODE_PARAMS alloc_params;
-};
-
-struct CUgraphNode_st {
-    CUgraph graph;
-    struct node_work work;
-    CUgraphNode *deps;
-    size_t dep_count;
-    unsigned mark; /* of the walk in graph.c */
-    CUgraphNode next;
-};
-
-struct CUgraph_st {
-    CUgraphNode first, last;
-    size_t count;
-};
-
-CUgraph graph_make(void);
-CUresult kernel_work(const CUDA_KERNEL_NODE_PARAMS_v2 *params, struct node_work *work);
-CUDA_KERNEL_NODE_PARAMS_v2 newer_params(const CUDA_KERNEL_NODE_PARAMS_v1 *params);
-/* A second owner of what the work owns, and the end of one. */
-CUresult work_copy(struct node_work *copy, const struct node_work *work);
-void work_free(struct node_work *work);
-/* Adds a node; takes over what work owns, also on failure. */
-CUresult graph_add(CUgraph graph, const CUgraphNode *deps, size_t count, const struct node_work *work,
-                   CUgraphNode *node);
-CUresult graph_add_allocation(CUgraph graph, const CUgraphNode *deps, size_t count, CUcontext context,
-                              CUDA_MEM_ALLOC_NODE_PARAMS *params, CUgraphNode *node);
-CUresult graph_add_free(CUgraph graph, const CUgraphNode *deps, size_t count, CUdeviceptr dptr, CUgraphNode *node);
-
-/* capture.c: work on a stream that is being captured becomes a node behind what the stream did before. */
-#define CAPTURING(stream) (__builtin_expect(__atomic_load_n(&(stream)->capture, __ATOMIC_ACQUIRE) != NULL, 0))
-/* True if the stream is being captured, and then no thread ends that before it is let go. */
-bool capture_hold(CUstream stream);
-void capture_let_go(void);
-CUresult capture_add(CUstream stream, const struct node_work *work, CUgraphNode *node);
-CUresult capture_allocate(CUstream stream, size_t bytes, CUdeviceptr *dptr);
-CUresult capture_free(CUstream stream, CUdeviceptr dptr);
-CUresult capture_record(CUstream stream, CUevent event, unsigned flags);
-CUresult capture_wait(CUstream stream, CUevent event, unsigned flags);
-
-/* Puts a copy or fill on a stream, or into its capture: work owns its data (malloced), which is freed after the run. */
-CUresult submit_run(CUstream stream, const struct node_work *work);
-/* The same for data that is a local of the caller; with wait it is done on return. */
-CUresult submit_local(CUstream handle, bool wait, struct node_work work);
-/* Makes the run for cuGraphAddMemcpyNode and cuGraphAddMemsetNode. */
-CUresult copy_make(const CUDA_MEMCPY3D *copy, struct node_work *work);
-CUresult fill_make(const CUDA_MEMSET_NODE_PARAMS *params, struct node_work *work);
-/* The two kinds of copies. */
-enum direction { ANY_TO_ANY, HOST_TO_DEVICE, DEVICE_TO_HOST, DEVICE_TO_DEVICE };
-CUresult copy_linear(CUdeviceptr to, CUdeviceptr from, size_t bytes, enum direction direction, CUstream stream,
-                     bool wait);
-CUresult copy_3d(const CUDA_MEMCPY3D *params, CUstream stream, bool wait);
-/* How long it takes to move so many bytes over the link (no engine's time), or to read and write so many on the card.
- */
-uint64_t link_ns(CUcontext context, size_t bytes);
-uint64_t memory_ns(CUcontext context, size_t bytes);
-/* Is there host memory at this address? Managed memory is the device's. */
-bool on_host(CUdeviceptr address);
-/* The stream of synchronous copies and fills: the calling thread's own in their _ptds twins, else the default. */
-extern _Thread_local CUstream synchronous_stream;
-
-/* The bytes of an array's element row, for copies. */
-struct CUarray_st {
-    struct allocation *allocation;
-    CUDA_ARRAY3D_DESCRIPTOR desc;
-    size_t element_bytes, pitch, offset; /* offset inside the allocation: a mipmap's level */
-    bool level;                          /* belongs to a mipmapped array */
-    CUcontext context;
-};
 
 /* ---- Failure injection ---- */
 

@@ -4,7 +4,7 @@
  * its name; a _ptsz twin makes stream 0 the calling thread's own. And cuGetProcAddress, which finds them by name,
  * version and kind of default stream.
  */
-#include "driver.h"
+#include "work.h"
 
 #include <string.h>
 

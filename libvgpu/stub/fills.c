@@ -4,7 +4,7 @@
  * Synchronous calls do not wait either, but for what the host could look at: pinned and managed memory (CUDA driver
  * API, API synchronization behavior).
  */
-#include "driver.h"
+#include "work.h"
 
 #include <stdlib.h>
 #include <string.h>

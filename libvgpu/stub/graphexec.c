@@ -7,7 +7,7 @@
  * back to it where the free node stands, and go back to the card with cuDeviceGraphMemTrim (CUDA programming guide,
  * graph memory nodes: physical memory footprint).
  */
-#include "driver.h"
+#include "work.h"
 
 #include <stdlib.h>
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Kernel launches, in every form the API has, and what a function is asked about. */
-#include "driver.h"
+#include "work.h"
 
 #include <string.h>
 

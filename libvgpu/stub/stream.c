@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Streams and events: the API side of queue.c. */
-#include "driver.h"
+#include "work.h"
 
 #include <stdlib.h>
 

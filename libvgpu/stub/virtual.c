@@ -5,7 +5,7 @@
  * the process that created it until the last handle and mapping there are gone, and then to who has imported it.
  */
 #define _GNU_SOURCE
-#include "driver.h"
+#include "virtual.h"
 
 #include <fcntl.h>
 #include <stdio.h>
@@ -13,19 +13,6 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-#define MEMORY_TAG    0x564d454d
-#define MULTICAST_TAG 0x4d554c54
-
-struct memory {
-    uint32_t tag;
-    uint32_t handles, uses; /* of handles, of mappings and bindings */
-    uint64_t size, charged;
-    int fd; /* -1 until it is needed */
-    struct device *device;
-    struct holding holding; /* exported or imported: charged there */
-    CUmemAllocationProp prop;
-};
 
 struct mapping {
     uint64_t offset, size, memory_offset;
@@ -55,7 +42,7 @@ bool bytes_map_file(CUdeviceptr address, size_t size, int fd, uint64_t offset) {
                 (off_t)offset) != MAP_FAILED;
 }
 
-static struct memory *memory_of(CUmemGenericAllocationHandle handle) {
+struct memory *memory_of(CUmemGenericAllocationHandle handle) {
     struct memory *memory = (struct memory *)handle;
     return memory && (memory->tag == MEMORY_TAG || memory->tag == MULTICAST_TAG) ? memory : NULL;
 }
@@ -96,7 +83,7 @@ static bool memory_shared(struct memory *memory) {
     return shared;
 }
 
-static struct memory *memory_make(struct device *device, uint32_t tag, uint64_t size, uint64_t charged) {
+struct memory *memory_make(struct device *device, uint32_t tag, uint64_t size, uint64_t charged) {
     struct memory *memory = calloc(1, sizeof *memory);
     if (!memory)
         return NULL;
@@ -355,92 +342,4 @@ CUresult stub_cuMemRetainAllocationHandle(CUmemGenericAllocationHandle *handle, 
     REQUIRE(found, CUDA_ERROR_INVALID_VALUE);
     *handle = (CUmemGenericAllocationHandle)found;
     return CUDA_SUCCESS;
-}
-
-/* ---- Multicast: an object over the memory of several devices; it holds no memory of its own ---- */
-
-CUresult stub_cuMulticastGetGranularity(size_t *granularity, const CUmulticastObjectProp *prop, int option) {
-    struct device *device;
-    REQUIRE(granularity && prop && option >= 0 && option <= 1, CUDA_ERROR_INVALID_VALUE);
-    TRY(device_of(0, &device));
-    *granularity = device->card.shared->vmm_bytes;
-    return CUDA_SUCCESS;
-}
-
-CUresult stub_cuMulticastCreate(CUmemGenericAllocationHandle *handle, const CUmulticastObjectProp *prop) {
-    struct device *device;
-    REQUIRE(handle && prop && prop->numDevices && prop->size, CUDA_ERROR_INVALID_VALUE);
-    TRY(device_of(0, &device));
-    REQUIRE(prop->size % device->card.shared->vmm_bytes == 0, CUDA_ERROR_INVALID_VALUE);
-    struct memory *memory = memory_make(device, MULTICAST_TAG, prop->size, 0);
-    REQUIRE(memory, CUDA_ERROR_OUT_OF_MEMORY);
-    memory->prop.requestedHandleTypes = (int)prop->handleTypes;
-    *handle = (CUmemGenericAllocationHandle)memory;
-    return CUDA_SUCCESS;
-}
-
-static struct memory *multicast_of(CUmemGenericAllocationHandle handle) {
-    struct memory *memory = memory_of(handle);
-    return memory && memory->tag == MULTICAST_TAG ? memory : NULL;
-}
-
-CUresult stub_cuMulticastAddDevice(CUmemGenericAllocationHandle handle, CUdevice ordinal) {
-    struct device *device;
-    TRY(device_of(ordinal, &device));
-    return multicast_of(handle) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
-}
-
-CUresult stub_cuMulticastBindMem(CUmemGenericAllocationHandle handle, size_t offset,
-                                 CUmemGenericAllocationHandle memory_handle, size_t memory_offset, size_t size,
-                                 unsigned long long flags) {
-    struct memory *object = multicast_of(handle), *memory = memory_of(memory_handle);
-    REQUIRE(object && memory && flags == 0 && size, CUDA_ERROR_INVALID_VALUE);
-    REQUIRE(offset + size <= object->size && memory_offset + size <= memory->size, CUDA_ERROR_INVALID_VALUE);
-    return CUDA_SUCCESS;
-}
-
-CUresult stub_cuMulticastBindAddr(CUmemGenericAllocationHandle handle, size_t offset, CUdeviceptr dptr, size_t size,
-                                  unsigned long long flags) {
-    struct memory *object = multicast_of(handle);
-    void *bytes;
-    REQUIRE(object && flags == 0 && offset + size <= object->size, CUDA_ERROR_INVALID_VALUE);
-    return device_bytes(dptr, size, true, &bytes);
-}
-
-CUresult stub_cuMulticastBindMem_v2(CUmemGenericAllocationHandle handle, CUdevice dev, size_t offset,
-                                    CUmemGenericAllocationHandle memory, size_t memory_offset, size_t size,
-                                    unsigned long long flags) {
-    (void)dev;
-    return stub_cuMulticastBindMem(handle, offset, memory, memory_offset, size, flags);
-}
-
-CUresult stub_cuMulticastBindAddr_v2(CUmemGenericAllocationHandle handle, CUdevice dev, size_t offset, CUdeviceptr dptr,
-                                     size_t size, unsigned long long flags) {
-    (void)dev;
-    return stub_cuMulticastBindAddr(handle, offset, dptr, size, flags);
-}
-
-/* ---- Not simulated: an application must not get here ---- */
-
-CUresult stub_cuMemMapArrayAsync(CUarrayMapInfo *list, unsigned count, CUstream handle) {
-    (void)list, (void)count, (void)handle;
-    return CUDA_SUCCESS;
-}
-
-CUresult stub_cuLogicalEndpointBindMem(CUlogicalEndpointId endpoint, CUdevice dev, uint64_t offset,
-                                       CUmemGenericAllocationHandle memory, uint64_t memory_offset, uint64_t size,
-                                       unsigned long long flags) {
-    (void)endpoint, (void)dev, (void)offset, (void)memory, (void)memory_offset, (void)size, (void)flags;
-    return CUDA_SUCCESS;
-}
-
-CUresult stub_cuLogicalEndpointBindAddr(CUlogicalEndpointId endpoint, CUdevice dev, uint64_t offset, void *address,
-                                        uint64_t size, unsigned long long flags) {
-    (void)endpoint, (void)dev, (void)offset, (void)address, (void)size, (void)flags;
-    return CUDA_SUCCESS;
-}
-
-CUresult stub_cuMulticastUnbind(CUmemGenericAllocationHandle handle, CUdevice ordinal, size_t offset, size_t size) {
-    (void)ordinal, (void)offset, (void)size;
-    return multicast_of(handle) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
