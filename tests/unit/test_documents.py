@@ -17,6 +17,8 @@ _ELSEWHERE = {
     # tests/e2e installs the chart with `helm upgrade --install`, and an image that the node has
     _INSTALL,
 }
+_OF_OTHERS = {"No space left on device", "ASan runtime does not come first"}
+"""Messages on docs/troubleshooting.md of the kernel and of a sanitizer."""
 
 
 def _commands(document: Path) -> list[str]:
@@ -53,6 +55,21 @@ def test_every_reason_event_metric_and_variable_that_a_document_names_is_in_the_
     assert len(named) > 50
     # A client of Prometheus adds `_total` to the names of counters.
     assert [where for where in sorted(named) if where[1].removesuffix("_total") not in code] == []
+
+
+def test_every_message_that_the_page_on_troubles_quotes_is_said_by_somebody() -> None:
+    folders = ("api", "controller", "dra_driver", "kubeletplugin", "libvgpu", "deploy", "tests/e2e")
+    sources = [path for folder in folders for path in (_ROOT / folder).rglob("*") if path.suffix in {".py", ".c"}]
+    code = "\n".join(path.read_text() for path in sources)
+    code = re.sub(r'"\s*\n\s*f?"', "", code)  # a text over several lines
+    code = re.sub(r"{[^{}\n]*}|%\w+", "…", code)  # what is put in
+    rows = [line for line in (_ROOT / "docs/troubleshooting.md").read_text().splitlines() if line.startswith("| ")]
+    cells = [cell for row in rows for cell in re.split(r" (?<!\\)\| ", row)[:2]]
+    quotes = [text for cell in cells for text in re.findall("`([^`]+)`", cell) if not text.startswith("kubectl")]
+    messages = {text for text in quotes if re.search("[a-z]+ [a-z]+ [a-z]+", text)} - _OF_OTHERS
+    assert len(messages) > 25
+    parts = {part.strip() for message in messages for part in message.split("…")}
+    assert [part for part in sorted(parts) if part not in code] == []
 
 
 def test_every_make_target_has_a_line_of_help() -> None:
