@@ -40,6 +40,20 @@ def test_every_link_to_a_file_leads_somewhere(document: Path) -> None:
     assert [target for target in targets if not (document.parent / target).exists()] == []
 
 
+@pytest.mark.parametrize("document", [*_ROOT.glob("*.md"), *_ROOT.glob("docs/**/*.md")], ids=lambda path: path.name)
+def test_every_link_into_a_document_leads_to_a_heading(document: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]*\.md)?#([^)]+)\)", document.read_text())
+    assert [
+        link for link in links if link[1] not in _anchors((document.parent / link[0]) if link[0] else document)
+    ] == []
+
+
+def _anchors(document: Path) -> set[str]:
+    """Return the headings of a document as links name them."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_every_reason_event_metric_and_variable_that_a_document_names_is_in_the_code() -> None:
     folders = ("api", "controller", "kubeletplugin", "dra_driver", "libvgpu", "deploy", "tests")
     kinds = {".py", ".c", ".h", ".yaml", ".tpl", ".json", ".sh"}
