@@ -1,11 +1,14 @@
 """Undoes what preparing did, from what lies on the node alone: the claim may be gone from the API server.
 
-Called by the gRPC service, from several threads. An unknown claim is undone already.
+Called by the gRPC service, from several threads, with one claim or with all of a call. An unknown claim is undone
+already.
 """
 
 import logging
+from collections.abc import Iterable, Mapping
 
 from api.names import ClaimUID
+from kubeletplugin.claims.rounds import Rounds
 from kubeletplugin.state.nodestates import NodeState
 from kubeletplugin.state.sharefolders import is_claim_uid
 
@@ -17,6 +20,7 @@ class Unpreparer:
 
     def __init__(self, state: NodeState) -> None:
         self._state = state
+        self._rounds = Rounds(self._unprepare_round)
 
     def unprepare(self, uid: ClaimUID) -> None:
         """Undo a claim, however often.
@@ -29,4 +33,30 @@ class Unpreparer:
             return  # nothing of ours can have such a name
         with self._state.locks.hold(uid):
             found = self._state.remove(uid)
-        _log.info("claim unprepared", extra={"claim_uid": uid, "found": found})
+        _note(uid, found)
+
+    def unprepare_together(self, uids: Iterable[ClaimUID]) -> frozenset[ClaimUID]:
+        """Undo claims in one go, together with those of other calls that come now.
+
+        Returns:
+            Those that are undone. What is not in it is to be undone alone: claims that another call is at, and those of
+            which something could not be removed.
+
+        Raises:
+            TransientError: other calls took all the time.
+        """
+        wanted = {uid: None for uid in uids if is_claim_uid(uid)}
+        return frozenset(self._rounds.do(wanted)) if wanted else frozenset()
+
+    def _unprepare_round(self, uids: Mapping[ClaimUID, None]) -> Mapping[ClaimUID, bool]:
+        """Undo claims with one look at the shares, and one wait for the disk; return whether there was anything."""
+        with self._state.locks.hold_free(uids) as held:
+            outcomes = self._state.remove_all([uid for uid in uids if uid in held])
+        undone = {uid: outcome for uid, outcome in outcomes.items() if not isinstance(outcome, OSError)}
+        for uid, found in undone.items():
+            _note(uid, found)
+        return undone
+
+
+def _note(uid: ClaimUID, found: bool) -> None:
+    _log.info("claim unprepared", extra={"claim_uid": uid, "found": found})

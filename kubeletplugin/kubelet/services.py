@@ -70,13 +70,15 @@ class DRAService:
         end_s = time.monotonic() + _time_for(context)
         claims = {claim.uid: claim for claim in request.claims}
         answers = self._prepare_together(claims, end_s)
-        alone = [claim for uid, claim in claims.items() if uid not in answers]
-        answers.update(self._for_each(alone, self._prepare, end_s))
+        answers.update(self._for_each(_left(claims, answers), self._prepare, end_s))
         return self._messages.NodePrepareResourcesResponse(claims=answers)
 
     def NodeUnprepareResources(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         """Undo each claim; one that fails has its error in the answer and touches no other."""
-        answers = self._for_each(request.claims, self._unprepare, time.monotonic() + _time_for(context))
+        end_s = time.monotonic() + _time_for(context)
+        claims = {claim.uid: claim for claim in request.claims}
+        answers = self._unprepare_together(claims, end_s)
+        answers.update(self._for_each(_left(claims, answers), self._unprepare, end_s))
         return self._messages.NodeUnprepareResourcesResponse(claims=answers)
 
     def close(self) -> None:
@@ -84,17 +86,15 @@ class DRAService:
         self._pool.shutdown()
 
     def _for_each(
-        self, claims: Sequence[_ClaimMessage], action: Callable[[_ClaimMessage], Any], end_s: float
+        self, claims: Mapping[str, _ClaimMessage], action: Callable[[_ClaimMessage], Any], end_s: float
     ) -> dict[str, Any]:
         def act(claim: _ClaimMessage) -> Any:
             with within(end_s - time.monotonic()):  # what it waited for a thread is gone
                 return action(claim)
 
-        # The usual call has one claim: no thread for that. Answers are by uid, so asking twice for one is asking once.
-        by_uid = {claim.uid: claim for claim in claims}
-        if len(by_uid) <= 1:
-            return {uid: act(claim) for uid, claim in by_uid.items()}
-        return dict(zip(by_uid, self._pool.map(act, by_uid.values()), strict=True))
+        if len(claims) <= 1:  # no thread for that
+            return {uid: act(claim) for uid, claim in claims.items()}
+        return dict(zip(claims, self._pool.map(act, claims.values()), strict=True))
 
     def _prepare_together(self, claims: Mapping[str, _ClaimMessage], end_s: float) -> dict[str, Any]:
         """Return the answers of those claims of a call that need not be prepared alone."""
@@ -112,6 +112,19 @@ class DRAService:
             self._durations.note(self._durations.prepare, time.monotonic() - began_s, "error" if failed else "ok")
             answers[uid] = self._answer(claims[uid], outcome)
         return answers
+
+    def _unprepare_together(self, claims: Mapping[str, _ClaimMessage], end_s: float) -> dict[str, Any]:
+        """Return the answers of those claims of a call that need not be undone alone."""
+        began_s = time.monotonic()
+        try:
+            with within(end_s - began_s):
+                undone = self._unpreparer.unprepare_together([ClaimUID(uid) for uid in claims])
+        except Exception:  # noqa: BLE001 - as above
+            _log.exception("claims not unprepared together: each is tried alone", extra={"claims": list(claims)})
+            return {}
+        for _ in undone:
+            self._durations.note(self._durations.unprepare, time.monotonic() - began_s, "ok")
+        return {uid: self._messages.NodeUnprepareResourceResponse() for uid in undone}
 
     def _prepare(self, claim: _ClaimMessage) -> Any:
         try:
@@ -232,6 +245,11 @@ def add_health_services(server: grpc.Server, settings: HealthSettings) -> None:
     health_v1_pb2_grpc.add_DRAResourceHealthServicer_to_server(v1, server)  # type: ignore[arg-type]
     v1alpha1 = HealthService(health_v1alpha1_pb2, settings)
     health_v1alpha1_pb2_grpc.add_DRAResourceHealthServicer_to_server(v1alpha1, server)  # type: ignore[arg-type]
+
+
+def _left(claims: Mapping[str, _ClaimMessage], answers: Mapping[str, Any]) -> dict[str, _ClaimMessage]:
+    """Return the claims without an answer."""
+    return {uid: claim for uid, claim in claims.items() if uid not in answers}
 
 
 def _reference(claim: _ClaimMessage) -> ClaimReference:

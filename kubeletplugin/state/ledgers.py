@@ -13,7 +13,7 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -63,6 +63,8 @@ class Ledger:
         """Of the files that `_claims` was read from."""
         self._settled: set[ClaimUID] = set()
         """Records that this instance has made durable."""
+        self._vanishing: set[ClaimUID] = set()
+        """Records that are removed, and that a crash of the machine may bring back."""
         self._seen = _UNKNOWN
         """Number of the last change that is in `_claims`."""
         self._change: int | None = None
@@ -135,14 +137,44 @@ class Ledger:
 
     def remove(self, uid: ClaimUID) -> bool:
         """Remove the record of a claim; return whether there was one."""
-        path = self._path(uid)
-        self._settled.discard(uid)
+        outcome = self.remove_all([uid])[uid]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def remove_all(self, uids: Iterable[ClaimUID]) -> dict[ClaimUID, bool | OSError]:
+        """Remove the records of some claims, and wait for the disk once.
+
+        Returns:
+            Whether there was one, by claim; or why it is still there, or may be again after a crash of the machine.
+        """
+        outcomes: dict[ClaimUID, bool | OSError] = {}
+        wanted = tuple(uids)
+        if not wanted:
+            return outcomes
         with self._deciding(), self._changing():
-            found = remove(path)
-            self._signatures.pop(uid, None)
-            found = self._claims.pop(uid, None) is not None or found
+            for uid in wanted:
+                try:
+                    outcomes[uid] = self._remove(uid)
+                except OSError as error:
+                    outcomes[uid] = error
+        vanishing = outcomes.keys() & self._vanishing
+        if vanishing:
+            try:
+                self._sync_folder()
+            except OSError as error:
+                outcomes |= dict.fromkeys(vanishing, error)
+            else:
+                self._vanishing -= vanishing
+        return outcomes
+
+    def _remove(self, uid: ClaimUID) -> bool:
+        self._settled.discard(uid)
+        found = remove(self._path(uid))
+        self._signatures.pop(uid, None)
+        found = self._claims.pop(uid, None) is not None or found
         if found:
-            self._sync_folder()
+            self._vanishing.add(uid)
         return found
 
     def _path(self, uid: ClaimUID) -> str:

@@ -4,7 +4,7 @@ Called by preparing, unpreparing and restoring, one claim at a time. Order is wh
 moment: the record is written first and removed last, the CDI spec is written last and removed first.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,10 +131,30 @@ class NodeState:
 
     def remove(self, uid: ClaimUID) -> bool:
         """Remove all there is of a claim, recorded or not; return whether there was anything."""
-        found = self.specs.remove_claim(uid)
-        for share in self.shares.of_claim(uid):
-            found = self.shares.remove(share) or found
-        return self.ledger.remove(uid) or found
+        outcome = self.remove_all([uid])[uid]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def remove_all(self, uids: Collection[ClaimUID]) -> dict[ClaimUID, bool | OSError]:
+        """Remove all there is of some claims, recorded or not, with one look at the shares and one wait for the disk.
+
+        Returns:
+            Whether there was anything, by claim; or why something is left of it: at least its record, for the next try.
+        """
+        found: dict[ClaimUID, bool] = {}
+        outcomes: dict[ClaimUID, bool | OSError] = {}
+        shares = self.shares.of_claims(uids)
+        for uid in uids:
+            try:
+                found[uid] = self.specs.remove_claim(uid)
+                for share in shares[uid]:
+                    found[uid] = self.shares.remove(share) or found[uid]
+            except OSError as error:
+                outcomes[uid] = error
+        for uid, outcome in self.ledger.remove_all(uid for uid in uids if uid not in outcomes).items():
+            outcomes[uid] = outcome if isinstance(outcome, OSError) else outcome or found[uid]
+        return outcomes
 
     def held_devices(self) -> list[DeviceName]:
         """Return the devices of all prepared claims, as they were allocated: GPUs, and slots of them."""
