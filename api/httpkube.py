@@ -16,9 +16,10 @@ from typing_extensions import override
 from api import kubeconfigs
 from api.deadlines import left_s
 from api.errors import ConflictError, GoneError, KubeError, NotFoundError
+from api.httpreading import Answer
 from api.jsonreading import read_json
 from api.keptconnections import KeptConnections
-from api.kube import JSON, MERGE_PATCH, KubeClient, Resource, Selection, WatchEvent
+from api.kube import JSON, MERGE_PATCH, KubeClient, Resource, Selection, Wanted, WatchEvent
 
 _Query = Sequence[tuple[str, str]]
 
@@ -55,10 +56,10 @@ class HTTPKubeClient(KubeClient):
         return self._get(resource.path(namespace, name))
 
     @override
-    def get_all(self, resource: Resource, objects: Sequence[tuple[str, str | None]]) -> Sequence[JSON | KubeError]:
+    def get_all(self, wanted: Sequence[Wanted]) -> Sequence[JSON | KubeError]:
         if self._connections is None:
-            return super().get_all(resource, objects)
-        paths = [resource.path(namespace, name) for name, namespace in objects]
+            return super().get_all(wanted)
+        paths = [one.path for one in wanted]
         answers = self._connections.get_all(paths, self._headers("application/json"))
         return [_object_or_error(path, answer) for path, answer in zip(paths, answers, strict=True)]
 
@@ -142,7 +143,7 @@ class HTTPKubeClient(KubeClient):
     def _get(self, path: str) -> JSON:
         if self._connections is None:
             return self._request("GET", path)
-        return _object(path, *self._connections.get(path, self._headers("application/json")))
+        return _object(path, self._connections.get(path, self._headers("application/json")))
 
     def _request(self, method: str, path: str, **options: Any) -> JSON:
         response = self._send(method, path, **options)
@@ -161,11 +162,8 @@ class HTTPKubeClient(KubeClient):
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise KubeError(f"{method} {path}: no answer from the API server: {error}") from error
         if response.status >= 400:
-            refusal = _error(
-                response.status, f"{method} {path}: {_message(response.data, response.status)}", response.data
-            )
-            refusal.wait_s = _wait_s(response.headers.get("Retry-After"))
-            raise refusal
+            retry_after = response.headers.get("Retry-After")
+            raise _refusal(f"{method} {path}", Answer(response.status, response.data, False, retry_after))
         return response
 
     def _ask(self, method: str, url: str, options: Mapping[str, Any]) -> urllib3.BaseHTTPResponse:
@@ -204,15 +202,15 @@ def _lines(response: urllib3.BaseHTTPResponse, path: str) -> Iterator[bytes]:
         raise KubeError(f"watch {path}: the connection broke: {error}") from error
 
 
-def _object(path: str, status: int, body: bytes) -> JSON:
-    if status >= 400:
-        raise _error(status, f"GET {path}: {_message(body, status)}", body)
-    return _answer(body, f"GET {path}")
+def _object(path: str, answer: Answer) -> JSON:
+    if answer.status >= 400:
+        raise _refusal(f"GET {path}", answer)
+    return _answer(answer.body, f"GET {path}")
 
 
-def _object_or_error(path: str, answer: tuple[int, bytes] | KubeError) -> JSON | KubeError:
+def _object_or_error(path: str, answer: Answer | KubeError) -> JSON | KubeError:
     try:
-        return answer if isinstance(answer, KubeError) else _object(path, *answer)
+        return answer if isinstance(answer, KubeError) else _object(path, answer)
     except KubeError as error:
         return error
 
@@ -225,6 +223,12 @@ def _answer(body: bytes, request: str) -> JSON:
         start = body[:200].decode(errors="replace")
         raise KubeError(f"{request}: found {start!r}, expected JSON from the API server") from error
     return answer
+
+
+def _refusal(request: str, answer: Answer) -> KubeError:
+    refusal = _error(answer.status, f"{request}: {_message(answer.body, answer.status)}", answer.body)
+    refusal.wait_s = _wait_s(answer.retry_after)
+    return refusal
 
 
 def _wait_s(retry_after: str | None) -> float:

@@ -24,6 +24,8 @@ class Answer:
     body: bytes
     reusable: bool
     """Whether the connection can take another request."""
+    retry_after: str | None = None
+    """What the server says of when to come again, as it says it."""
 
 
 def ask(
@@ -81,14 +83,15 @@ class _Reader:
         status, version, headers = self._head()
         while status // 100 == 1:  # "wait": the answer is still to come
             status, version, headers = self._head()
+        later = headers[b"retry-after"].decode("latin-1") if b"retry-after" in headers else None
         closes = version == b"HTTP/1.0" or b"close" in headers.get(b"connection", b"").lower()
         if b"chunked" in headers.get(b"transfer-encoding", b"").lower():
-            return Answer(status, self._chunks(), not closes)
+            return Answer(status, self._chunks(), not closes, later)
         if b"content-length" in headers:
-            return Answer(status, self._take(_number(headers[b"content-length"], 10)), not closes)
+            return Answer(status, self._take(_number(headers[b"content-length"], 10)), not closes, later)
         if status in {204, 304}:
-            return Answer(status, b"", not closes)
-        return Answer(status, self._all(), False)
+            return Answer(status, b"", not closes, later)
+        return Answer(status, self._all(), False, later)
 
     def _head(self) -> tuple[int, bytes, Mapping[bytes, bytes]]:
         first, *lines = self._until(b"\r\n\r\n").split(b"\r\n")

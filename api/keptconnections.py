@@ -1,4 +1,4 @@
-"""Connections to the API server that are kept open, for the one request that must be quick: a GET of an object.
+"""Connections to the API server that are kept open, for the one request that must be quick: a GET.
 
 Called by HTTPKubeClient.get and get_all. The node agent reads a claim each time the kubelet prepares it; this way it
 takes a quarter of the CPU time that it takes over the general client (tests/bench/prepare.py).
@@ -42,8 +42,8 @@ class KeptConnections:
         """Return whether there is a direct way to the server, under its own name."""
         return kubeconfigs.proxy_of(configuration) is None and not configuration.tls_server_name
 
-    def get(self, path: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
-        """Return status and body.
+    def get(self, path: str, headers: Mapping[str, str]) -> Answer:
+        """Return what the server answers.
 
         Raises:
             KubeError: the server did not answer in time.
@@ -65,12 +65,12 @@ class KeptConnections:
                 continue  # the server closed a connection that was idle; those that are left may be as old
             return self._finish(connection, answer)
 
-    def get_all(self, paths: Sequence[str], headers: Mapping[str, str]) -> list[tuple[int, bytes] | KubeError]:
-        """Return status and body for each path, or why there is none; many requests are on their way at once.
+    def get_all(self, paths: Sequence[str], headers: Mapping[str, str]) -> list[Answer | KubeError]:
+        """Return the answer for each path, or why there is none; many requests are on their way at once.
 
         One thread does it all: with a thread for each request they would take turns, at a price for each turn.
         """
-        answers: list[tuple[int, bytes] | KubeError] = []
+        answers: list[Answer | KubeError] = []
         flights: deque[_Flight] = deque()
         try:
             for path in paths:
@@ -102,7 +102,7 @@ class KeptConnections:
             problem = True
         return _Flight(path, connection, time.monotonic() + timeout_s, problem)
 
-    def _land(self, flight: "_Flight", headers: Mapping[str, str]) -> tuple[int, bytes] | KubeError:
+    def _land(self, flight: "_Flight", headers: Mapping[str, str]) -> Answer | KubeError:
         connection = flight.connection
         try:
             if not flight.problem:
@@ -122,12 +122,12 @@ class KeptConnections:
         """Close the connections that nobody uses now."""
         _close_all(self._idle)
 
-    def _finish(self, connection: http.client.HTTPConnection, answer: Answer) -> tuple[int, bytes]:
+    def _finish(self, connection: http.client.HTTPConnection, answer: Answer) -> Answer:
         if answer.reusable:
             self._idle.append(connection)
         else:
             connection.close()
-        return answer.status, answer.body
+        return answer
 
     def _take(self, timeout_s: float) -> tuple[http.client.HTTPConnection, bool]:
         try:

@@ -79,6 +79,21 @@ _EVERYTHING = Selection()
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """An object to be got, or all of a kind."""
+
+    resource: Resource
+    name: str | None = None
+    """None: all of the kind, as a list object."""
+    namespace: str | None = None
+
+    @property
+    def path(self) -> str:
+        """The URL path."""
+        return self.resource.path(self.namespace, self.name)
+
+
+@dataclass(frozen=True)
 class WatchEvent:
     """A change that a watch reports."""
 
@@ -94,13 +109,15 @@ class KubeClient(ABC):
     def get(self, resource: Resource, name: str, namespace: str | None = None) -> JSON:
         """Return an object; NotFoundError if there is none."""
 
-    def get_all(self, resource: Resource, objects: Sequence[tuple[str, str | None]]) -> Sequence[JSON | KubeError]:
-        """Return objects by name and namespace, in the order of these; instead of one that there is not, its error."""
-        return [self._get_or_error(resource, name, namespace) for name, namespace in objects]
+    def get_all(self, wanted: Sequence[Wanted]) -> Sequence[JSON | KubeError]:
+        """Return what is wanted, in that order; instead of what cannot be got, its error."""
+        return [self._get_or_error(one) for one in wanted]
 
-    def _get_or_error(self, resource: Resource, name: str, namespace: str | None) -> JSON | KubeError:
+    def _get_or_error(self, wanted: Wanted) -> JSON | KubeError:
         try:
-            return self.get(resource, name, namespace)
+            if wanted.name is None:
+                return self.list(wanted.resource, Selection(wanted.namespace))
+            return self.get(wanted.resource, wanted.name, wanted.namespace)
         except KubeError as error:
             return error
 

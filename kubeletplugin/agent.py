@@ -176,7 +176,7 @@ class NodeAgent:
         contexts = ContextSizes(paths.contexts_file, settings.context_bytes)
         state = NodeState(paths, settings.driver_name, settings.node_name, library, contexts.bytes_of)
         collector = Collector(state, self._reader, settings.driver_name)
-        hooks = Hooks(self._guard.check, collector.make_room, self._note_prepared)
+        hooks = Hooks(self._guard, collector.make_room, self._note_prepared)
         preparer = Preparer(self._reader, state, self._discoverer.view, hooks)
         follower = ClaimFollower(self._reader, state.ledger, paths.shares_dir, self._events.tell)
         strays = StrayWatch(self._events.tell_of_node, follower.look_now, settings.overuse_slack)

@@ -1,4 +1,4 @@
-"""Reads claims when the kubelet asks to prepare them. Called by preparing.
+"""Reads claims when the kubelet asks to prepare them, and what else is to be known then. Called by preparing.
 
 Always a GET, never a cache: between two pods a claim of the same UID can be given another allocation, and a watch
 that lags (or hangs in a dead connection) would hand out the old one. One GET on a connection that is kept alive costs
@@ -9,12 +9,12 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 
 from api import kube, names
 from api.claims import ClaimView
+from api.deadlines import left_s
 from api.errors import ClaimError, KubeError, NotFoundError, VGPUError
-from api.kube import JSON, KubeClient, Resource
+from api.kube import JSON, KubeClient, Resource, Wanted
 from api.names import ClaimUID
 
 _log = logging.getLogger(__name__)
@@ -22,6 +22,9 @@ _log = logging.getLogger(__name__)
 _SLOW_S, _SILENCE_S = 5.0, 5.0
 """A request that ends without an answer after so long has found a silent server, not one that is away. Calls that come
 in the time after it get its error at once: hundreds of calls that wait in turn would all miss the kubelet's 45 s."""
+_PATIENCE_S = 5.0
+"""For how long a busy API server is waited for that says when to come again (Retry-After), mostly after a second. The
+kubelet waits much longer before it tries again; but calls that wait take the threads of those that undo claims."""
 
 
 @dataclass(frozen=True)
@@ -41,21 +44,37 @@ class ClaimGoneError(ClaimError):
 
 
 @dataclass(frozen=True)
-class _Silence:
-    """An API server that takes requests and does not answer."""
+class _Rest:
+    """An API server that is left alone: it takes requests and does not answer, or asked for it."""
 
     until_s: float
     error: KubeError
 
 
+@dataclass(frozen=True)
+class Found:
+    """What the API server has at one moment."""
+
+    claims: Sequence[ClaimView | VGPUError]
+    """In the order of what was asked for; instead of one that cannot be read, its error."""
+    beside: Sequence[JSON | KubeError] = ()
+    """What was wanted beside them; empty where nobody was asked."""
+
+
 class ClaimReader:
     """Gets claims from the API server, in the best version that it serves now. Safe to use from several threads."""
 
-    def __init__(self, client: KubeClient, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        client: KubeClient,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
         self._client = client
         self._clock = clock
+        self._sleep = sleep
         self._resource: Resource | None = None
-        self._silence: _Silence | None = None
+        self._rest: _Rest | None = None
 
     def refresh(self) -> None:
         """Ask anew what the API server serves. Called at each heartbeat, so that no claim has to wait for it.
@@ -82,27 +101,41 @@ class ClaimReader:
         """
         return _view(reference, self._ask(reference))
 
-    def read_all(self, references: Sequence[ClaimReference]) -> list[ClaimView | VGPUError]:
-        """Return claims as they are now, in one round of requests; instead of one that cannot be read, its error."""
-        if len(references) == 1:
-            return [self._read_or_error(references[0])]
-        started_s = self._clock()
-        if self._silence is not None and started_s < self._silence.until_s:
-            return [self._silence.error for _ in references]
+    def read_all(self, references: Sequence[ClaimReference], beside: Sequence[Wanted] = ()) -> Found:
+        """Return claims as they are now, and what is wanted beside them, in one round of requests."""
+        rest, started_s = self._rest, self._clock()
+        if rest is not None and started_s < rest.until_s:
+            return Found([rest.error for _ in references])
         try:
-            found = self._client.get_all(self._version(), [(one.name, one.namespace) for one in references])
-        except VGPUError:  # not even what is served
-            found = ()
+            asked = self._version()
+            found = self._client.get_all([*(Wanted(asked, one.name, one.namespace) for one in references), *beside])
+        except VGPUError as error:  # not even what is served
+            self._note(error, self._clock() - started_s)
+            return Found([error for _ in references])
         waited_s = self._clock() - started_s
-        views: list[ClaimView | VGPUError] = []
-        for reference, one in zip_longest(references, found):
-            if isinstance(one, KubeError):
-                self._note_silence(one, waited_s)
-            if one is None or isinstance(one, KubeError):
-                views.append(self._read_or_error(reference))  # for the reasons that there can be to ask again
+        claims: list[ClaimView | VGPUError] = []
+        for reference, one in zip(references, found, strict=False):
+            if isinstance(one, NotFoundError):
+                claims.append(self._read_or_error(reference))  # for the reason that there can be to ask again
+            elif isinstance(one, KubeError):
+                self._note(one, waited_s)
+                claims.append(one)
             else:
-                views.append(_view_or_error(reference, one))
-        return views
+                claims.append(_view_or_error(reference, one))
+        return Found(claims, found[len(references) :])
+
+    def read_patiently(self, reference: ClaimReference, beside: Sequence[Wanted] = ()) -> Found:
+        """Do the same for one claim; where the API server is busy and says when to come again, do so for a while."""
+        patience_s = left_s(_PATIENCE_S)
+        while True:
+            found = self.read_all([reference], beside)
+            (error,) = found.claims
+            rest = self._rest
+            pause_s = rest.until_s - self._clock() if rest is not None else 0.0
+            if not isinstance(error, KubeError) or not error.wait_s or pause_s >= patience_s:
+                return found
+            self._sleep(max(pause_s, 0.0))
+            patience_s -= error.wait_s
 
     def find(self, reference: ClaimReference) -> ClaimView | None:
         """Return a claim as it is now, None if there is none (any more); raises what `read` raises otherwise."""
@@ -112,21 +145,25 @@ class ClaimReader:
             return None
 
     def _ask(self, reference: ClaimReference) -> JSON:
-        """Get a claim; as long as the API server is known to let every request time out, do not wait for it."""
-        started_s = self._clock()
-        if self._silence is not None and started_s < self._silence.until_s:
-            raise self._silence.error
+        """Get a claim; as long as the API server is left alone, do not ask it."""
+        rest, started_s = self._rest, self._clock()
+        if rest is not None and started_s < rest.until_s:
+            raise rest.error
         try:
             found = self._get(reference)
         except KubeError as error:
-            self._note_silence(error, self._clock() - started_s)
+            self._note(error, self._clock() - started_s)
             raise
-        self._silence = None
+        self._rest = None
         return found
 
-    def _note_silence(self, error: KubeError, waited_s: float) -> None:
-        if error.status is None and waited_s > _SLOW_S:
-            self._silence = _Silence(self._clock() + _SILENCE_S, error)
+    def _note(self, error: VGPUError, waited_s: float) -> None:
+        """Leave an API server alone for a while that lets requests time out, or is busy and says until when."""
+        if not isinstance(error, KubeError):
+            return
+        rest_s = _SILENCE_S if error.status is None and waited_s > _SLOW_S else error.wait_s
+        if rest_s:
+            self._rest = _Rest(self._clock() + rest_s, error)
 
     def _version(self) -> Resource:
         # Asked late: the agent starts, and undoes what is to be undone, without an API server. Asked each time while it

@@ -9,12 +9,14 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from api.claims import ClaimView
 from api.errors import CapacityError, ConfigError, KubeError, VGPUError
+from api.kube import JSON, Wanted
 from api.names import ClaimUID
 from kubeletplugin.claims.annotations import take_over
-from kubeletplugin.claims.claimreading import ClaimReader, ClaimReference
+from kubeletplugin.claims.claimreading import ClaimReader, ClaimReference, Found
 from kubeletplugin.claims.planning import kept, plan
 from kubeletplugin.claims.rounds import Rounds
 from kubeletplugin.hardware.nodeviews import NodeView
@@ -25,12 +27,38 @@ from kubeletplugin.state.preparedclaims import PreparedClaim
 _log = logging.getLogger(__name__)
 
 
+class Guard(Protocol):
+    """Keeps out claims that must not be prepared, whatever they were allocated."""
+
+    def asks(self) -> Sequence[Wanted]:
+        """Return what is to be read together with claims."""
+
+    def hears(self, answers: Sequence[JSON | KubeError]) -> None:
+        """Take what was read."""
+
+    def refusals(self, claims: Sequence[ClaimView]) -> Mapping[ClaimUID, VGPUError]:
+        """Return the claims that are kept out, and why."""
+
+
+class _Open:
+    """Lets all in."""
+
+    def asks(self) -> Sequence[Wanted]:
+        return ()
+
+    def hears(self, answers: Sequence[JSON | KubeError]) -> None:
+        pass
+
+    def refusals(self, claims: Sequence[ClaimView]) -> Mapping[ClaimUID, VGPUError]:  # noqa: ARG002
+        return {}
+
+
 @dataclass(frozen=True)
 class Hooks:
     """What others do about claims that are prepared."""
 
-    check: Callable[[ClaimView], None] = lambda _claim: None
-    """Raises a VGPUError for a claim that must not be prepared, whatever it was allocated."""
+    guard: Guard = _Open()  # noqa: RUF009 - it has no state
+    """Keeps claims out."""
     make_room: Callable[[Iterable[str]], bool] = lambda _uids: False
     """Gives up those of some claims, by UID, that are gone; returns whether there were any. No lock is held."""
     on_prepared: Callable[[PreparedClaim], None] = lambda _claim: None
@@ -50,6 +78,7 @@ class _Reserved:
 
 
 _Outcomes = dict[ClaimUID, PreparedClaim | Exception]
+_Read = Callable[[Sequence[ClaimReference], Sequence[Wanted]], Found]
 
 
 class Preparer:
@@ -98,7 +127,7 @@ class Preparer:
 
         Returns:
             What became of each. Not in it is what is to be prepared alone, because it has to wait for somebody: claims
-            that another call is at, and those that there is no room for.
+            that another call is at, those that there is no room for, and those that a busy API server put off.
 
         Raises:
             TransientError: other calls took all the time.
@@ -108,20 +137,23 @@ class Preparer:
     def _prepare_round(self, references: Mapping[ClaimUID, ClaimReference]) -> _Outcomes:
         """Prepare claims in one round of requests, with one decision, and one wait for the disk."""
         with self._state.locks.hold_free(references) as held:
-            outcomes = self._bring([reference for uid, reference in references.items() if uid in held])
-        return {uid: outcome for uid, outcome in outcomes.items() if not isinstance(outcome, CapacityError)}
+            wanted = [reference for uid, reference in references.items() if uid in held]
+            outcomes = self._bring(wanted, self._reader.read_all)
+        return {uid: outcome for uid, outcome in outcomes.items() if not _can_wait(outcome)}
 
     def _prepare(self, reference: ClaimReference) -> PreparedClaim:
         with self._state.locks.hold(reference.uid):
-            outcome = self._bring([reference])[reference.uid]
+            outcome = self._bring([reference], lambda _, beside: self._reader.read_patiently(reference, beside))[
+                reference.uid
+            ]
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
-    def _bring(self, references: Sequence[ClaimReference]) -> _Outcomes:
+    def _bring(self, references: Sequence[ClaimReference], read: _Read) -> _Outcomes:
         """Bring the node to what some claims say, whose locks are held; return what became of each."""
         outcomes: _Outcomes = {}
-        claims = self._read(references, outcomes)
+        claims = self._read(references, read, outcomes)
         reserved = self._reserve(claims, outcomes)
         self._settle(reserved, outcomes)
         for one in reserved:
@@ -133,19 +165,23 @@ class Preparer:
                 self._undo(one.planned, one.former)
         return outcomes
 
-    def _read(self, references: Sequence[ClaimReference], outcomes: _Outcomes) -> list[ClaimView]:
+    def _read(self, references: Sequence[ClaimReference], read: _Read, outcomes: _Outcomes) -> list[ClaimView]:
         """Return the claims that are to be decided about."""
+        guard = self._hooks.guard
+        found = read(references, guard.asks())
+        guard.hears(found.beside)
         claims: list[ClaimView] = []
-        for reference, found in zip(references, self._reader.read_all(references), strict=True):
+        for reference, one in zip(references, found.claims, strict=True):
             with _noting(outcomes, reference.uid):
-                if isinstance(found, KubeError):
-                    outcomes[reference.uid] = self._answer_from_record(reference, found)
-                elif isinstance(found, Exception):
-                    raise found
+                if isinstance(one, KubeError):
+                    outcomes[reference.uid] = self._answer_from_record(reference, one)
+                elif isinstance(one, Exception):
+                    raise one
                 else:
-                    self._hooks.check(found)
-                    claims.append(found)
-        return claims
+                    claims.append(one)
+        refused = guard.refusals(claims)
+        outcomes.update(refused)
+        return [claim for claim in claims if claim.uid not in refused]
 
     def _reserve(self, claims: Sequence[ClaimView], outcomes: _Outcomes) -> list[_Reserved]:
         reserved: list[_Reserved] = []
@@ -205,6 +241,11 @@ class Preparer:
                 self._state.put(former, planned)  # some shares may have new limits already
         except (OSError, VGPUError) as error:
             _log.error("half-prepared claim not undone", extra=_facts(planned) | {"error": str(error)})
+
+
+def _can_wait(outcome: PreparedClaim | Exception) -> bool:
+    """Return whether a claim that is prepared alone may fare better: others give up room, or the server is busy."""
+    return isinstance(outcome, CapacityError) or (isinstance(outcome, KubeError) and outcome.wait_s > 0)
 
 
 @contextmanager

@@ -2,18 +2,19 @@
 
 Asked by preparing. A container with a kernel of its own sees neither the node's driver nor the locks in the books. So a
 pod whose RuntimeClass leads to such a runtime is refused with a message, and does not start without its GPU
-(docs/adr/0009-no-shares-in-sandboxes.md). Most clusters have no such class: then this costs a prepare one short list.
+(docs/adr/0009-no-shares-in-sandboxes.md). Most clusters have no such class: then this costs a round of claims one short
+list, which is asked for beside the claims. Where there is one, the pods of all claims of a round are got together.
 """
 
 import logging
-import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from api.claims import ClaimView
+from api.claims import ClaimView, Consumer
 from api.errors import ClaimError, KubeError, NotFoundError
-from api.kube import PODS, RUNTIME_CLASSES, KubeClient
+from api.kube import JSON, PODS, RUNTIME_CLASSES, KubeClient, Wanted
+from api.names import ClaimUID
 
 _log = logging.getLogger(__name__)
 
@@ -34,56 +35,50 @@ class RuntimeGuard:
         self._refused: Mapping[str, str] = {}
         """Handlers by the name of their RuntimeClass."""
         self._outage = ""
-        self._listing = threading.Lock()
-        self._listed_s = float("-inf")
+        self._heard_s = float("-inf")
 
-    def _refresh(self) -> None:
-        """Ask which classes there are now. What was known counts on while the API server does not say."""
-        with self._listing:
-            if time.monotonic() >= self._listed_s + _FRESH_S:
-                self._list()
-                self._listed_s = time.monotonic()
+    def asks(self) -> Sequence[Wanted]:
+        """Return what is to be read together with claims: the classes, unless they were read a moment ago."""
+        fresh = time.monotonic() < self._heard_s + _FRESH_S
+        return () if fresh or not self._patterns else (Wanted(RUNTIME_CLASSES),)
 
-    def _list(self) -> None:
-        try:
-            classes = self._client.list(RUNTIME_CLASSES)["items"]
-        except KubeError as error:
-            self._tell("RuntimeClasses cannot be read: pods in sandboxes are not refused", error)
-            return
-        self._outage = ""
-        handlers = {one["metadata"]["name"]: str(one.get("handler", "")) for one in classes}
-        self._refused = {name: handler for name, handler in handlers.items() if self._is_refused(handler)}
-
-    def check(self, claim: ClaimView) -> None:
-        """Raise a ClaimError if a pod that uses the claim would run in a sandbox; names pod, class and handler."""
-        if not self._patterns:
-            return
-        self._refresh()
-        if not self._refused:
-            return
-        for consumer in claim.reserved_for:
-            if consumer.resource != "pods":
+    def hears(self, answers: Sequence[JSON | KubeError]) -> None:
+        """Take what was read. What was known counts on while the API server does not say."""
+        for answer in answers:
+            self._heard_s = time.monotonic()
+            if isinstance(answer, KubeError):
+                self._tell("RuntimeClasses cannot be read: pods in sandboxes are not refused", answer)
                 continue
-            name = self._class_of(claim.namespace, consumer.name, consumer.uid)
-            if name is not None and name in self._refused:
-                raise ClaimError(
-                    f"{claim}: pod {consumer.name}: found runtimeClassName {name} with handler {self._refused[name]}, "
+            self._outage = ""
+            handlers = {one["metadata"]["name"]: str(one.get("handler", "")) for one in answer["items"]}
+            self._refused = {name: handler for name, handler in handlers.items() if self._is_refused(handler)}
+
+    def refusals(self, claims: Sequence[ClaimView]) -> Mapping[ClaimUID, ClaimError]:
+        """Return why claims are refused whose pods would run in a sandbox; names pod, class and handler."""
+        if not self._refused:
+            return {}
+        users = [(claim, user) for claim in claims for user in claim.reserved_for if user.resource == "pods"]
+        pods = self._client.get_all([Wanted(PODS, user.name, claim.namespace) for claim, user in users])
+        refused: dict[ClaimUID, ClaimError] = {}
+        for (claim, user), pod in zip(users, pods, strict=True):
+            name = self._class_of(user, pod)
+            if name in self._refused:
+                refused[claim.uid] = ClaimError(
+                    f"{claim}: pod {user.name}: found runtimeClassName {name} with handler {self._refused[name]}, "
                     "expected a runtime that shares the node's kernel: in a sandbox the GPU driver is out of reach, "
                     "and no share of it can be enforced"
                 )
+        return refused
 
     def _is_refused(self, handler: str) -> bool:
         return any(fnmatchcase(handler, pattern) for pattern in self._patterns)
 
-    def _class_of(self, namespace: str, name: str, uid: str) -> str | None:
-        try:
-            pod = self._client.get(PODS, name, namespace)
-        except NotFoundError:
-            return None
-        except KubeError as error:
-            self._tell("pod cannot be read: it is not refused if it runs in a sandbox", error)
-            return None
-        return pod["spec"].get("runtimeClassName") if pod["metadata"]["uid"] == uid else None
+    def _class_of(self, user: Consumer, pod: JSON | KubeError) -> str:
+        if isinstance(pod, KubeError):
+            if not isinstance(pod, NotFoundError):
+                self._tell("pod cannot be read: it is not refused if it runs in a sandbox", pod)
+            return ""
+        return str(pod["spec"].get("runtimeClassName") or "") if pod["metadata"]["uid"] == user.uid else ""
 
     def _tell(self, what: str, error: KubeError) -> None:
         if not self._outage:

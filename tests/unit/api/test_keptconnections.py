@@ -170,11 +170,11 @@ def test_a_server_that_says_nothing_is_waited_for_once_and_not_on_each_idle_conn
 
 
 def test_many_objects_are_got_at_once_in_order_with_an_error_for_those_that_are_not_there(server: Server) -> None:
-    names = [("gone" if number % 10 == 3 else "here", None) for number in range(40)]
+    names = ["gone" if number % 10 == 3 else "here" for number in range(40)]
 
-    found = server.client.get_all(kube.NODES, names)
+    found = server.client.get_all([kube.Wanted(kube.NODES, name) for name in names])
 
-    assert [isinstance(one, NotFoundError) for one in found] == [name == "gone" for name, _ in names]
+    assert [isinstance(one, NotFoundError) for one in found] == [name == "gone" for name in names]
     assert all(one == {"metadata": {"name": "here"}} for one in found if not isinstance(one, KubeError))
     assert len(set(server.asked_from)) == 16  # each connection is used again
 
@@ -186,7 +186,7 @@ def test_objects_are_got_at_once_over_new_connections_when_the_server_closed_the
         connection.sock.shutdown(socket.SHUT_RDWR)
         server.connections._idle.append(connection)
 
-    found = server.client.get_all(kube.NODES, [("here", None)] * 5)
+    found = server.client.get_all([kube.Wanted(kube.NODES, "here")] * 5)
 
     assert found == [{"metadata": {"name": "here"}}] * 5
 
@@ -252,6 +252,13 @@ def test_an_api_server_that_is_busy_is_told_by_its_status_and_when_to_come_again
         with pytest.raises(KubeError) as caught:
             server.client._request(method, "/api/v1/nodes")
         assert (caught.value.status, caught.value.wait_s) == (429, 7.0)
+        if method == "GET":  # the same over the connections that are kept
+            with pytest.raises(KubeError) as caught:
+                server.client.get(kube.NODES, "here")
+            assert (caught.value.status, caught.value.wait_s) == (429, 7.0)
+            (refused,) = server.client.get_all([kube.Wanted(kube.NODES)])
+            assert isinstance(refused, KubeError)
+            assert (refused.status, refused.wait_s) == (429, 7.0)
     finally:
         server.stop()
 

@@ -1,9 +1,13 @@
 """Reading claims: in the version that the API server serves now, and never for longer than the kubelet waits."""
 
 import pytest
+from typing_extensions import override
 
 from api import kube
+from api.claims import ClaimView
+from api.deadlines import within
 from api.errors import ClaimError, KubeError, NotFoundError
+from api.kube import JSON
 from api.kubefake import FakeKube
 from api.names import ClaimUID
 from kubeletplugin.claims.claimreading import ClaimReader, ClaimReference
@@ -115,7 +119,7 @@ def test_several_claims_are_read_with_one_request_each_and_those_that_cannot_be_
     reader.refresh()
     client.requests.clear()
 
-    found = reader.read_all([reference, again, reference])
+    found = reader.read_all([reference, again, reference]).claims
 
     assert len(client.requests) == 3
     message = f"found uid {reference.uid}, expected former-uid: it was deleted and created again"
@@ -124,11 +128,11 @@ def test_several_claims_are_read_with_one_request_each_and_those_that_cannot_be_
         f"ResourceClaim default/train: {message}",
         reference.uid,
     ]
-    assert [str(one) for one in reader.read_all([gone, gone])] == [
+    assert [str(one) for one in reader.read_all([gone, gone]).claims] == [
         "ResourceClaim default/gone: found none, expected the one with uid gone-uid"
     ] * 2
     client.set_down(True)
-    assert all(isinstance(one, KubeError) for one in reader.read_all([reference, gone]))
+    assert all(isinstance(one, KubeError) for one in reader.read_all([reference, gone]).claims)
 
 
 def test_several_claims_are_read_in_a_better_version_as_soon_as_it_is_served() -> None:
@@ -138,4 +142,74 @@ def test_several_claims_are_read_in_a_better_version_as_soon_as_it_is_served() -
     client.set_versions({GROUP: ("v1beta1", "v1")})
     reference = store(client, "v1")
 
-    assert {getattr(one, "uid", one) for one in reader.read_all([reference, reference])} == {reference.uid}
+    assert {getattr(one, "uid", one) for one in reader.read_all([reference, reference]).claims} == {reference.uid}
+
+
+class Busy(FakeKube):
+    """Puts off so many requests."""
+
+    times = 0
+
+    @override
+    def get(self, resource: kube.Resource, name: str, namespace: str | None = None) -> JSON:
+        found = super().get(resource, name, namespace)
+        if self.times:
+            self.times -= 1
+            error = KubeError("too many requests", 429)
+            error.wait_s = 1.0
+            raise error
+        return found
+
+
+@pytest.fixture
+def busy() -> tuple[Busy, ClaimReader, list[float]]:
+    """A busy API server, a reader by a clock of its own, and the pauses that it makes."""
+    client, pauses = Busy(), [0.0]
+    return client, ClaimReader(client, lambda: sum(pauses), pauses.append), pauses
+
+
+def test_a_busy_server_is_asked_again_when_it_said(busy: tuple[Busy, ClaimReader, list[float]]) -> None:
+    client, reader, pauses = busy
+    reference = store(client, "v1")
+    client.times = 3
+
+    (claim,) = reader.read_patiently(reference).claims
+
+    assert isinstance(claim, ClaimView)
+    assert pauses[1:] == [1.0, 1.0, 1.0]
+
+
+def test_a_busy_server_is_left_alone_until_it_said_by_those_who_do_not_wait(
+    busy: tuple[Busy, ClaimReader, list[float]],
+) -> None:
+    client, reader, pauses = busy
+    reference = store(client, "v1")
+    reader.refresh()
+    client.times = 1
+    client.requests.clear()
+
+    for _ in range(3):
+        assert [str(one) for one in reader.read_all([reference]).claims] == ["too many requests"]
+        with pytest.raises(KubeError, match=r"^too many requests$"):
+            reader.read(reference)
+    assert len(client.requests) == 1
+
+    pauses.append(1.0)
+    assert reader.read(reference).uid == reference.uid
+
+
+def test_a_busy_server_is_not_waited_for_longer_than_calls_may_hold_threads_or_than_their_deadline(
+    busy: tuple[Busy, ClaimReader, list[float]],
+) -> None:
+    client, reader, pauses = busy
+    reference = store(client, "v1")
+    client.times = 1000
+
+    assert [str(one) for one in reader.read_patiently(reference).claims] == ["too many requests"]
+    assert sum(pauses) <= 5
+
+    pauses.append(1.0)
+    before_s = sum(pauses)
+    with within(0.5):
+        assert [str(one) for one in reader.read_patiently(reference).claims] == ["too many requests"]
+    assert sum(pauses) == before_s

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from api.errors import CapacityError, VGPUError
+from api.errors import CapacityError, KubeError, VGPUError
+from api.kube import JSON, Resource
 from api.names import ClaimUID
 from kubeletplugin.claims.claimreading import ClaimReference
 from kubeletplugin.claims.preparing import Preparer
@@ -138,6 +139,25 @@ def test_a_claim_that_another_call_is_at_is_left_to_be_prepared_alone(node: TwoC
         outcomes = preparer.prepare_together(node.both)
 
     assert list(outcomes) == [node.other.uid]
+    assert preparer.prepare(node.claim).uid == node.claim.uid
+
+
+def test_a_claim_that_a_busy_api_server_put_off_is_left_to_be_prepared_alone_and_asked_for_when_it_said(
+    node: TwoClaims, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, preparer, _ = node.start()
+    get, times = node.client.get, iter([True, True])
+
+    def put_off(resource: Resource, name: str, namespace: str | None = None) -> JSON:
+        if name == node.claim.name and next(times, False):
+            error = KubeError("too many requests", 429)
+            error.wait_s = 0.01
+            raise error
+        return get(resource, name, namespace)
+
+    monkeypatch.setattr(node.client, "get", put_off)
+    assert list(preparer.prepare_together(node.both)) == [node.other.uid]
+
     assert preparer.prepare(node.claim).uid == node.claim.uid
 
 

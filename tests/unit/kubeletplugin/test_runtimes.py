@@ -42,7 +42,7 @@ def _add_class(client: FakeKube, name: str, handler: str) -> None:
 def _prepare(node: BareNode, guard: RuntimeGuard) -> None:
     state, _, _ = node.start()
     view = node.view()
-    Preparer(ClaimReader(node.client), state, lambda: view, Hooks(guard.check)).prepare(node.claim)
+    Preparer(ClaimReader(node.client), state, lambda: view, Hooks(guard)).prepare(node.claim)
 
 
 @pytest.mark.parametrize(("name", "handler"), [("secure", "kata-qemu"), ("gvisor", "runsc")])
@@ -92,6 +92,27 @@ def test_claims_that_are_prepared_together_ask_for_the_classes_once(
     _prepare(node, guard)
 
     assert listed == [RUNTIME_CLASSES]
+
+
+def test_the_classes_are_read_beside_the_claims_and_pods_all_together(
+    node: BareNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds: list[list[str | None]] = []
+    get_all = node.client.get_all
+
+    def note(wanted: Any) -> Any:
+        rounds.append([one.name or one.resource.plural for one in wanted])
+        return get_all(wanted)
+
+    monkeypatch.setattr(node.client, "get_all", note)
+    _prepare(node, RuntimeGuard(node.client))
+    assert rounds == [["train", "runtimeclasses"]]
+
+    _add_class(node.client, "secure", "kata")
+    _use(node.client, "p", "q", runtime_class="usual")
+    rounds.clear()
+    _prepare(node, RuntimeGuard(node.client))
+    assert rounds == [["train", "runtimeclasses"], ["p", "q"]]
 
 
 def test_without_patterns_nothing_is_asked(node: BareNode, monkeypatch: pytest.MonkeyPatch) -> None:
