@@ -36,15 +36,16 @@ class FakeKube(KubeClient):
         self._changed = threading.Condition()
         self._version = 0
         self._forgotten = 0
-        self._failures: deque[KubeError] = deque()
+        self._failures: deque[tuple[str, KubeError]] = deque()
         self._down = False
         self.minor = 36
         self.requests: list[tuple[str, str]] = []
         """Every request so far: verb and path."""
 
-    def fail_next(self, *errors: KubeError) -> None:
-        """Let the next requests fail, one error each."""
-        self._failures.extend(errors)
+    def fail_next(self, *errors: KubeError, path: str = "") -> None:
+        """Let the next requests fail, one error each; those whose path has a part, where other threads ask too."""
+        with self._changed:
+            self._failures.extend((path, error) for error in errors)
 
     def set_down(self, down: bool) -> None:
         """Stop or resume answering; running watches break."""
@@ -171,8 +172,8 @@ class FakeKube(KubeClient):
         self.requests.append((verb, path))
         if self._down:
             raise KubeError(f"{verb} {path}: no answer from the API server")
-        if self._failures:
-            raise self._failures.popleft()
+        if self._failures and self._failures[0][0] in path:
+            raise self._failures.popleft()[1]
 
     def _stored(self, resource: Resource, namespace: str, name: str) -> JSON:
         path = resource.path(namespace or None, name)

@@ -31,6 +31,8 @@ class _Server(ThreadingMixIn, WSGIServer):
     """Anybody on the pod network can connect, and must not take threads and descriptors from those who need claims."""
 
     daemon_threads = True
+    request_queue_size = 128
+    """Who comes in vain tries again after a second, which may be all the time that a probe has."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._places = threading.BoundedSemaphore(_AT_ONCE)

@@ -1,8 +1,10 @@
 """Where everything of one cluster lies, and which addresses it uses. Plain data, used by all modules of the cluster."""
 
+import contextlib
 import hashlib
 import json
 import os
+import secrets
 import socket
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -41,12 +43,19 @@ class Addresses:
 
     @classmethod
     def on_loopback(cls) -> "Addresses":
-        """Return ports of the loopback address that are free now."""
-        sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(5)]
-        ports = [server.getsockname()[1] for server in sockets]
-        for server in sockets:
-            server.close()
-        return cls("127.0.0.1", *ports)
+        """Return ports of the loopback address that are free now.
+
+        None of those that the kernel gives to connections: one of them could be gone when a server is restarted.
+        """
+        first_of_kernel = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+        choices = range(max(first_of_kernel - 20_000, 1024), first_of_kernel) or range(1024, 65_536)
+        sockets: list[socket.socket] = []
+        with contextlib.ExitStack() as opened:
+            while len(sockets) < 5:
+                with contextlib.suppress(OSError):
+                    server = socket.create_server(("127.0.0.1", secrets.choice(choices)))
+                    sockets.append(opened.enter_context(server))
+            return cls("127.0.0.1", *(server.getsockname()[1] for server in sockets))
 
     @property
     def service_range(self) -> str:

@@ -117,6 +117,7 @@ def read_card(path: Path) -> StubCard:
             peak_bytes=card.peak_bytes,
             gpu_time_ns=card.ended_gpu_time_ns + sum(process.gpu_time_ns for process in processes),
             engine_changes=card.engine_changes,
+            engine_waiters=card.engine_waiters,
             processes=processes,
         )
 

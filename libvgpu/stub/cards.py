@@ -97,6 +97,8 @@ class StubCard:
     gpu_time_ns: int
     """Of all processes ever, also of those whose records were given to others."""
     engine_changes: int
+    engine_waiters: int
+    """Processes that have work for the engine and not the engine."""
     processes: tuple[StubProcess, ...]
 
     @property

@@ -29,7 +29,7 @@ def test_a_drained_gpu_loses_its_pods_and_gets_none_before_it_is_given_back(
     gpu = device[: len("gpu-00000000-0000-4000-8000-000000000001")]
 
     try:
-        assert main(["device", "drain", node, gpu, "--timeout-s", "60", *where]) == 0
+        assert main(["device", "drain", node, gpu, "--timeout-s", "150", *where]) == 0
         assert capsys.readouterr().out.splitlines() == [
             f"{node}/{gpu}: cordoned",
             f"pod {workloads.namespace}/held: evicted",

@@ -44,7 +44,8 @@ def test_two_containers_of_a_pod_share_one_set_of_books(workloads: Workloads) ->
     other = Container(["sh", "-c", script], name="other")
     workloads.start("pair", Asked(), holder, other)
     workloads.wait_for_phase("pair", "Running")
-    workloads.kubectl("wait", "pod/pair", "--for=jsonpath={.status.containerStatuses[1].state.terminated.exitCode}=0")
+    ended = "--for=jsonpath={.status.containerStatuses[1].state.terminated.exitCode}=0"
+    workloads.kubectl("wait", "pod/pair", ended, "--timeout=150s")
     assert "refused" in workloads.kubectl("logs", "pair", "-c", "other")
 
 
@@ -127,7 +128,8 @@ def test_a_pod_with_users_of_its_own_has_a_share_like_others_and_cannot_change_i
     ]
     workloads.start("apart", Asked(), *containers, hostUsers=False)
     workloads.wait_for_phase("apart", "Running")
-    workloads.kubectl("wait", "pod/apart", "--for=jsonpath={.status.containerStatuses[0].state.terminated.exitCode}=0")
+    ended = "--for=jsonpath={.status.containerStatuses[0].state.terminated.exitCode}=0"
+    workloads.kubectl("wait", "pod/apart", ended, "--timeout=150s")
 
     assert "refused" in workloads.kubectl("logs", "apart", "-c", "other")
     output = workloads.kubectl("logs", "apart", "-c", "root")
@@ -142,7 +144,7 @@ def test_the_drivers_count_of_a_share_is_known_beside_its_books(workloads: Workl
     driver, books = "vgpu_share_memory_driver_bytes", "vgpu_share_memory_bytes"
 
     found: dict[str, float] = {}
-    deadline_s = time.monotonic() + 60
+    deadline_s = time.monotonic() + 150
     while found.get(driver, 0) < _HELD_BYTES and time.monotonic() < deadline_s:
         found = _figures(workloads, "counted")
 
@@ -202,4 +204,4 @@ def test_an_example_runs_as_it_is_written(workloads: Workloads, file: Path) -> N
     for pod in [document for document in objects if document["kind"] == "Pod"]:
         workloads.wait_for_phase(pod["metadata"]["name"], "Running", "Succeeded")
     for deployment in [document for document in objects if document["kind"] == "Deployment"]:
-        workloads.kubectl("rollout", "status", f"deployment/{deployment['metadata']['name']}", "--timeout=60s")
+        workloads.kubectl("rollout", "status", f"deployment/{deployment['metadata']['name']}", "--timeout=150s")

@@ -14,7 +14,8 @@ from deploy.demo.asking import Dialect
 from deploy.demo.scenario import Scenario
 from deploy.demo.tenants import IMAGE
 
-_TIMEOUT_S = 60
+_TIMEOUT_S = 150
+"""Longer than the minute and a half after which a kubelet tries again what failed once."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Workloads:
         # Their own deletion would give pods the whole grace period of their spec.
         self.kubectl("delete", "deployments,replicasets", "--all", "--cascade=orphan")
         kinds = "pods,resourceclaims,resourceclaimtemplates"
-        self.kubectl("delete", kinds, "--all", "--grace-period=1", "--wait=true", "--timeout=60s")
+        self.kubectl("delete", kinds, "--all", "--grace-period=1", "--wait=true", f"--timeout={_TIMEOUT_S}s")
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
         return self.scenario.cluster.kubectl("-n", self.namespace, *arguments, stdin=stdin)

@@ -85,7 +85,7 @@ def cluster(api_server: LocalCluster) -> Iterator[Cluster]:
     with contextlib.suppress(ConflictError):
         # It stays for the next test: an API server takes seconds to forget a kind and know it again.
         found.kube.create(CRDS, nodeinventory.crd())
-    wait_until(lambda: _is_served(found.kube), timeout_s=30)
+    wait_until(lambda: _is_served(found.kube))
     found.create(NAMESPACES, {"kind": "Namespace", "metadata": {"name": found.namespace}})
     for vendor in ("", "nvidia"):
         name = names.device_class(vendor) if vendor else names.DEVICE_CLASS_ANY
@@ -109,14 +109,9 @@ def start_controller(cluster: Cluster) -> Iterator[Callable[..., Controller]]:
     started: list[Controller] = []
 
     def start(identity: str, **options: Any) -> Controller:
-        settings = ControllerSettings(
-            namespace=cluster.namespace,
-            identity=identity,
-            lease_duration_s=3,
-            renew_deadline_s=2,
-            retry_s=0.3,
-            **options,
-        )
+        # A Lease that outlasts what a busy machine lets its holder wait.
+        lease = {"lease_duration_s": 60.0, "renew_deadline_s": 50.0, "retry_s": 0.3}
+        settings = ControllerSettings(namespace=cluster.namespace, identity=identity, **lease | options)
         controller = Controller(HTTPKubeClient(cluster.kubeconfig), settings, CollectorRegistry())
         started.append(controller)
         controller.start()

@@ -187,23 +187,23 @@ def test_the_controller_does_its_work_with_the_rights_that_the_chart_gives(
         cluster.namespace,
         "a",
         classes=ClassSettings(("nvidia",), CONTROLLER),
-        lease_duration_s=3,
-        renew_deadline_s=2,
+        lease_duration_s=60,
+        renew_deadline_s=50,
         retry_s=0.3,
     )
     controller = Controller(installed(CONTROLLER), settings, CollectorRegistry())
     controller.start()
     try:
-        wait_until(lambda: len(cluster.kube.list(CLASSES)["items"]) == 2, timeout_s=30)
+        wait_until(lambda: len(cluster.kube.list(CLASSES)["items"]) == 2)
         for obj in cluster.kube.list(CLASSES)["items"]:
             changed = {
                 **obj,
                 "spec": {"selectors": [{"cel": {"expression": f'device.driver == "x-{names.DRIVER_NAME}"'}}]},
             }
             cluster.kube.replace(CLASSES, changed)
-            wait_until(partial(_is_stored, cluster, obj), timeout_s=30)
+            wait_until(partial(_is_stored, cluster, obj))
         cluster.add_node("rights", facts())
-        wait_until(lambda: len(cluster.slices("rights")) == 1, timeout_s=30)
+        wait_until(lambda: len(cluster.slices("rights")) == 1)
         first = cluster.slices("rights")[0]["metadata"]["uid"]
         cluster.kube.delete(SLICES, cluster.slices("rights")[0])
         wait_until(lambda: [s["metadata"]["uid"] for s in cluster.slices("rights")] not in ([], [first]))
@@ -211,7 +211,7 @@ def test_the_controller_does_its_work_with_the_rights_that_the_chart_gives(
         del wrong["metadata"]["uid"]
         cluster.create(CLAIMS, wrong)
         selection = kube_api.Selection(namespace=cluster.namespace, fields="reason=VGPUConfigInvalid")
-        wait_until(lambda: cluster.kube.list(kube_api.EVENTS, selection)["items"], timeout_s=30)
+        wait_until(lambda: cluster.kube.list(kube_api.EVENTS, selection)["items"])
     finally:
         controller.stop()
     wait_until(
@@ -238,7 +238,7 @@ def test_the_controller_brings_the_crd_of_the_first_release_up_to_date_and_what_
         schemas = [entry["spec"]["versions"][0]["schema"] for entry in (found, wanted)]
         return bool(schemas[0] == schemas[1] and found["metadata"]["annotations"] == wanted["metadata"]["annotations"])
 
-    wait_until(up_to_date, timeout_s=30)
+    wait_until(up_to_date)
     inventory = cluster.kube.get(kube_api.NODE_INVENTORIES, "upgraded")
     read = nodeinventory.NodeInventory.from_object(inventory).status
     assert read is not None
@@ -250,7 +250,7 @@ def test_the_controller_brings_the_crd_of_the_first_release_up_to_date_and_what_
         inventory = cluster.kube.get(kube_api.NODE_INVENTORIES, "upgraded")
         return inventory["status"]["devices"][0].get("offered") is False
 
-    wait_until(states_all, timeout_s=30)
+    wait_until(states_all)
     other = {**wanted, "metadata": {"name": "others.example.com"}}
     with pytest.raises(KubeError) as refused:
         controller.get(CRDS, "others.example.com")
@@ -277,7 +277,7 @@ def test_an_agent_writes_the_inventory_of_its_own_node_only(
             return str(error)
         return ""
 
-    wait_until(refusal, timeout_s=30)
+    wait_until(refusal)
     expected = "a node agent may write the NodeInventory of its own node only: found other, expected mine"
     assert refusal().endswith(expected)
     agent.patch(kube_api.NODE_INVENTORIES, stated, patch, "status")

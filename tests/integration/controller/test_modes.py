@@ -49,7 +49,7 @@ class Tenant:
 
     def gets(self, name: str, spec: dict[str, Any]) -> list[str]:
         self.ask(name, spec)
-        wait_until(lambda: devices_of(self.cluster, name), timeout_s=30)
+        wait_until(lambda: devices_of(self.cluster, name))
         return devices_of(self.cluster, name)
 
     def waits(self, name: str) -> None:
@@ -60,7 +60,7 @@ class Tenant:
             conditions = stored.get("status", {}).get("conditions") or []
             return any("cannot allocate all claims" in str(condition.get("message")) for condition in conditions)
 
-        wait_until(refused, timeout_s=30)
+        wait_until(refused)
         assert devices_of(self.cluster, name) == []
 
 
@@ -166,7 +166,7 @@ def test_a_cordoned_gpu_gets_no_claim_until_it_is_uncordoned(cluster: Cluster, s
     tenant.ask("second", whole)
     tenant.waits("second")
     cluster.kube.patch(kube_api.NODE_INVENTORIES, target, {"spec": {"cordonedDevices": []}})
-    wait_until(lambda: devices_of(cluster, "second") == [facts(0).name], timeout_s=30)
+    wait_until(lambda: devices_of(cluster, "second") == [facts(0).name])
 
 
 def test_a_claim_for_all_cores_of_an_exclusive_gpu_is_alone_whoever_comes_first(

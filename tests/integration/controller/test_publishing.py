@@ -34,7 +34,7 @@ from tests.unit.controller.builders import (
 
 pytestmark = pytest.mark.cluster
 
-Start = Callable[[str], Controller]
+Start = Callable[..., Controller]
 
 
 def published(cluster: Cluster, node: str, devices: int = 1) -> JSON:
@@ -43,7 +43,7 @@ def published(cluster: Cluster, node: str, devices: int = 1) -> JSON:
     def devices_of(slices: list[JSON]) -> list[Any]:
         return [device for obj in slices for device in obj["spec"].get("devices") or []]
 
-    wait_until(lambda: len(devices_of(cluster.slices(node))) == devices, timeout_s=30)
+    wait_until(lambda: len(devices_of(cluster.slices(node))) == devices)
     (found,) = cluster.slices(node)
     return found
 
@@ -86,7 +86,7 @@ def test_garbage_collection_takes_the_slices_of_a_node_that_is_deleted_and_leave
     named = {"metadata": {"name": "collected"}}
     cluster.kube.patch(kube_api.NODE_INVENTORIES, named, {"spec": {"cordonedDevices": [facts().name]}})
     cluster.kube.delete(kube_api.NODES, named)
-    wait_until(lambda: not cluster.slices("collected"), timeout_s=60)
+    wait_until(lambda: not cluster.slices("collected"))
     assert cluster.kube.get(kube_api.NODE_INVENTORIES, "collected")["spec"]["cordonedDevices"] == [facts().name]
 
 
@@ -107,7 +107,7 @@ def test_130_devices_make_two_slices_and_fewer_make_one_again(cluster: Cluster, 
     many = [facts(name=f"gpu-{number:03d}") for number in range(130)]
     cluster.add_node("many", *many)
     start_controller("a")
-    wait_until(lambda: len(cluster.slices("many")) == 2, timeout_s=30)
+    wait_until(lambda: len(cluster.slices("many")) == 2)
     assert [len(obj["spec"]["devices"]) for obj in cluster.slices("many")] == [128, 2]
     state_inventory(cluster.kube, "many", status(*many[:5]))
     wait_until(lambda: len(cluster.slices("many")) == 1)
@@ -187,11 +187,11 @@ def test_the_scheduler_fills_a_gpu_and_the_claim_that_is_left_gets_its_reason(
     published(cluster, "full")
     for name, cores in (("forty", "40"), ("sixty", "60")):
         ask(cluster, name, "full", memory="2Gi", cores=cores)
-        wait_until(lambda name=name: allocated(cluster, name), timeout_s=30)  # type: ignore[misc]
+        wait_until(lambda name=name: allocated(cluster, name))  # type: ignore[misc]
     (held,) = allocated(cluster, "sixty")["devices"]["results"]
     assert held["consumedCapacity"] == {"memory": "2Gi", "cores": "60", "shares": "1"}
     ask(cluster, "third", "full", memory="999999Mi", cores="20")
-    wait_until(lambda: notes(cluster, "Pod", "third"), timeout_s=30)
+    wait_until(lambda: notes(cluster, "Pod", "third"))
     reason = (
         f"full/{facts().name}: CardInsufficientMemory, CardInsufficientCore "
         "(6Gi free of 10Gi, asked 999999Mi; 0 cores free of 100, asked 20)"
@@ -211,7 +211,7 @@ def test_a_claim_with_a_typing_error_is_told_so_before_any_pod(cluster: Cluster,
     wrong = claim("typo", config={"apiVersion": "vgpu.dra-driver.io/v1alpha1", "kind": "VGPUConfig", "memory": "8GB"})
     del wrong["metadata"]["uid"]
     cluster.create(CLAIMS, wrong)
-    wait_until(lambda: notes(cluster, "ResourceClaim", "typo"), timeout_s=30)
+    wait_until(lambda: notes(cluster, "ResourceClaim", "typo"))
     (note,) = notes(cluster, "ResourceClaim", "typo")
     assert note == (
         f"ResourceClaim {cluster.namespace}/typo: memory: found '8GB', "
@@ -231,14 +231,14 @@ def restart_api_server(api_server: LocalCluster, controller: Controller, *flags:
         processes.start(Command(name, [*arguments, *flags], api_server.layout.state, {"PATH": os.defpath}))
     else:
         api_server.up(nodes=0)
-    wait_until(controller.is_leading, timeout_s=60)
+    wait_until(controller.is_leading)
 
 
 def test_restarts_of_the_api_server_are_survived_and_the_offer_mode_follows_its_gates(
     api_server: LocalCluster, cluster: Cluster, start_controller: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
     cluster.add_node("gated", facts())
-    controller = start_controller("a")
+    controller = start_controller("a", lease_duration_s=3, renew_deadline_s=2)
     published(cluster, "gated")
     restart_api_server(api_server, controller, "--feature-gates=DRAConsumableCapacity=false")
     menu = 6 + 1  # halves and quarters, and the whole GPU as soon as nobody can get a share of it any more

@@ -48,7 +48,7 @@ def test_a_gpu_that_a_rule_taints_goes_to_claims_that_tolerate_it_and_the_others
     tenant.waits("barred")
     heading = f"ResourceClaim {cluster.namespace}/barred: request gpu (memory 1Gi): 0 of 1 device can serve it"
     reason = f"ruled/{facts().name}: CardTainted (DeviceTaintRule repair-ruled: example.com/repair:NoSchedule)"
-    wait_until(lambda: notes(cluster, "Pod", "barred") == [f"{heading}: {reason}"], timeout_s=30)
+    wait_until(lambda: notes(cluster, "Pod", "barred") == [f"{heading}: {reason}"])
     assert explain_pod(cluster.kube, cluster.namespace, "barred") == f"{heading}\n  {reason}"
     tolerant = asking(memory="1Gi")
     (request,) = tolerant["devices"]["requests"]
@@ -56,4 +56,4 @@ def test_a_gpu_that_a_rule_taints_goes_to_claims_that_tolerate_it_and_the_others
     assert tenant.gets("tolerant", tolerant) == [facts().name]
     assert devices_of(cluster, "barred") == []
     cluster.kube.delete(rules, {"metadata": {"name": rule["metadata"]["name"]}})
-    wait_until(lambda: devices_of(cluster, "barred") == [facts().name], timeout_s=30)
+    wait_until(lambda: devices_of(cluster, "barred") == [facts().name])

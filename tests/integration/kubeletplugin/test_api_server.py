@@ -156,7 +156,7 @@ def _is_served(client: HTTPKubeClient) -> bool:
     return True
 
 
-def _wait(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
+def _wait(condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
     """Wait for something of the API server that cannot be watched."""
     deadline = time.monotonic() + timeout_s
     while not condition():

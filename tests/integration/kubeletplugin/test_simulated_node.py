@@ -122,7 +122,7 @@ def test_a_process_in_a_prepared_share_sees_the_share_as_its_card(node: Node) ->
         env=environment,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=True,
     )
 
@@ -183,7 +183,7 @@ def _stated(client: FakeKube) -> NodeInventory:
     for obj in client.objects(kube.NODE_INVENTORIES):
         if obj.get("status"):
             return NodeInventory.from_object(obj)
-    for event in client.watch(kube.NODE_INVENTORIES, "0", timeout_s=10):
+    for event in client.watch(kube.NODE_INVENTORIES, "0", timeout_s=120):
         if event.object.get("status"):
             return NodeInventory.from_object(event.object)
-    raise AssertionError("no inventory was stated within 10 s")
+    raise AssertionError("no inventory was stated within 120 s")

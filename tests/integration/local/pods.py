@@ -8,7 +8,7 @@ from deploy.local.cluster import Cluster
 
 SHELL_IMAGE = "localhost/dra-driver-vgpu/workload:local"
 PYTHON_IMAGE = "localhost/tests/python:local"
-TIMEOUT = "--timeout=60s"
+TIMEOUT = "--timeout=150s"
 
 
 class Pods:

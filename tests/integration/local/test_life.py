@@ -166,7 +166,7 @@ def test_a_cluster_that_must_not_outlive_its_caller_ends_when_that_is_killed(
         caller.kill()
     for handle in handles:
         with contextlib.closing(os.fdopen(handle)):
-            assert select.select([handle], [], [], 10)[0] == [handle], "a process outlived its caller"
+            assert select.select([handle], [], [], 60)[0] == [handle], "a process outlived its caller"
     # Its files, its bridge and its cgroup go when the next cluster starts.
     remove_abandoned()
     assert traces(cluster.layout) == []

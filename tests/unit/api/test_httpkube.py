@@ -25,14 +25,19 @@ class Server:
     def __init__(self, answers: list[bytes | None]) -> None:
         """Send one answer a request; None: close the connection instead."""
         self.requests: list[str] = []
+        self.heard = threading.Event()
         self._answers = answers
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._open: list[socket.socket] = []
+        self._stopped = False
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
 
     def stop(self) -> None:
+        if self._stopped:
+            return
+        self._stopped = True
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for connection in self._open:
@@ -58,6 +63,7 @@ class Server:
                     length = int(value) if name.lower() == b"content-length" else length
                 lines.read(length)
                 self.requests.append(line.decode().rpartition(" ")[0])
+                self.heard.set()
                 answer = self._answers.pop(0) if self._answers else b""
                 if answer is None:
                     return
@@ -123,6 +129,8 @@ def test_a_silent_server_is_waited_for_once(start: Start, client: Client, monkey
     server = start()
     with pytest.raises(KubeError, match=r"^GET /api/v1/nodes: no answer from the API server: .*timed out"):
         client(server.address).list(NODES)
+    server.heard.wait()  # it may read the request only now
+    server.stop()
     assert server.requests == ["GET /api/v1/nodes"]
 
 

@@ -17,7 +17,7 @@ Pair = tuple[socket.socket, socket.socket]
 @pytest.fixture
 def pair() -> Iterator[Pair]:
     ours, theirs = socket.socketpair()
-    ours.settimeout(5)
+    ours.settimeout(60)
     with ours, theirs:
         yield ours, theirs
 

@@ -46,14 +46,20 @@ class Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+class Listening(ThreadingHTTPServer):
+    """Lets many connect at once: who comes in vain tries again after a second."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+
 class Server:
     """An HTTP server on a port of its own, and a client of it."""
 
     def __init__(self, folder: Path) -> None:
         self.asked_from: list[int] = []
         handler = type("BoundHandler", (Handler,), {"asked_from": self.asked_from})
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._http.daemon_threads = True
+        self._http = Listening(("127.0.0.1", 0), handler)
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,))
         self._thread.start()
         config = {

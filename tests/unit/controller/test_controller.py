@@ -437,16 +437,19 @@ def test_devices_are_withdrawn_when_the_gate_is_turned_off_under_a_running_contr
     kube.set_down(True)
 
 
-def test_an_api_server_that_is_away_for_a_while_costs_nothing_but_time(kube: FakeKube, controller: Controller) -> None:
+def test_an_api_server_that_is_away_for_a_while_costs_nothing_but_time(kube: FakeKube) -> None:
+    controller = make_controller(kube, lease_duration_s=1.5, renew_deadline_s=1.0)
     add_node(kube)
     state_inventory(kube, "n1", status(facts()))
+    controller.start()
     wait_until(lambda: SLICE_N1 in slices(kube))
     kube.set_down(True)
     wait_until(lambda: not controller.is_leading())
     kube.set_down(False)
     kube.delete(SLICES, slices(kube)[SLICE_N1])
-    wait_until(lambda: SLICE_N1 in slices(kube), timeout_s=30)
+    wait_until(lambda: SLICE_N1 in slices(kube))
     assert controller.alive() == ""
+    controller.stop()
 
 
 def test_a_write_that_fails_is_tried_again(kube: FakeKube, controller: Controller) -> None:
@@ -456,7 +459,7 @@ def test_a_write_that_fails_is_tried_again(kube: FakeKube, controller: Controlle
     kube.create(kube_api.NODE_INVENTORIES, {"metadata": {"name": "n1"}})
     stated = status(facts(), node_uid=uid).model_dump(mode="json", by_alias=True, exclude_none=True)
     kube.patch(kube_api.NODE_INVENTORIES, {"metadata": {"name": "n1"}}, {"status": stated}, "status")
-    kube.fail_next(KubeError("boom", 500))
+    kube.fail_next(KubeError("boom", 500), path=SLICES.path())
     wait_until(lambda: SLICE_N1 in slices(kube))
 
 

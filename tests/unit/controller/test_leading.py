@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 import pytest
@@ -10,13 +10,14 @@ import pytest
 from api.errors import ConfigError, ConflictError
 from api.kube import JSON, LEASES, Resource
 from api.kubefake import FakeKube
+from controller import leading
 from controller.leading import LeaderElector, LeaseSettings, Seen, may_take, renewed
 from tests.unit.controller.builders import wait_until
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
-def settings(identity: str = "a", duration_s: float = 0.6) -> LeaseSettings:
+def settings(identity: str = "a", duration_s: float = 600.0) -> LeaseSettings:
     return LeaseSettings("system", "lease", identity, duration_s, renew_deadline_s=duration_s / 2, retry_s=0.05)
 
 
@@ -37,6 +38,24 @@ class Candidate:
     def _stopped(self) -> None:
         self.told.append("stopped")
         self.stopped.set()
+
+
+class Clock:
+    """Time that passes as it does, and all at once where a test says so: no wait on a busy machine ends a Lease."""
+
+    def __init__(self, usual: Callable[[], float]) -> None:
+        self.ahead_s = 0.0
+        self._usual = usual
+
+    def __call__(self) -> float:
+        return self._usual() + self.ahead_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock(leading.monotonic_s)
+    monkeypatch.setattr(leading, "monotonic_s", clock)
+    return clock
 
 
 @pytest.fixture
@@ -133,20 +152,27 @@ def test_a_clean_stop_gives_the_lease_back_and_the_next_takes_it(
     wait_until(second.elector.is_leading)
 
 
-def test_the_lease_of_a_leader_that_died_is_taken_after_its_duration(kube: FakeKube, second: Candidate) -> None:
-    dead = {"metadata": {"namespace": "system", "name": "lease"}, **lease("dead", duration_s=1)}
+def test_the_lease_of_a_leader_that_died_is_taken_after_its_duration(
+    kube: FakeKube, second: Candidate, clock: Clock
+) -> None:
+    dead = {"metadata": {"namespace": "system", "name": "lease"}, **lease("dead", duration_s=600)}
     kube.create(LEASES, dead)
     second.elector.start()
     wait_until(second.elector.in_contact)
     assert not second.elector.is_leading()
+    clock.ahead_s += 600
     wait_until(second.elector.is_leading)
 
 
-def test_a_leader_that_cannot_renew_stops_before_others_may_begin(kube: FakeKube, first: Candidate) -> None:
+def test_a_leader_that_cannot_renew_stops_before_others_may_begin(
+    kube: FakeKube, first: Candidate, clock: Clock
+) -> None:
     first.elector.start()
     wait_until(first.elector.is_leading)
     kube.set_down(True)
-    assert first.stopped.wait(5)
+    clock.ahead_s += 300
+    assert not first.elector.is_leading()
+    assert first.stopped.wait(60)
     assert not first.elector.is_leading()
     kube.set_down(False)
     wait_until(first.elector.is_leading)
@@ -168,11 +194,14 @@ def test_a_lease_that_somebody_deletes_stays_with_its_holder(
     assert kube.get(LEASES, "lease", "system")["spec"]["holderIdentity"] == "first"
 
 
-def test_a_lease_that_is_gone_is_taken_once_its_holder_has_been_silent(kube: FakeKube, second: Candidate) -> None:
-    kube.create(LEASES, {"metadata": {"namespace": "system", "name": "lease"}, **lease("dead", duration_s=1)})
+def test_a_lease_that_is_gone_is_taken_once_its_holder_has_been_silent(
+    kube: FakeKube, second: Candidate, clock: Clock
+) -> None:
+    kube.create(LEASES, {"metadata": {"namespace": "system", "name": "lease"}, **lease("dead", duration_s=600)})
     second.elector.start()
     wait_until(second.elector.in_contact)
     kube.delete(LEASES, {"metadata": {"namespace": "system", "name": "lease"}})
+    clock.ahead_s += 600
     wait_until(second.elector.is_leading)
 
 
@@ -187,6 +216,6 @@ def test_a_lease_that_somebody_took_ends_leading(kube: FakeKube, first: Candidat
             break
         except ConflictError:
             continue  # renewed meanwhile
-    assert first.stopped.wait(5)
+    assert first.stopped.wait(60)
     first.elector.stop()
     assert kube.get(LEASES, "lease", "system")["spec"]["holderIdentity"] == "thief"

@@ -74,5 +74,5 @@ def test_a_closed_queue_wakes_up_who_waits() -> None:
     waiting = threading.Thread(target=lambda: taken.append(queue.take()))
     waiting.start()
     queue.close()
-    waiting.join(5)
+    waiting.join(60)
     assert taken == [None]

@@ -110,7 +110,7 @@ def test_after_its_stop_nothing_is_asked_or_reported(kube: FakeKube) -> None:
     wait_until(lambda: ("watch", V1.path()) in kube.requests)
     watch.stop()
     kube.create(V1, taint_rule("late"))  # ends the wait of the watch
-    assert watch.join(10)
+    assert watch.join(60)
     asked = len(kube.requests)
     assert watch.names() == []
     assert not watch.changed.is_set()

@@ -1,13 +1,16 @@
 """Caches: listed once, watched then; they survive breaks, outages and 410 Gone without losing a change."""
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from typing_extensions import override
 
 from api.errors import GoneError, KubeError
 from api.kube import NODES
 from api.kubefake import FakeKube
+from controller.cluster import watching
 from controller.cluster.watching import Key, Kind, Watcher
 from tests.unit.controller.builders import wait_until
 
@@ -44,11 +47,11 @@ def kube() -> FakeKube:
 def changes(kube: FakeKube) -> Iterator[Changes]:
     kube.create(NODES, node("n1"))
     found = Changes(kube)
-    assert found.watcher.synced.wait(5)
+    assert found.watcher.synced.wait(60)
     yield found
     found.watcher.stop()
     kube.set_down(True)
-    assert found.watcher.join(5)
+    assert found.watcher.join(60)
 
 
 def test_what_is_there_is_reported_and_kept_trimmed(changes: Changes) -> None:
@@ -61,7 +64,7 @@ def test_a_watcher_that_ends_keeps_nothing_though_its_thread_still_waits(kube: F
     changes.watcher.stop()
     kube.create(NODES, node("n2"))
     kube.set_down(True)
-    assert changes.watcher.join(5)
+    assert changes.watcher.join(60)
     assert changes.watcher.items() == {}
 
 
@@ -116,10 +119,10 @@ def test_a_kind_that_is_not_served_yet_is_asked_for_until_it_is() -> None:
     kube.create(NODES, node("n1"))
     kube.fail_next(KubeError("the server could not find the requested resource", 404))
     found = Changes(kube)
-    assert found.watcher.synced.wait(5)
+    assert found.watcher.synced.wait(60)
     found.watcher.stop()
     kube.set_down(True)
-    assert found.watcher.join(5)
+    assert found.watcher.join(60)
 
 
 def test_a_change_is_in_the_indexes_before_it_counts_as_seen_and_is_told_of_after(kube: FakeKube) -> None:
@@ -134,40 +137,62 @@ def test_a_change_is_in_the_indexes_before_it_counts_as_seen_and_is_told_of_afte
     watcher = Watcher(kube, kind)
     watcher.start()
     try:
-        assert watcher.synced.wait(5)
+        assert watcher.synced.wait(60)
         assert kube.create(NODES, node("n1"))["metadata"]["resourceVersion"] == "1"
         wait_until(lambda: len(seen) == 2)
         assert seen == [("indexed", False), ("told", True)]
     finally:
         watcher.stop()
         kube.set_down(True)
-        assert watcher.join(5)
+        assert watcher.join(60)
 
 
-def test_a_watch_that_is_too_old_as_soon_as_it_is_opened_is_not_listed_for_in_a_loop() -> None:
+class Pauses(threading.Event):
+    """Notes for how long a watcher means to wait, lets it go on at once, and ends it at the second time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked_s: list[float | None] = []
+
+    @override
+    def wait(self, timeout: float | None = None) -> bool:
+        self.asked_s.append(timeout)
+        if len(self.asked_s) == 2:
+            self.set()
+        return self.is_set()
+
+
+def paused(kube: FakeKube, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Let a watcher watch twice; return what part of its first delay it waited for after each."""
+    monkeypatch.setattr(watching, "_FIRST_DELAY_S", 1000.0)
+    outages: list[None] = []
+    watcher = Watcher(kube, Kind(NODES, _color, lambda *_: None), lambda: outages.append(None))
+    watcher._stopping = pauses = Pauses()
+    watcher.start()
+    assert watcher.join(60)
+    assert outages == []
+    return [(seconds or 0.0) / 1000 for seconds in pauses.asked_s]
+
+
+def test_a_watch_that_is_too_old_as_soon_as_it_is_opened_is_not_listed_for_in_a_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Forgetful(FakeKube):
         def watch(self, *_: Any, **__: Any) -> Iterator[Any]:
             self.requests.append(("watch", ""))
             raise GoneError("too old resource version", 410)
 
     forgetful = Forgetful()
-    changes = Changes(forgetful)
-    wait_until(lambda: len(forgetful.requests) == 4)  # twice a list and a watch
-    changes.watcher.stop()
-    assert changes.watcher.join(5)
-    assert len(forgetful.requests) == 4
+    assert paused(forgetful, monkeypatch) == pytest.approx([1, 1], abs=0.1)
+    assert [verb for verb, _ in forgetful.requests] == ["list", "watch"] * 2
 
 
-def test_a_watch_that_ends_at_once_is_not_opened_in_a_loop(kube: FakeKube) -> None:
+def test_a_watch_that_ends_at_once_is_not_opened_in_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     class Hasty(FakeKube):
         def watch(self, *_: Any, **__: Any) -> Iterator[Any]:
             self.requests.append(("watch", ""))
             return iter(())
 
     hasty = Hasty()
-    changes = Changes(hasty)
-    wait_until(lambda: len(hasty.requests) == 3)  # a list and two watches
-    changes.watcher.stop()
-    assert changes.watcher.join(5)
-    assert len(hasty.requests) == 3
-    assert changes.outages == 0
+    assert paused(hasty, monkeypatch) == pytest.approx([1, 1], abs=0.1)
+    assert [verb for verb, _ in hasty.requests] == ["list", "watch", "watch"]

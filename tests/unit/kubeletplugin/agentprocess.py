@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-_START_S = 30.0
+_START_S = 120.0
 _PACE = {"heartbeat_s": 0.02, "monitor_interval_s": 0.02, "driver_interval_s": 0.02, "collect_interval_s": 0.05}
 """Of what an agent does by itself: quick, so that what leaks there is found in the time of a test."""
 

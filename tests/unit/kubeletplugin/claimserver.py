@@ -53,6 +53,7 @@ def _path(claim: dict[str, Any]) -> str:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128  # who comes in vain tries again after a second
 
     def handle_error(self, *_arguments: object) -> None:
         """Agents that are killed leave broken connections."""

@@ -21,7 +21,7 @@ def no_thread_is_left() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
     for thread in set(threading.enumerate()) - before:
-        thread.join(5)
+        thread.join(60)
     left = {thread.name for thread in set(threading.enumerate()) - before if thread.is_alive()}
     assert not left
 

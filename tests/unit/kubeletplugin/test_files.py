@@ -219,12 +219,12 @@ def test_who_comes_while_a_folder_is_made_durable_shares_the_next_time(
         for _ in range(11):
             lock.asked.acquire()
         disk.may_end.release()
-        first.result(10)
+        first.result(60)
         disk.began.acquire()
         assert not any(other.done() for other in others), "the first may not have seen their names"
         disk.may_end.release()
         for other in others:
-            other.result(10)
+            other.result(60)
 
     assert disk.calls == 2
 

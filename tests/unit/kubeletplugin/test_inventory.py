@@ -241,7 +241,7 @@ def wait_for(client: FakeKube, wanted: Callable[[NodeInventory], bool]) -> NodeI
     """Return the node's inventory once it is as wanted; watches, so that it is there at once."""
     listed = client.list(kube.NODE_INVENTORIES)
     objects = iter(listed["items"])
-    for event in client.watch(kube.NODE_INVENTORIES, listed["metadata"]["resourceVersion"], timeout_s=5):
+    for event in client.watch(kube.NODE_INVENTORIES, listed["metadata"]["resourceVersion"], timeout_s=60):
         objects = iter([*objects, event.object])
         for obj in objects:
             inventory = NodeInventory.from_object(obj)

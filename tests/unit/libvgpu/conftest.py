@@ -111,10 +111,7 @@ class Machine:
 
     def run(self, code: str, *, container: str = "main") -> str:
         """Run a program in a container to its end; return what it printed."""
-        with self.start(code, container=container) as process:
-            output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0
-        return output
+        return finish(self.start(code, container=container))
 
     def refused(self, code: str, *, container: str = "main") -> tuple[str, str]:
         """Run a program to its end; return what it printed and what was said on stderr."""
@@ -123,6 +120,30 @@ class Machine:
             command, env=self.environment(container), capture_output=True, text=True, timeout=120, check=True
         )
         return run.stdout, run.stderr
+
+
+READY = "say('ready'); wait_for_line()\n"
+"""A program's first words, where the test says when it begins."""
+
+
+def heard(program: "subprocess.Popen[str]") -> str:
+    """Return the line that a program says next, "" at its end."""
+    assert program.stdout is not None
+    return program.stdout.readline().removesuffix("\n")
+
+
+def go_on(program: "subprocess.Popen[str]") -> None:
+    """Let a program go on behind wait_for_line()."""
+    assert program.stdin is not None
+    print(file=program.stdin, flush=True)
+
+
+def finish(program: "subprocess.Popen[str]") -> str:
+    """Wait until a program has ended well; return what it said until then."""
+    with program:
+        output, _ = program.communicate(timeout=120)
+    assert program.returncode == 0
+    return output
 
 
 @pytest.fixture

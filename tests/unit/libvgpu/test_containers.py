@@ -11,6 +11,7 @@ import pytest
 
 from libvgpu.shares import read_books
 from libvgpu.stub import StubGPU, create_driver_root, read_card
+from tests.unit.libvgpu.parts import check_books
 
 if TYPE_CHECKING:
     from tests.unit.libvgpu.conftest import Machine
@@ -27,9 +28,9 @@ namespaces = pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is 
 def test_limits_bind_to_the_uuid_of_each_device(machine: "Machine") -> None:
     create_driver_root(machine.root, CARDS)
     # Named so that their folders come in the other order than the devices.
-    machine.share(10 * MIB, name="a-share", device_uuid=CARDS[1].uuid, cores_percent=20)
-    machine.share(30 * MIB, name="b-share", device_uuid=CARDS[0].uuid.upper(), cores_percent=50)
-    machine.run(f"""
+    a_share = machine.share(10 * MIB, name="a-share", device_uuid=CARDS[1].uuid, cores_percent=20)
+    b_share = machine.share(30 * MIB, name="b-share", device_uuid=CARDS[0].uuid.upper(), cores_percent=50)
+    output = machine.run(f"""
         import time
         first, second = start(0), start(1)
         assert info() == ({10 * MIB}, {10 * MIB}), info()
@@ -41,24 +42,26 @@ def test_limits_bind_to_the_uuid_of_each_device(machine: "Machine") -> None:
         assert info() == ({28 * MIB}, {30 * MIB}), info()
         alloc({28 * MIB})
         assert try_alloc(1)[0] == OUT_OF_MEMORY
-        end = time.monotonic() + 2
         functions = []
         for context in (first, second):
             check(cuda.cuCtxSetCurrent(context))
             functions.append(kernel())
         def load(context, function):
             check(cuda.cuCtxSetCurrent(context))
-            while time.monotonic() < end:
+            while time.monotonic() < begin + 1:
                 launch(function, 1_000_000)
             synchronize()
         import threading
         threads = [threading.Thread(target=load, args=pair) for pair in zip((first, second), functions)]
+        begin = time.monotonic()
         for thread in threads: thread.start()
         for thread in threads: thread.join()
+        say(time.monotonic() - begin)
     """)
     cards = [read_card(machine.root / "dev" / f"nvidia{index}") for index in range(2)]
     assert [card.peak_bytes for card in cards] == [30 * MIB, 10 * MIB]
-    assert [card.gpu_time_ns / 2e7 for card in cards] == [pytest.approx(50, abs=3), pytest.approx(20, abs=3)]
+    for card, cores, share in ((cards[0], 50, b_share), (cards[1], 20, a_share)):
+        check_books(card.gpu_time_ns, cores, float(output), share)
 
 
 def _unshared(machine: "Machine", options: list[str], script: str) -> "subprocess.Popen[str]":

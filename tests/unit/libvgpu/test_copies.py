@@ -200,7 +200,8 @@ def test_a_share_that_only_copies_leaves_a_busy_neighbour_its_part(slow: "Machin
         copier.communicate(timeout=60)
     assert copier.returncode == neighbour.returncode == 0
     assert 0 < _percent(slow, copier.pid, 2) < 1.5 * CORES
-    assert _percent(slow, neighbour.pid, 2) > 45
+    # It has 70 %, and would have no more than a half beside somebody who does not pay.
+    assert _percent(slow, neighbour.pid, 2) > 1.5 * _percent(slow, copier.pid, 2)
 
 
 def test_a_pipeline_pays_for_its_kernels_and_not_for_its_copies_over_the_link(slow: "Machine") -> None:

@@ -3,7 +3,6 @@
 import random
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -380,9 +379,8 @@ def test_eight_processes_that_are_killed_at_random_never_exceed_the_share(machin
     chosen = random.Random(7)
     programs: list[subprocess.Popen[str]] = []
     refused_by_driver = 0
-    end = time.monotonic() + 10
     try:
-        while time.monotonic() < end:
+        for _ in range(24):
             while len(programs) < 8:
                 program = machine.start(CHURN.format(seed=chosen.random(), most=30 * MIB))
                 programs.append(program)
@@ -435,13 +433,13 @@ def test_a_graph_that_waits_for_room_in_the_queue_holds_up_nobody_else(machine: 
         blocking.wait()
         launcher, asker = threading.Thread(target=launch_many), threading.Thread(target=ask)
         launcher.start()
-        seen = -1
-        while seen != len(launched):  # until it is stuck
+        seen = 0
+        while not seen or seen != len(launched):  # until it is stuck
             seen = len(launched)
             time.sleep(0.2)
         assert seen < 3000
         asker.start()
-        asker.join(10)
+        asker.join(60)
         say("held up" if asker.is_alive() else "free")
         go.set()
         launcher.join()

@@ -93,7 +93,7 @@ def unchanged():
 def test_a_child_that_is_forked_while_a_lock_is_held_does_not_wait_for_it(machine: "Machine") -> None:
     machine.share(64 * MIB)
     output = machine.run(f"""
-        import os, pathlib, signal, threading, time
+        import os, pathlib, platform, signal, threading, time
         from libvgpu.stub.cardfiles import _mapped
         context = start()
         free(alloc({MIB}))
@@ -106,11 +106,12 @@ def test_a_child_that_is_forked_while_a_lock_is_held_does_not_wait_for_it(machin
             card.lock = 1  # as if this process were at it: the driver waits, under the lock of our pools
         thread = threading.Thread(target=allocate, daemon=True)
         thread.start()
-        while open(f"/proc/self/task/{{thread.native_id}}/syscall").read().split()[0] != "202":  # futex
+        futex = "98" if platform.machine() == "aarch64" else "202"
+        while open(f"/proc/self/task/{{thread.native_id}}/syscall").read().split()[0] != futex:
             time.sleep(0.01)
         child = os.fork()
         if child == 0:
-            signal.alarm(10)
+            signal.alarm(60)
             cuda.cuMemPoolDestroy(None)
             os._exit(0)
         say(os.waitpid(child, 0)[1])

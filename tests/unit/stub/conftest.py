@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,14 @@ class Machine:
 
 
 MakeMachine = Callable[..., Machine]
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Wait for something that a card counts, which no event tells of."""
+    end_s = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < end_s, "it never became so"
+        time.sleep(0.01)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import re
 
 from libvgpu.stub import inject_xid
-from tests.unit.stub.conftest import MIB, SECOND_UUID, UUID, Machine, MakeMachine
+from tests.unit.stub.conftest import MIB, SECOND_UUID, UUID, Machine, MakeMachine, wait_until
 
 PYNVML = "import warnings; warnings.simplefilter('ignore'); from pynvml import *; nvmlInit();"
 
@@ -59,17 +59,12 @@ def test_memory_load_and_processes_are_what_the_card_counted(machine: Machine) -
         gpu = Driver()
         spin = gpu.kernel("spin")
         gpu.alloc(300 * MIB)
+        gpu.launch(spin, 3_600_000_000_000)
         say(pid=os.getpid())
-        until = time.monotonic() + 1.5
-        while time.monotonic() < until:
-            gpu.launch(spin, 10_000_000)
-            gpu.cuCtxSynchronize()
-            time.sleep(0.01)
-        say(busy=True)
         wait_for_line()
     """)
     pid = worker.heard()["pid"]
-    worker.heard()
+    wait_until(lambda: machine.card().gpu_time_ns > 1_200_000_000)  # the load is that of the last second
     said = machine.run(
         PYNVML
         + """
@@ -84,10 +79,10 @@ say(used=memory.used, free=memory.free, newer=newer.used, load=nvmlDeviceGetUtil
     )
     assert said["used"] == said["newer"] == 300 * MIB
     assert said["free"] == 724 * MIB
-    assert 30 <= said["load"] <= 60
+    assert said["load"] > 50
     assert said["processes"] == [[pid, 300 * MIB]]
-    assert said["loads"][0][0] == pid
-    assert abs(said["loads"][0][1] - said["load"]) <= 5
+    ((busy, load),) = said["loads"]
+    assert (busy, load > 50) == (pid, True)
     assert said["watts"] > 70
     assert said["celsius"] > 32
     worker.kill()
