@@ -7,7 +7,7 @@ driver explain`. Source: k8s.io/api/resource/{v1,v1beta1,v1beta2}/types.go.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from sys import intern  # of many claims in memory at once, most name the same few namespaces, pools and devices
 from typing import Any
@@ -20,6 +20,7 @@ from api.vgpuconfig import VGPUConfig, parse_config
 
 Object = Mapping[str, Any]
 """A Kubernetes object as JSON gave it."""
+_ReadAmounts = Callable[[Mapping[str, object], str], dict[str, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,17 +204,34 @@ def amounts(quantities: Mapping[str, object], where: str) -> dict[str, int]:
     }
 
 
+def _amounts_of_allocated(quantities: Mapping[str, object], where: str) -> dict[str, int]:
+    """Return amounts of a claim that has its devices: what is no amount, such as -1, is 0, of which each has the least.
+
+    The API server and the scheduler take that, maybe in an alternative that was not chosen; nobody else may get what
+    such a claim holds.
+    """
+    found: dict[str, int] = {}
+    for name, value in quantities.items():
+        try:
+            found |= amounts({name: value}, where)
+        except ConfigError:
+            found |= amounts({name: 0}, where)
+    return found
+
+
 def _read_claim(claim: Object, where: str) -> ClaimView:
     metadata = claim["metadata"]
     spec = claim.get("spec") or {}
     devices = spec.get("devices") or {}
     status = claim.get("status") or {}
     owners = metadata.get("ownerReferences") or []
+    read_amounts = _amounts_of_allocated if status.get("allocation") else amounts
+    requests = (_read_request(request, where, read_amounts) for request in devices.get("requests") or [])
     return ClaimView(
         namespace=intern(metadata["namespace"]),
         name=metadata["name"],
         uid=ClaimUID(metadata["uid"]),
-        requests=tuple(r for request in devices.get("requests") or [] for r in _read_request(request, where)),
+        requests=tuple(each for group in requests for each in group),
         configs=tuple(_read_configs(devices.get("config") or [])),
         allocation=_read_allocation(status["allocation"], where) if status.get("allocation") else None,
         reserved_for=tuple(
@@ -225,23 +243,23 @@ def _read_claim(claim: Object, where: str) -> ClaimView:
     )
 
 
-def _read_request(request: Object, where: str) -> Iterator[DeviceRequest]:
+def _read_request(request: Object, where: str, read_amounts: _ReadAmounts) -> Iterator[DeviceRequest]:
     name = request["name"]
     if request.get("firstAvailable"):
         for alternative in request["firstAvailable"]:
-            yield _read_exact(f"{name}/{alternative['name']}", alternative, where)
+            yield _read_exact(f"{name}/{alternative['name']}", alternative, where, read_amounts)
     else:
         # v1beta1 has the fields of `exactly` in the request itself.
-        yield _read_exact(name, request.get("exactly") or request, where)
+        yield _read_exact(name, request.get("exactly") or request, where, read_amounts)
 
 
-def _read_exact(name: str, exact: Object, where: str) -> DeviceRequest:
+def _read_exact(name: str, exact: Object, where: str, read_amounts: _ReadAmounts) -> DeviceRequest:
     everything = exact.get("allocationMode") == "All"
     requested = (exact.get("capacity") or {}).get("requests") or {}
     return DeviceRequest(
         name=name,
         device_class=exact["deviceClassName"],
-        capacity=amounts(requested, f"{where}: request {name}: capacity"),
+        capacity=read_amounts(requested, f"{where}: request {name}: capacity"),
         selectors=tuple(s["cel"]["expression"] for s in exact.get("selectors") or [] if s.get("cel")),
         count=0 if everything else exact.get("count", 1),
         admin_access=bool(exact.get("adminAccess")),

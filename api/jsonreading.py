@@ -14,9 +14,11 @@ from pydantic_core import from_json
 DEEPEST: Final = 100
 """Levels that are read. What Kubernetes itself nests stays far below."""
 
-# No choice of where a part ends: what is no JSON (a proxy's page with an odd quote in it) must not be tried in all ways.
+# No choice of where a part ends: what is no JSON (a proxy's page with an odd quote) must not be tried in all ways.
 _TOKEN: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
-_ESCAPED: Final = re.compile(r"\\(?:u([dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|(u[dD][89a-fA-F].{2})|.)")
+_ESCAPED: Final = re.compile(
+    r"\\(?:u([dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|(u[dD][89a-fA-F].{2})|.)"
+)
 _NO_SIGN: Final = r"\ufffd"
 """What Go reads in the place of what is no text."""
 

@@ -5,10 +5,10 @@ the models here, so that the schema that the API server checks and the one that 
 """
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from api import names
@@ -101,6 +101,11 @@ class FollowedClaim(_Model):
     digest: Annotated[str, Field(description="Of its annotation and its pods: another digest is worth another look.")]
 
 
+def _with_zone(moment: datetime) -> datetime:
+    """Return a time that others can be held against: the API server takes one without a zone."""
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
 class InventoryStatus(_Model):
     """What the agent saw last, and what the controller tells it."""
 
@@ -114,7 +119,11 @@ class InventoryStatus(_Model):
     ]
     driver_name: Annotated[str, Field(description="Driver name that the agent registered with the kubelet.")]
     agent_version: Annotated[str, Field(description="Version of the node agent.")] = ""
-    heartbeat_time: Annotated[datetime, Field(description="When the agent was last alive; renewed while it runs.")]
+    heartbeat_time: Annotated[
+        datetime,
+        AfterValidator(_with_zone),
+        Field(description="When the agent was last alive; renewed while it runs."),
+    ]
     devices: Annotated[list[DeviceFacts], Field(description="Devices in the driver's order.")] = Field(
         default_factory=list
     )

@@ -41,6 +41,8 @@ _E = TypeVar("_E", bound=enum.Enum)
 
 _SHOWN = reprlib.Repr()
 _SHOWN.maxstring = _SHOWN.maxother = 100
+MOST_PROBLEMS = 8
+"""That are told of one object: parameters have room for thousands, and all that is told is kept and sent around."""
 
 
 def _member(kind: type[_E]) -> Callable[[object], _E]:
@@ -56,6 +58,8 @@ def _member(kind: type[_E]) -> Callable[[object], _E]:
 
 
 def _memory(value: object) -> int | None:
+    if isinstance(value, str) and len(value) > _SHOWN.maxstring:
+        raise ValueError(f"found {_shown(value)}, expected {EXPECTED_AMOUNTS['memory']}")
     try:
         return None if value is None else parse_bytes(value, "memory")
     except ConfigError as error:
@@ -166,7 +170,10 @@ def validate(model: type[_M], content: object, where: str, expected: Mapping[str
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise ConfigError("\n".join(_describe(dict(one), where, expected) for one in error.errors())) from error
+        lines = [_describe(dict(one), where, expected) for one in error.errors()[:MOST_PROBLEMS]]
+        if more := error.error_count() - len(lines):
+            lines.append(f"{where}: and {more} more")
+        raise ConfigError("\n".join(lines)) from error
     except (RecursionError, ValueError) as error:  # brackets in brackets, or a number of thousands of digits
         raise ConfigError(f"{where}: found {_shown(content)}, expected fields of {', '.join(expected)}") from error
 
@@ -180,7 +187,8 @@ def _describe(problem: dict[str, Any], where: str, expected: Mapping[str, str]) 
     # Of a key with a lone surrogate, which JSON can spell but UTF-8 cannot, the place is not said.
     field = str(problem["loc"][0]) if problem["loc"] else "a key that is no text"
     if problem["type"] == "extra_forbidden":
-        return f"{where}: {field}: unknown field, expected one of {', '.join(expected)}"
+        name = field if field.isprintable() and len(field) <= _SHOWN.maxstring else _shown(field)
+        return f"{where}: {name}: unknown field, expected one of {', '.join(expected)}"
     if not problem["loc"]:
         return f"{where}: found {field}, expected one of {', '.join(expected)}"
     if problem["type"] == "missing":

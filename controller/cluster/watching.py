@@ -204,9 +204,18 @@ class Watcher(Generic[T]):
                 self._kept[key] = new
         tell = (old is not None or new is not None) and not self._stopping.is_set()
         if tell:
-            self._kind.index(key, old, new)
+            self._report(self._kind.index, key, old, new)
         if position is not None:
             # After the indexes: who finds that this has been seen must find it there. Before anybody is told.
             self._advance(position)
         if tell:
-            self._kind.on_change(key, old, new)
+            self._report(self._kind.on_change, key, old, new)
+
+    def _report(
+        self, report: Callable[[Key, T | None, T | None], None], key: Key, old: T | None, new: T | None
+    ) -> None:
+        try:
+            report(key, old, new)
+        except Exception:
+            # As with the trim. Listed anew, it would raise again, and what comes behind it would never be seen.
+            log.exception("cannot take a change over", extra={"kind": self._kind.resource.plural, "key": "/".join(key)})

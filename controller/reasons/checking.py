@@ -9,21 +9,24 @@ import re
 from api.claims import ClaimView, Object, OpaqueConfig
 from api.errors import ConfigError, PermanentError
 from api.nodeinventory import NodeInventory
-from api.vgpuconfig import parse_config
+from api.vgpuconfig import MOST_PROBLEMS, parse_config
 
 _UUID = re.compile(r"[a-z-]+-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(/\d+/\d+)?")
 """How names and UUIDs of devices look, in lower case."""
 
 
 def check_configs(configs: tuple[OpaqueConfig, ...], driver: str, where: str) -> str:
-    """Return what is wrong with the parameters for our driver, one line for each problem; empty if nothing is."""
-    problems = []
+    """Return what is wrong with the parameters for our driver, one line for each problem; empty if nothing is.
+
+    Of very many problems, those of the first parameters: who mends them learns of the others.
+    """
+    problems: list[str] = []
     for config in configs:
-        if config.driver == driver:
+        if config.driver == driver and len(problems) < MOST_PROBLEMS:
             try:
                 parse_config(config.parameters, where)
             except ConfigError as error:
-                problems.append(str(error))
+                problems += str(error).splitlines()
     return "\n".join(problems)
 
 

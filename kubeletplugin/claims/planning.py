@@ -263,7 +263,7 @@ def _given_whole(claim: ClaimView, result: AllocationResult, device: Device) -> 
     asked = claim.asked(result.request)
     if not asked.keys() & {names.CAPACITY_MEMORY, names.CAPACITY_CORES}:
         return device.memory_bytes, names.CORES_PER_DEVICE
-    memory_bytes = asked.get(names.CAPACITY_MEMORY, device.memory_bytes)
+    memory_bytes = max(asked.get(names.CAPACITY_MEMORY, device.memory_bytes), 1)
     cores = asked.get(names.CAPACITY_CORES, 0)
     if memory_bytes > device.memory_bytes or cores > names.CORES_PER_DEVICE:
         raise ClaimError(

@@ -91,6 +91,15 @@ def test_fields_of_a_newer_agent_are_passed_over() -> None:
     assert NodeInventory.from_object(inventory).status == _STATUS
 
 
+def test_a_heartbeat_without_a_zone_is_in_utc() -> None:
+    """The API server takes such a time, by a stolen token say; it must not be one that no other can be held against."""
+    inventory = to_object("node-1", _STATUS)
+    inventory["status"]["heartbeatTime"] = "2026-11-21T14:00:20"
+    status = NodeInventory.from_object(inventory).status
+    assert status is not None
+    assert status.heartbeat_time == datetime(2026, 11, 21, 14, 0, 20, tzinfo=UTC)
+
+
 def test_a_damaged_inventory_is_refused_by_name_and_field() -> None:
     inventory = to_object("node-1", _STATUS)
     inventory["status"]["devices"][0]["memoryBytes"] = "much"

@@ -84,6 +84,20 @@ def test_several_mistakes_are_all_named() -> None:
     ]
 
 
+def test_of_very_many_and_long_mistakes_a_few_are_named() -> None:
+    """There is room for thousands of them in a claim; the controller keeps what is told, for each claim."""
+    keys = {f"key{number}": 0 for number in range(1000)}
+    with pytest.raises(ConfigError) as error:
+        parse_config(_HEAD | {"memory": "9" * 9000, "evil\n" + "x" * 9000: 1} | keys, _WHERE)
+    first, second, *_, last = lines = str(error.value).splitlines()
+    assert len(lines) == 9
+    assert first.startswith(f"{_WHERE}: memory: found '99999")
+    assert first.endswith("""99999', expected a quantity of memory above 0 such as "8Gi\"""")
+    assert second.startswith(f"{_WHERE}: 'evil\\nxxx")
+    assert all(len(line) < 300 for line in lines)
+    assert last == f"{_WHERE}: and 994 more"
+
+
 @pytest.mark.parametrize("parameters", [None, "memory: 4Gi", 7, []])
 def test_parameters_that_are_no_object_are_refused(parameters: object) -> None:
     with pytest.raises(ConfigError, match="expected an object of kind VGPUConfig"):

@@ -54,6 +54,28 @@ def test_a_request_that_is_no_amount_is_a_problem_of_the_claim() -> None:
     )
 
 
+def test_an_allocation_counts_whatever_else_the_claim_asks_for() -> None:
+    """The API server takes amounts below 0, and the scheduler takes another alternative."""
+    alternatives = [
+        {"name": name, "deviceClassName": "vgpu", "capacity": {"requests": {"memory": memory}}}
+        for name, memory in (("first", "-1"), ("second", "1Gi"))
+    ]
+    given = result("gpu-0", memory="1Gi", cores="0")
+    odd = claim(requests=[{"name": "gpu", "firstAvailable": alternatives}], results=[given])
+    record = claim_trimmer(DRIVER)(odd)
+    assert record is not None
+    assert record.view is not None
+    assert record.view.allocation is not None
+    assert record.view.allocation.results[0].consumed == {"memory": 1 << 30, "cores": 0}
+
+
+def test_of_many_parameters_with_many_mistakes_a_few_are_told() -> None:
+    wrong = claim(config=HEAD | {f"key{number}": 0 for number in range(1000)})
+    wrong["spec"]["devices"]["config"] *= 32
+    assert problem(wrong).count("\n") == 8
+    assert problem(wrong).endswith("ResourceClaim demo/c: and 992 more")
+
+
 def test_a_template_is_checked_like_the_claims_that_it_makes() -> None:
     template = {
         "metadata": {"namespace": "demo", "name": "t", "uid": "u"},

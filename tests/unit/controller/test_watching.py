@@ -147,6 +147,30 @@ def test_a_change_is_in_the_indexes_before_it_counts_as_seen_and_is_told_of_afte
         assert watcher.join(60)
 
 
+def test_a_change_that_cannot_be_taken_over_holds_up_no_other(kube: FakeKube) -> None:
+    told: list[Key] = []
+
+    def tell(key: Key, _old: str | None, _new: str | None) -> None:
+        if key == ("", "n1"):
+            raise TypeError("nobody thought of that")
+        told.append(key)
+
+    kube.create(NODES, node("n1"))
+    kube.create(NODES, node("n2"))
+    watcher = Watcher(kube, Kind(NODES, _color, tell, timeout_s=1))
+    watcher.start()
+    try:
+        assert watcher.synced.wait(60)
+        kube.patch(NODES, node("n1"), node("n1", "blue"))
+        kube.create(NODES, node("n3"))
+        wait_until(lambda: told == [("", "n2"), ("", "n3")])
+        assert [verb for verb, _ in kube.requests].count("list") == 1
+    finally:
+        watcher.stop()
+        kube.set_down(True)
+        assert watcher.join(60)
+
+
 class Pauses(threading.Event):
     """Notes for how long a watcher means to wait, lets it go on at once, and ends it at the second time."""
 
