@@ -84,7 +84,18 @@ def flaws(entries: list[EntryPoint]) -> list[str]:
         for symbol in declared
         if symbol[-5:] in ("_ptsz", "_ptds") and symbol[:-5] in hooked and symbol not in hooked
     ]
+    bases = {_base(symbol) for symbol in hooked}
+    problems += [
+        f"{entry.symbol}: found passed through, expected a hook: look-ups by version find hooks of that name alone"
+        for entry in entries
+        if entry.effect == "passed" and _base(entry.symbol) in bases
+    ]
     return problems
+
+
+def _base(symbol: str) -> str:
+    """Return the name without its version and its kind of default stream, as the library tells versions apart."""
+    return re.sub(r"(_v\d+)?(_ptsz|_ptds)?$", "", symbol)
 
 
 def document(entries: list[EntryPoint]) -> str:

@@ -77,9 +77,12 @@ struct vgpu_device *vgpu__cuda_current(CUcontext *context, CUresult *result) {
 }
 
 static struct vgpu_lock starting = VGPU_UNLOCKED; /* the driver's start, with its environment */
+/* The driver loads tools while it starts (CUDA_INJECTION64_PATH), and they may start it too. */
+static __thread bool starting_here __attribute__((tls_model("initial-exec")));
 
 static void forget_parent(void) {
     vgpu__holding = 0;
+    starting_here = false;
     vgpu_lock_renew(&starting);
     vgpu__memory_forget();
     vgpu__managed_forget();
@@ -106,12 +109,16 @@ CUresult cuInit(unsigned int flags) {
     struct vgpu_process *process = vgpu_process();
     if (process == NULL)
         return CUDA_ERROR_NOT_PERMITTED;
+    if (starting_here)
+        return VGPU_REAL(cuInit)(flags);
     vgpu_lock(&starting);
     vgpu__callers_find();
     bool first = !process->started;
     char **environment = NULL;
     bool changed = first && vgpu__visible_begin(process, &environment);
+    starting_here = true;
     VGPU_CALL(result, cuInit, flags);
+    starting_here = false;
     if (changed)
         vgpu__visible_end(environment);
     process->started |= result == CUDA_SUCCESS;

@@ -4,6 +4,8 @@
  * paid.
  */
 #include "cuda/launch.h"
+#include "cuda/place.h"
+#include "cuda/sampling.h"
 
 #include <stddef.h>
 
@@ -18,6 +20,20 @@
 
 CUresult cuCtxSynchronize(void) {
     SYNCHRONIZE(cuCtxSynchronize);
+}
+
+/* Of any context: since CUDA 13. */
+CUresult cuCtxSynchronize_v2(CUcontext ctx) {
+    CUresult result;
+    struct vgpu__place place;
+    VGPU_CALL(result, cuCtxSynchronize_v2, ctx);
+    if (result != CUDA_SUCCESS || VGPU_BY_DRIVER() || vgpu__sample_pending() <= 0)
+        return result;
+    vgpu__place_enter_context(&place, ctx, false);
+    if (place.context != NULL)
+        vgpu__launch_synchronized();
+    vgpu__place_leave(&place);
+    return result;
 }
 
 CUresult cuStreamSynchronize(CUstream hStream) {

@@ -3,6 +3,7 @@
 #ifndef VGPU_GATE_GATE_H
 #define VGPU_GATE_GATE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 /* A function that the gate has, and where it jumps. */
@@ -14,5 +15,9 @@ struct vgpu_gate_slot {
 /* Points each slot at our hook, else at the driver's own function; one that the driver lacks stays as it is. */
 __attribute__((visibility("default"))) void vgpu_open_gate(const char *library, const struct vgpu_gate_slot *slots,
                                                            size_t count);
+
+/* In libvgpu: whether there is a gate of that library in this process, and whether an address lies in it. */
+bool vgpu__gate_is_open(const char *library);
+bool vgpu__gate_has(const char *library, const void *address);
 
 #endif

@@ -3,7 +3,7 @@
  * dlsym and dlvsym. The C library tells RTLD_NEXT from the return address of the call, so where we have nothing to say we must
  * leave by a jump, with the caller's return address and arguments as they came: no C compiler promises that, hence assembly.
  *
- *     hook = vgpu__choose_dlsym(handle, name); if (hook) return hook; goto *vgpu__real_dlsym;
+ *     hook = vgpu__choose_dlsym(handle, name); if (hook) return hook != VGPU_NOTHING ? hook : NULL; goto *vgpu__real_dlsym;
  */
 #if defined(__x86_64__)
     .text
@@ -31,7 +31,10 @@
     testq %rax, %rax
     jnz 1f
     jmpq *\real(%rip)
-1:  ret
+1:  cmpq $1, %rax
+    jne 2f
+    xorl %eax, %eax
+2:  ret
     .cfi_endproc
     .size \name, . - \name
     .endm
@@ -62,7 +65,8 @@
     adrp x16, \real
     ldr x16, [x16, #:lo12:\real]
     br x16
-1:  mov x0, x9
+1:  cmp x9, #1
+    csel x0, xzr, x9, eq
     ret
     .cfi_endproc
     .size \name, . - \name

@@ -135,10 +135,8 @@ void *vgpu__libc_loaded(const char *library) {
     return open_library(library, RTLD_LAZY | RTLD_NOLOAD);
 }
 
-/* Where the gate stands in the driver's place, its own library lies under a private path. Mounts are made before any
- * process starts: what is not there at first never will be. */
+/* Where the gate stands in the driver's place, its own library lies under a private path. */
 static void *open_private(const char *library) {
-    static bool absent;
     char path[128];
     size_t length = 0;
     for (const char *folder = vgpu_driver_folder; *folder != '\0'; folder++)
@@ -146,22 +144,36 @@ static void *open_private(const char *library) {
     while (*library != '\0' && length < sizeof path - 1)
         path[length++] = *library++;
     path[length] = '\0';
-    if (__atomic_load_n(&absent, __ATOMIC_RELAXED))
-        return NULL;
-    void *handle = open_library(path, RTLD_LAZY | RTLD_LOCAL);
+    return open_library(path, RTLD_LAZY | RTLD_LOCAL);
+}
+
+/* A gate with no driver behind it leads back to us. */
+static void *unless_gate(void *handle) {
+    vgpu_dlsym_function look_up = vgpu__libc_dlsym();
+    return handle != NULL && look_up != NULL && look_up(handle, "vgpu_is_gate") == NULL ? handle : NULL;
+}
+
+/* What the program has loaded is its driver, also where the agent mounted another: images bring newer ones for an older
+ * kernel module (CUDA forward compatibility). */
+static void *open_driver(const char *library) {
+    void *handle = unless_gate(vgpu__libc_loaded(library));
     if (handle == NULL)
-        __atomic_store_n(&absent, true, __ATOMIC_RELAXED);
-    return handle;
+        handle = open_private(library);
+    return handle != NULL ? handle : unless_gate(open_library(library, RTLD_LAZY | RTLD_LOCAL));
+}
+
+/* Decided once: functions of two drivers do not go together. */
+static void *driver_of(const char *library) {
+    static void *cuda, *nvml;
+    void **driver = library[3] == 'c' ? &cuda : &nvml, *known = __atomic_load_n(driver, __ATOMIC_ACQUIRE);
+    if (known != NULL)
+        return known;
+    void *found = open_driver(library);
+    return __atomic_compare_exchange_n(driver, &known, found, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE) ? found
+                                                                                                         : known;
 }
 
 void (*vgpu__libc_driver_symbol(const char *library, const char *symbol))(void) {
-    void *handle = open_private(library);
-    if (handle == NULL)
-        handle = vgpu__libc_loaded(library);
-    if (handle == NULL)
-        handle = open_library(library, RTLD_LAZY | RTLD_LOCAL);
-    vgpu_dlsym_function look_up = vgpu__libc_dlsym();
-    if (handle == NULL || look_up == NULL || look_up(handle, "vgpu_is_gate") != NULL)
-        return NULL; /* a gate with no driver behind it leads back to us */
-    return (void (*)(void))look_up(handle, symbol);
+    void *handle = driver_of(library);
+    return handle != NULL ? (void (*)(void))vgpu__libc_dlsym()(handle, symbol) : NULL;
 }

@@ -26,7 +26,8 @@ const char *vgpu__libc_own_path(void);
 /* The library if it is loaded already (by its soname, whatever path it came from), NULL if not. */
 void *vgpu__libc_loaded(const char *library);
 
-/* A symbol of a driver's library, loading that if it isn't yet; NULL if there is none. */
+/* A symbol of the driver's library (libcuda.so.1 or libnvidia-ml.so.1) that this process uses, loading that if none is
+ * yet; NULL if there is none. */
 void (*vgpu__libc_driver_symbol(const char *library, const char *symbol))(void);
 
 #endif

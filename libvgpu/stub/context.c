@@ -329,12 +329,21 @@ CUresult stub_cuCtxGetDevice(CUdevice *device) {
     return CUDA_SUCCESS;
 }
 
-CUresult stub_cuCtxSynchronize(void) {
-    CUcontext context;
-    TRY(current_context(&context));
+static CUresult synchronize(CUcontext context) {
     for (CUstream stream = context->streams; stream; stream = stream->next)
         REQUIRE(!CAPTURING(stream), CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
     queue_wait_context(context);
     pools_settle(context->device);
     return CUDA_SUCCESS;
+}
+
+CUresult stub_cuCtxSynchronize(void) {
+    CUcontext context;
+    TRY(current_context(&context));
+    return synchronize(context);
+}
+
+CUresult stub_cuCtxSynchronize_v2(CUcontext context) {
+    REQUIRE(context && !context->gone, CUDA_ERROR_INVALID_CONTEXT);
+    return synchronize(context);
 }

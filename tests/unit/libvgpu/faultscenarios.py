@@ -409,10 +409,17 @@ if take(lambda: cuda.cuMemFree_v2(p), cuda.cuMemAlloc_v2, byref(p), c_size_t(MIB
     try_launch(function, 0, stream)
     cuda.cuEventCreate(byref(event), 0)
     cuda.cuEventRecord(event, stream)
-    fn(v)(*{"cuCtxSynchronize": (), "cuEventSynchronize": (event,)}.get(v, (stream,)))
+    waits = {"cuCtxSynchronize": (), "cuCtxSynchronize_v2": (context,), "cuEventSynchronize": (event,)}
+    fn(v)(*waits.get(v, (stream,)))
     cuda.cuEventDestroy_v2(event)
 """,
-        ("cuCtxSynchronize", "cuStreamSynchronize", "cuStreamSynchronize_ptsz", "cuEventSynchronize"),
+        (
+            "cuCtxSynchronize",
+            "cuCtxSynchronize_v2",
+            "cuStreamSynchronize",
+            "cuStreamSynchronize_ptsz",
+            "cuEventSynchronize",
+        ),
         setup="""context, stream = start(), c_void_p()
 check(cuda.cuStreamCreate(byref(stream), 1))
 function = kernel("none")""",

@@ -61,13 +61,13 @@ class Gate:
     def library(self) -> Path:
         return self.folder / _BUILT_FOR
 
-    def run(self, **environment: str) -> str:
-        """Run the program in a share of 600 MiB, with nothing preloaded; return what it says."""
+    def run(self, program: str = _GRAB, **environment: str) -> str:
+        """Run a program in a share of 600 MiB, with nothing preloaded; return what it says."""
         there = self.machine.environment()
         there.pop("LD_PRELOAD", None)
         there["LD_LIBRARY_PATH"] = str(self.folder / "usual")
         done = subprocess.run(
-            [sys.executable, "-c", _GRAB], env={**there, **environment}, capture_output=True, text=True, check=False
+            [sys.executable, "-c", program], env={**there, **environment}, capture_output=True, text=True, check=False
         )
         return (done.stdout + done.stderr).strip()
 
@@ -148,3 +148,40 @@ def test_a_program_that_links_the_driver_links_the_gate(built: Path, tmp_path: P
     subprocess.run(["cc", "-o", program, source, *flags], check=True)
     text = subprocess.run(["readelf", "-d", program], capture_output=True, text=True, check=True).stdout
     assert "[libcuda.so.1]" in text
+
+
+@pytest.mark.no_sanitizer  # the gate brings the library where the sanitizer's runtime is not
+def test_the_driver_that_an_image_brings_for_an_older_kernel_module_is_the_one_and_only(gate: Gate) -> None:
+    compat = gate.folder / "compat"
+    compat.mkdir()
+    shutil.copy(gate.folder / "driver" / "libcuda.so.1", compat)
+    program = f"{_GRAB}\nprint(*sorted({{line.split()[-1] for line in open('/proc/self/maps') if 'libcuda' in line}}))"
+    path = f"{compat}:{gate.folder / 'usual'}"
+    said = gate.run(program, LD_PRELOAD=str(gate.library), LD_LIBRARY_PATH=path)
+    assert said.splitlines() == ["600 0 2 0 True", str(compat / "libcuda.so.1")]
+    assert read_card(gate.machine.card).peak_bytes <= 600 * MIB
+
+
+_HAS = """
+import ctypes
+cuda = ctypes.CDLL("libcuda.so.1")
+names = "cuEventElapsedTime_v2", "cuCtxSynchronize_v2", "cuEventElapsedTime", "cuInit"
+print(*(hasattr(cuda, name) for name in names))
+try:
+    cuda.cuCtxSynchronize_v2
+except AttributeError as error:
+    print(error)
+"""
+
+
+@pytest.mark.no_sanitizer  # the same
+def test_what_an_older_driver_lacks_is_not_found_in_the_gate(gate: Gate) -> None:
+    assert gate.run(_HAS, LD_PRELOAD=str(gate.library)) == "True True True True"
+    driver = gate.folder / "driver" / "libcuda.so.1"
+    content = driver.read_bytes()
+    for newer in (b"\0cuEventElapsedTime_v2\0", b"\0cuCtxSynchronize_v2\0"):
+        content = content.replace(newer, newer.replace(b"cu", b"xx"))
+    driver.write_bytes(content)
+    has, why = gate.run(_HAS, LD_PRELOAD=str(gate.library)).splitlines()
+    assert has == "False False True True"
+    assert why == f"{driver}: undefined symbol: cuCtxSynchronize_v2"
