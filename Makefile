@@ -28,6 +28,8 @@ help: ## List the targets
 build: $(STAMP) native ## Install the tools into .venv, and build the library, the stub driver and the program
 
 $(STAMP): requirements/dev.txt pyproject.toml hatch_build.py
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit("$(PYTHON): found Python %d.%d, expected 3.11 or later, such as: make PYTHON=python3.12 build" % v)'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON): found no venv with pip, expected one (Debian: apt-get install python3-venv)" >&2; exit 1; }
 	@echo "==> Installing the locked Python packages into $(VENV)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
@@ -36,6 +38,7 @@ $(STAMP): requirements/dev.txt pyproject.toml hatch_build.py
 
 .PHONY: native
 native:
+	@command -v $(firstword $(CC)) >/dev/null || { echo "found no C compiler $(firstword $(CC)), expected one (Debian: apt-get install build-essential)" >&2; exit 1; }
 	@$(MAKE) --no-print-directory -C libvgpu CC="$(CC)" BUILD="$(CURDIR)/$(BUILD)" all
 	@$(MAKE) --no-print-directory -C libvgpu/stub CC="$(CC)" BUILD="$(CURDIR)/$(BUILD)" all
 

@@ -3,7 +3,9 @@
 The kubernetes package reads the files and refreshes tokens; what it found is checked here, and none of it is ignored.
 """
 
+import os
 import socket
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -29,13 +31,15 @@ _KEEP_ALIVE = (
 
 
 def load(kubeconfig: str | None) -> Any:
-    """Return the kubernetes.client.Configuration of a kubeconfig; without one, of the pod, else of ~/.kube/config.
+    """Return the kubernetes.client.Configuration of a kubeconfig; without one, of the pod, else $KUBECONFIG or ~/.kube/config.
 
     Raises:
         ConfigError: there is no usable configuration, or it asks for something that we cannot do.
     """
     configuration = client.Configuration()
-    where = f"Kubernetes configuration {kubeconfig or '(in-cluster, then ~/.kube/config)'}"
+    where = f"Kubernetes configuration {kubeconfig or '(of the pod, else $KUBECONFIG or ~/.kube/config)'}"
+    if kubeconfig is not None and os.pathsep not in kubeconfig and not Path(kubeconfig).is_file():
+        raise ConfigError(f"{where}: found no such file, expected a kubeconfig")
     try:
         if kubeconfig is not None:
             config.load_kube_config(kubeconfig, client_configuration=configuration)  # type: ignore[no-untyped-call]

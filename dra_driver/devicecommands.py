@@ -1,9 +1,9 @@
-"""The commands `dra-driver device cordon|uncordon|drain`: their arguments and output. Called by the command line."""
+"""The commands `dra-driver device cordon|uncordon|drain`: their arguments and output. Part of the command line."""
 
 import argparse
-from typing import Any
 
 from api import names
+from dra_driver.parsers import Commands, add_cluster, add_command, add_group
 
 _ACTIONS = (
     ("cordon", "keep new claims away from a GPU; who holds it keeps it"),
@@ -12,21 +12,23 @@ _ACTIONS = (
 )
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add(commands: Commands) -> None:
     """Add the commands to those of the program."""
-    text = "keep new claims away from a GPU of the cluster, or empty it"
-    parser = commands.add_parser("device", help=text, description=text[0].upper() + text[1:] + ".")
-    actions: Any = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
+    actions = add_group(commands, "device", "keep new claims away from a GPU of the cluster, or empty it")
     for name, text in _ACTIONS:
-        action = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        action.set_defaults(command_function=_run, action=name)
-        action.add_argument("node")
-        action.add_argument("device", help="name or UUID, or the start of it")
-        action.add_argument("--kubeconfig", metavar="F")
+        action = add_command(actions, name, _run, text)
+        action.set_defaults(action=name)
+        action.add_argument("node", help="name of the node")
+        action.add_argument("device", help="name or UUID of the GPU, or the start of it")
+        add_cluster(action)
         if name == "drain":
-            action.add_argument("--driver-name", default=names.DRIVER_NAME, metavar="N")
+            action.add_argument("--driver-name", default=names.DRIVER_NAME, metavar="NAME", help="default: %(default)s")
             action.add_argument(
-                "--timeout-s", type=float, default=300.0, metavar="S", help="wait for the pods; default: %(default)s"
+                "--timeout-s",
+                type=float,
+                default=300.0,
+                metavar="SECONDS",
+                help="wait for the pods; default: %(default)g",
             )
 
 

@@ -9,33 +9,23 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from api import names
 from api.errors import ConfigError
-
-_ACTIONS = (
-    ("list", "list the GPUs with a fault, and the faults that were cleared since the boot"),
-    ("clear", "take the fault of a GPU for harmless: it is offered again"),
-)
+from dra_driver.parsers import Commands, add_command, add_group, add_state_dir
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add(commands: Commands) -> None:
     """Add the commands to those of the program."""
-    text = "show and clear faults of this node's GPUs"
-    parser = commands.add_parser("fault", help=text, description=text[0].upper() + text[1:] + ".")
-    actions: Any = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
-    for name, text in _ACTIONS:
-        action = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        action.set_defaults(command_function=_clear if name == "clear" else _list)
-        action.add_argument(
-            "--state-dir", type=Path, default=Path(names.STATE_DIR), metavar="D", help="default: %(default)s"
-        )
-        if name == "clear":
-            action.add_argument("device", metavar="UUID", help="of the GPU, or the start of it")
-            action.add_argument("--reason", required=True, help="why it is harmless; kept, and logged")
-        else:
-            action.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    actions = add_group(commands, "fault", "show and clear faults of this node's GPUs")
+    listing = add_command(
+        actions, "list", _list, "list the GPUs with a fault, and the faults that were cleared since the boot"
+    )
+    listing.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    clearing = add_command(actions, "clear", _clear, "take the fault of a GPU for harmless: it is offered again")
+    clearing.add_argument("device", metavar="UUID", help="of the GPU, or the start of it")
+    clearing.add_argument("--reason", required=True, help="why it is harmless; kept, and logged")
+    for action in (listing, clearing):
+        add_state_dir(action)
 
 
 def _list(options: argparse.Namespace) -> int:

@@ -20,11 +20,25 @@ from api.offerrules import OfferModeName, OfferRule
 from api.quantities import parse_bytes
 
 _ENV_PREFIX = "DRA_DRIVER_"
+FILE_ONLY = frozenset({"offers"})
+"""Fields that no flag can say."""
+_MAX_PORT = 65535
 
 
 def _listen(value: object) -> object:
-    if isinstance(value, str) and not re.fullmatch(r"([^:\[\]]*|\[[0-9A-Fa-f:.%\w]+\]):\d{1,5}", value):
-        raise ValueError('expected address:port such as ":9400", "127.0.0.1:9400" or "[::1]:9400"')
+    if isinstance(value, str):
+        found = re.fullmatch(r"([^:\[\]]*|\[[0-9A-Fa-f:.%\w]+\]):(\d{1,5})", value)
+        if not found or int(found[2]) > _MAX_PORT:
+            raise ValueError('expected address:port such as ":9400", "127.0.0.1:9400" or "[::1]:9400"')
+    return value
+
+
+def _driver_name(value: object) -> object:
+    if isinstance(value, str):
+        if len(value) > names.MAX_DRIVER_NAME:
+            raise ValueError(f"expected at most {names.MAX_DRIVER_NAME} characters")
+        if not re.fullmatch(r"[a-z]([-a-z0-9.]*[a-z0-9])?", value):
+            raise ValueError('expected a name such as "vgpu.example.com", in lower case and with a letter first')
     return value
 
 
@@ -47,7 +61,7 @@ def _bytes(value: object) -> object:
     try:
         return parse_bytes(value, "memory")
     except ConfigError as error:
-        raise ValueError(str(error).removeprefix("memory: ")) from error
+        raise ValueError(str(error)) from error
 
 
 class CommonOptions(BaseModel):
@@ -55,12 +69,14 @@ class CommonOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kubeconfig: Annotated[str | None, Field(description="kubeconfig file; default: the pod's service account")] = None
+    kubeconfig: Annotated[
+        str | None,
+        Field(description="kubeconfig file; default: the pod's service account, else $KUBECONFIG or ~/.kube/config"),
+    ] = None
     driver_name: Annotated[
         str,
-        Field(
-            max_length=names.MAX_DRIVER_NAME, pattern=r"^[a-z]([-a-z0-9.]*[a-z0-9])?$", description="DRA driver name"
-        ),
+        BeforeValidator(_driver_name),
+        Field(description="DRA driver name, the same for controller and node agents"),
     ] = names.DRIVER_NAME
     log_format: Annotated[Literal["json", "text"], Field(description="form of the log")] = "text"
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="least level")] = "info"
@@ -105,23 +121,31 @@ class NodeAgentOptions(CommonOptions):
     hold_back: Annotated[
         tuple[str, ...],
         BeforeValidator(_split),
-        Field(description="GPUs that are not offered: UUID, index, model:NAME"),
+        Field(description="GPUs that are not offered: UUID, index, or model:NAME with * and ?"),
     ] = ()
     ignored_xids: Annotated[
         tuple[int, ...], BeforeValidator(_split), Field(description="Xid errors that leave a device healthy")
     ] = ()
-    monitor_interval_s: Annotated[float, Field(ge=0.1, le=60, description="between two looks at all books")] = 1.0
+    monitor_interval_s: Annotated[float, Field(ge=0.1, le=60, description="seconds between two looks at all books")] = (
+        1.0
+    )
     driver_interval_s: Annotated[
-        float, Field(ge=1, le=600, description="between two looks at the driver's figures")
+        float, Field(ge=1, le=600, description="seconds between two looks at the driver's figures")
     ] = 5.0
     steering_interval_s: Annotated[
-        float, Field(ge=0.01, le=1, description="between two looks at the GPU time of devices in use")
+        float, Field(ge=0.01, le=1, description="seconds between two looks at the GPU time of devices in use")
     ] = 0.05
     annotation_interval_s: Annotated[
-        float, Field(ge=1, le=3600, description="in which each claim is asked for changes that nobody tells of")
+        float, Field(ge=1, le=3600, description="seconds in which each claim is asked for changes that nobody tells of")
     ] = 60.0
     context_bytes: Annotated[
-        int, Field(ge=0, le=1 << 30, description="what a context takes where NVML is silent in containers; 0: learned")
+        int,
+        BeforeValidator(_bytes),
+        Field(
+            ge=0,
+            le=1 << 30,
+            description='what a context takes where NVML is silent in containers, such as "300Mi"; 0: learned',
+        ),
     ] = 0
     overuse_slack_memory: Annotated[
         int, BeforeValidator(_bytes), Field(ge=0, description="what the driver may count above a share's limit")
@@ -173,8 +197,10 @@ def load_settings(
 def _read_file(file: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"file {file}: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"file {file}: found {error.strerror}, expected a YAML file of settings") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"file {file}: {_in_a_line(error)}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -187,16 +213,40 @@ def _read_environment(kind: type[CommonOptions], environment: Mapping[str, str])
     return {field: environment[variable] for variable, field in variables.items() if variable in environment}
 
 
+def _in_a_line(error: Exception) -> str:
+    """Return what is wrong with a YAML file, and where, if that is known."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    mark = error.problem_mark
+    said = " ".join(part for part in (error.context, error.problem) if part)
+    return f"line {mark.line + 1}, column {mark.column + 1}: {said}"
+
+
 def _describe(problem: dict[str, Any], origins: Mapping[str, str], kind: type[CommonOptions]) -> str:
     field = str(problem["loc"][0])
     inside = ".".join(str(part) for part in problem["loc"])
-    if inside != field:
-        where = f"setting {inside} ({origins.get(field, 'default')})"
-        unknown = problem["type"] == "extra_forbidden"
-        return f"{where}: unknown" if unknown else f"{where}: found {problem['input']!r}: {problem['msg']}"
+    origin = origins.get(field, "default")
     if problem["type"] == "missing":
+        if inside != field:
+            return f"setting {inside} ({origin}): missing"
         return f"setting {field}: missing, give --{field.replace('_', '-')} or {_ENV_PREFIX}{field.upper()}"
-    where = f"setting {field} ({origins.get(field, 'default')})"
     if problem["type"] == "extra_forbidden":
-        return f"{where}: unknown, expected one of {', '.join(sorted(kind.model_fields))}"
-    return f"{where}: found {problem['input']!r}: {problem['msg']}"
+        known = f", expected one of {', '.join(sorted(kind.model_fields))}" if inside == field else ""
+        return f"setting {inside} ({origin}): unknown{known}"
+    return f"setting {inside} ({origin}): found {problem['input']!r}, {_expected(problem['msg'])}"
+
+
+def _expected(message: str) -> str:
+    """Return what a validator says as our own words: "expected ..."."""
+    said = message.removeprefix("Value error, ")
+    if ", expected " in said:  # with what was found, as those of api.quantities are
+        return f"expected {said.partition(', expected ')[2]}"
+    if said.startswith("expected "):
+        return said
+    said = (
+        said.removeprefix("Input should be ")
+        .replace("a valid integer", "an integer")
+        .replace("a valid ", "a ")
+        .partition(", unable to parse")[0]
+    )
+    return f"expected {said}"

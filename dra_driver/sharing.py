@@ -44,8 +44,9 @@ def find_share(state_dir: Path, name: str) -> ShareReport:
     shares = read_shares(state_dir)
     found = [s for s in shares if s.name == name] or [s for s in shares if s.name.startswith(name)]
     if len(found) != 1:
-        there = ", ".join(share.name for share in found or shares) or "none"
-        raise ConfigError(f"share: found {len(found)} with the name {name!r}, expected one of: {there}")
+        there = ", ".join(share.name for share in found or shares)
+        expected = f"expected one of: {there}" if there else f"expected one, but {state_dir} has no shares"
+        raise ConfigError(f"share: found {len(found)} with the name {name!r}, {expected}")
     return found[0]
 
 

@@ -21,6 +21,8 @@ from libvgpu.stub import StubGPU, StubSettings, create_driver_root
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "tests" / "unit" / "libvgpu"
 STUB = os.environ.get("VGPU_GPU") == "stub"
+if os.environ.get("VGPU_GPU", "") not in {"", "stub"}:
+    raise pytest.UsageError(f"GPU: found {os.environ['VGPU_GPU']!r}, expected stub, or nothing for this machine's GPU")
 STUB_UUID = "GPU-00000000-0000-4000-8000-000000000001"
 KERNELS = ROOT / "libvgpu" / "stub" / "kernels.ptx"
 PREAMBLE = f"""

@@ -49,3 +49,9 @@ def test_a_damaged_share_is_listed_with_its_problem(state: Path, capsys: pytest.
 def test_a_missing_state_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["share", "list", "--state-dir", str(tmp_path / "none")]) == 2
     assert f"found no folder {tmp_path / 'none'}" in capsys.readouterr().err
+
+
+def test_a_name_on_a_node_without_shares_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["share", "show", "claim", "--state-dir", str(tmp_path)]) == 2
+    expected = f"dra-driver: share: found 0 with the name 'claim', expected one, but {tmp_path} has no shares\n"
+    assert capsys.readouterr().err == expected

@@ -1,0 +1,43 @@
+"""The command line: what it takes, and what it says to who gets it wrong."""
+
+import pytest
+
+from dra_driver.cli import main
+from dra_driver.settings import FILE_ONLY, CommonOptions, ControllerOptions, NodeAgentOptions
+
+
+def _help(capsys: pytest.CaptureFixture[str], *command: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--help"])
+    assert ended.value.code == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"), [("controller", ControllerOptions), ("node-agent", NodeAgentOptions)], ids=str
+)
+def test_each_setting_has_a_flag_that_says_what_it_is(
+    command: str, kind: type[CommonOptions], capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = _help(capsys, command)
+    for name, field in kind.model_fields.items():
+        assert (f"--{name.replace('_', '-')} " in said) == (name not in FILE_ONLY)
+        assert (str(field.description) in said) == (name not in FILE_ONLY)
+
+
+def test_the_help_says_what_a_setting_is_that_nobody_gives(capsys: pytest.CaptureFixture[str]) -> None:
+    said = _help(capsys, "node-agent")
+    assert "default: /var/run/cdi" in said
+    assert "default: 256Mi" in said
+    assert "default: kata*,runsc*,gvisor*" in said
+    assert "default: true" in _help(capsys, "controller")
+
+
+def test_flags_reach_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["node-agent", "--node-name", "n", "--context-bytes", "2Ti", "--listen", "nowhere"]) == 2
+    assert capsys.readouterr().err == (
+        "dra-driver: setting listen (command line): found 'nowhere', "
+        'expected address:port such as ":9400", "127.0.0.1:9400" or "[::1]:9400"\n'
+        "dra-driver: setting context_bytes (command line): found '2Ti', "
+        "expected less than or equal to 1073741824\n"
+    )
