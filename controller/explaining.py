@@ -10,7 +10,7 @@ from api import kube as kube_api
 from api import names
 from api.claims import ClaimView
 from api.errors import KubeError, NotFoundError
-from api.kube import KubeClient, Selection
+from api.kube import JSON, KubeClient, Resource, Selection
 from api.quantities import format_bytes
 from controller.cluster.records import (
     ClaimRecord,
@@ -54,7 +54,7 @@ def explain_pod(kube: KubeClient, namespace: str, name: str, driver: str = names
         KubeError: the API server refused or did not answer.
     """
     cluster = _Cluster(kube, driver)
-    pod = trim_pod(kube.get(kube_api.PODS, name, namespace))
+    pod = trim_pod(_listed(kube, kube_api.PODS, ("Pod", namespace, name)))
     if pod is None:
         return f"Pod {namespace}/{name}: it has no ResourceClaims, or they have not been made yet"
     claims = []
@@ -109,7 +109,7 @@ class _Cluster:
 
     def claim(self, namespace: str, name: str) -> ClaimRecord | str:
         """Return a claim, or a sentence about why there is nothing to explain."""
-        record = self._trim(self._kube.get(self._claims, name, namespace))
+        record = self._trim(_listed(self._kube, self._claims, ("ResourceClaim", namespace, name)))
         where = f"ResourceClaim {namespace}/{name}"
         if record is None:
             return f"{where}: allocated, by another driver than {self.driver}"
@@ -121,6 +121,15 @@ class _Cluster:
         ):
             return f"{where}: none of its DeviceClasses selects devices of {self.driver}"
         return record
+
+
+def _listed(kube: KubeClient, resource: Resource, wanted: tuple[str, str, str]) -> JSON:
+    """Return an object by kind, namespace and name. Listed: in the controller's pod, its account may not do more."""
+    kind, namespace, name = wanted
+    found: Sequence[JSON] = kube.list(resource, Selection(namespace, fields=f"metadata.name={name}"))["items"]
+    if not found:
+        raise NotFoundError(f"{kind} {namespace}/{name}: found none, expected one")
+    return found[0]
 
 
 def _note_withheld(index: DeviceIndex, node: str, inventory: InventoryRecord) -> None:

@@ -96,7 +96,8 @@ def _first_reason(request: DeviceRequest, device: OfferedDevice, usage: Usage) -
     if not of_class(request.device_class, device.vendor):
         return names.REASON_NOT_SELECTED, f"vendor {device.vendor}, asked DeviceClass {request.device_class}"
     if missing:
-        return names.REASON_NOT_SELECTED, f"has no capacity {', '.join(missing)}"
+        there = ", ".join(sorted(device.capacity))
+        return names.REASON_NOT_SELECTED, f"has no capacity {', '.join(missing)}, but {there or 'none'}"
     for name, least in sorted(read_selectors(request.selectors).least.items()):
         whole = device.capacity.get(name, 0)
         if whole < least:

@@ -16,6 +16,7 @@ from controller.reasons.checking import check_configs, check_template
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 CHART = DEPLOY / "helm" / "dra-driver-vgpu"
+_QUANTITY = json.loads((CHART / "values.schema.json").read_text())["$defs"]["quantity"]["pattern"]
 EXAMPLES = sorted((DEPLOY / "examples").glob("*.yaml"))
 
 
@@ -41,6 +42,8 @@ def test_the_default_values_fit_their_schema() -> None:
         ({"drivername": "x"}, "Additional properties are not allowed ('drivername' was unexpected)"),
         ({"nodeAgent": {"driverRoot": "opt/driver"}}, "'opt/driver' does not match '^/'"),
         ({"controller": {"replicas": -1}}, "-1 is less than the minimum of 0"),
+        ({"nodeAgent": {"overuseSlack": {"memory": "much"}}}, f"'much' does not match {_QUANTITY!r}"),
+        ({"offers": [{"slots": [{"memory": "10GB"}]}]}, f"'10GB' does not match {_QUANTITY!r}"),
         ({"driverName": "x" * 64}, f"'{'x' * 64}' is too long"),
     ],
 )

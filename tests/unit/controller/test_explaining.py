@@ -94,8 +94,18 @@ def test_claims_of_other_drivers_are_not_explained(kube: FakeKube) -> None:
 
 
 def test_a_claim_that_does_not_exist_is_an_error(kube: FakeKube) -> None:
-    with pytest.raises(NotFoundError):
+    with pytest.raises(NotFoundError) as error:
         explain_claim(kube, "demo", "nothing")
+    assert str(error.value) == "ResourceClaim demo/nothing: found none, expected one"
+
+
+def test_the_account_of_the_controller_may_ask_all_that_an_explanation_needs(kube: FakeKube) -> None:
+    # Who has no kubeconfig runs the program in the controller's pod, which may list and watch.
+    kube.create(CLAIMS, claim("waits", memory="8Gi"))
+    kube.create(kube_api.PODS, pod("p", "waits"))
+    kube.requests.clear()
+    assert "CardInsufficientMemory" in explain_pod(kube, "demo", "p")
+    assert {verb for verb, path in kube.requests if not path.startswith("/apis/resource.k8s.io")} == {"list"}
 
 
 def test_devices_on_counters_that_others_have_drawn_on_say_what_is_left() -> None:

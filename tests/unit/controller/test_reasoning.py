@@ -87,7 +87,9 @@ def test_a_device_of_another_vendor_is_not_of_the_class() -> None:
 
 def test_a_capacity_that_no_device_has_is_named() -> None:
     asked = view(requests=[request("gpu", bandwidth="1")])
-    assert findings(asked, [gpu()]) == ["n1/gpu-0: CardNotSelected (has no capacity bandwidth)"]
+    assert findings(asked, [gpu()]) == [
+        "n1/gpu-0: CardNotSelected (has no capacity bandwidth, but cores, memory, shares)"
+    ]
 
 
 def test_a_device_that_is_not_shared_is_in_use_with_its_first_claim() -> None:
