@@ -31,7 +31,7 @@ _KEEP_ALIVE = (
 
 
 def load(kubeconfig: str | None) -> Any:
-    """Return the kubernetes.client.Configuration of a kubeconfig; without one, of the pod, else $KUBECONFIG or ~/.kube/config.
+    """Return the client.Configuration of a kubeconfig; without one, of the pod, else of the user ($KUBECONFIG).
 
     Raises:
         ConfigError: there is no usable configuration, or it asks for something that we cannot do.
