@@ -11,6 +11,8 @@
 
 #include <stddef.h>
 
+static unsigned int endings; /* of contexts, and forks: what a thread has seen before may be another one now */
+
 /* ---- Created contexts ---- */
 
 static void remember(CUcontext context, struct vgpu_device *device) {
@@ -21,6 +23,7 @@ static void remember(CUcontext context, struct vgpu_device *device) {
 /* What was allocated in it is freed, and what it took itself. */
 static void context_gone(CUcontext context) {
     struct vgpu_charge known;
+    __atomic_fetch_add(&endings, 1, __ATOMIC_RELEASE);
     vgpu__memory_context_gone(context);
     if (vgpu_ptrmap_take((uintptr_t)context, VGPU_KIND_CONTEXT, &known))
         vgpu__footprint_context_gone(known.device);
@@ -164,6 +167,7 @@ static bool primary_ended(CUdevice dev, CUcontext context) {
 static struct vgpu_lock primaries = VGPU_UNLOCKED;
 
 void vgpu__contexts_forget(void) {
+    endings++;
     vgpu_lock_renew(&primaries);
 }
 
@@ -218,6 +222,30 @@ CUresult cuDevicePrimaryCtxReset(CUdevice dev) {
 
 CUresult cuDevicePrimaryCtxReset_v2(CUdevice dev) {
     PRIMARY_ENDS(true, cuDevicePrimaryCtxReset_v2, dev);
+}
+
+/* ---- Primary contexts that nobody asked us for: the CUDA runtime has its own way to them, by the driver's tables ----
+ */
+
+void vgpu__contexts_see(CUcontext context, struct vgpu_device *device, CUdevice ordinal) {
+    static __thread struct {
+        CUcontext context;
+        unsigned int endings;
+    } seen __attribute__((tls_model("initial-exec")));
+    unsigned int now = __atomic_load_n(&endings, __ATOMIC_ACQUIRE);
+    struct vgpu_charge known;
+    CUcontext primary;
+    if (__builtin_expect(seen.context == context && seen.endings == now, 1) || vgpu__holding > 0 || vgpu__inside > 0)
+        return;
+    seen.context = context;
+    seen.endings = now;
+    vgpu__enter(&primaries);
+    if (!vgpu_ptrmap_look((uintptr_t)context, VGPU_KIND_CONTEXT, &known) &&
+        find_primary(ordinal, &primary) == CUDA_SUCCESS && primary == context) {
+        vgpu__footprint_found(device);
+        remember(context, device);
+    }
+    vgpu__leave(&primaries);
 }
 
 /* ---- Green contexts: a part of a device's multiprocessors, on top of its primary context, which they keep alive ----

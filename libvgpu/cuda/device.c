@@ -73,7 +73,10 @@ struct vgpu_device *vgpu__cuda_current(CUcontext *context, CUresult *result) {
     VGPU_CALL(*result, cuCtxGetCurrent, context);
     if (*result == CUDA_SUCCESS)
         VGPU_CALL(*result, cuCtxGetDevice, &ordinal);
-    return *result == CUDA_SUCCESS ? vgpu__cuda_device(ordinal, result) : NULL;
+    struct vgpu_device *device = *result == CUDA_SUCCESS ? vgpu__cuda_device(ordinal, result) : NULL;
+    if (device != NULL)
+        vgpu__contexts_see(*context, device, ordinal);
+    return device;
 }
 
 static struct vgpu_lock starting = VGPU_UNLOCKED; /* the driver's start, with its environment */
@@ -115,6 +118,8 @@ CUresult cuInit(unsigned int flags) {
     vgpu__callers_find();
     bool first = !process->started;
     char **environment = NULL;
+    if (first)
+        vgpu__footprint_first_look();
     bool changed = first && vgpu__visible_begin(process, &environment);
     starting_here = true;
     VGPU_CALL(result, cuInit, flags);

@@ -212,6 +212,13 @@ void vgpu__footprint_end(struct vgpu_device *device) {
     growing_here--;
 }
 
+void vgpu__footprint_first_look(void) {
+    vgpu__enter(&lock);
+    for (uint32_t i = 0; i < vgpu__process->device_count; i++)
+        watch(own_footprint_of(&vgpu__process->devices[i]));
+    vgpu__leave(&lock);
+}
+
 CUresult vgpu__footprint_coming(struct vgpu_device *device) {
     vgpu__enter(&lock);
     struct footprint *footprint = own_footprint_of(device);
@@ -237,6 +244,14 @@ CUresult vgpu__footprint_came(struct vgpu_device *device, bool made) {
         __atomic_store_n(&device->shares[0]->books->context_bytes, footprint->charged_bytes, __ATOMIC_RELAXED);
     vgpu__leave(&lock);
     return good ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+void vgpu__footprint_found(struct vgpu_device *device) {
+    vgpu__enter(&lock);
+    struct footprint *footprint = own_footprint_of(device);
+    footprint->contexts++;
+    settle(footprint, true);
+    vgpu__leave(&lock);
 }
 
 void vgpu__footprint_context_gone(struct vgpu_device *device) {

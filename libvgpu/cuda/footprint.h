@@ -27,6 +27,12 @@ CUresult vgpu__footprint_coming(struct vgpu_device *device);
  * took: unmake it. */
 CUresult vgpu__footprint_came(struct vgpu_device *device, bool made);
 
+/* Before the driver is started: whether NVML names this process is told by its being listed then or not. */
+void vgpu__footprint_first_look(void);
+
+/* A context is there that was made in a way that we do not see: it is charged, whatever room there is. */
+void vgpu__footprint_found(struct vgpu_device *device);
+
 /* A context has ended. */
 void vgpu__footprint_context_gone(struct vgpu_device *device);
 

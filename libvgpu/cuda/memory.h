@@ -48,6 +48,9 @@ int vgpu__reserve(struct vgpu_device *device, uint64_t bytes);
 /* The driver has freed everything of a context. */
 void vgpu__memory_context_gone(CUcontext context);
 
+/* A thread uses this context, which may be one whose making nobody saw. */
+void vgpu__contexts_see(CUcontext context, struct vgpu_device *device, CUdevice ordinal);
+
 /* In a fork's child. */
 void vgpu__memory_forget(void);
 void vgpu__contexts_forget(void);

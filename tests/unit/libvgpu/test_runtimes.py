@@ -3,8 +3,11 @@
 import re
 from typing import TYPE_CHECKING
 
+import pytest
+
 from libvgpu.entrypoints import entry_points
 from libvgpu.shares import read_books
+from libvgpu.stub import change_settings
 from tests.unit.libvgpu.conftest import ROOT
 
 if TYPE_CHECKING:
@@ -73,3 +76,33 @@ def test_a_tool_that_the_driver_loads_while_it_starts_may_start_it_too(machine: 
         start()
         assert grab() == 1
     """)
+
+
+RUNTIME = "6bd5fb6c5bf4e74a8987d93912fd9df9"
+"""The private table by which the CUDA runtime gets at primary contexts, without cuDevicePrimaryCtxRetain."""
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_context_that_the_runtime_makes_in_its_own_way_is_charged(
+    machine: "Machine", monkeypatch: pytest.MonkeyPatch, *, named: bool
+) -> None:
+    change_settings(machine.card, context_bytes=30 * MIB, module_bytes=10 * MIB)
+    if not named:
+        monkeypatch.setenv("VGPU_STUB_NVML_NAMELESS", "1")
+    share = machine.share(100 * MIB, context_bytes=30 * MIB)
+    machine.run(f"""
+        table, context = ctypes.POINTER(c_void_p)(), c_void_p()
+        check(cuda.cuInit(0))
+        check(cuda.cuGetExportTable(byref(table), bytes.fromhex("{RUNTIME}")))
+        check(ctypes.CFUNCTYPE(c_int, c_void_p, c_int)(table[2])(ctypes.addressof(context), 0))
+        check(cuda.cuCtxSetCurrent(context))
+        assert info()[0] == {70 * MIB}, info()
+        pointer = alloc({50 * MIB})
+        assert try_alloc({30 * MIB})[0] == OUT_OF_MEMORY
+        kernel()
+        assert info()[0] == {10 * MIB if named else 20 * MIB}, info()
+        check(cuda.cuDevicePrimaryCtxReset_v2(0))
+        start()
+        assert info()[0] == {70 * MIB}, info()
+    """)
+    assert read_books(share).used_bytes == 0
