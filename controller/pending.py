@@ -5,7 +5,7 @@ parameters is `checking`; when an event is due is `eventing.due_in_s`. All three
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -28,6 +28,9 @@ from controller.telling import kept_for
 _MAX_PODS = 10
 """Pods that get an event of their own for one claim; a claim that 1,000 pods share is no reason for 1,000 events."""
 _MAX_LOOK_S = 60.0
+_MOST_REQUESTS = 64
+"""Of a pod that a look at one of its claims goes through: of each there is a reason for each device of the cluster, and
+a pod may have thousands of requests."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ class PendingKeeper:
         records = (self._cache.claim(key) for key in pod.claims)
         views = [record.view for record in records if record is not None and record.view is not None]
         views = [other for other in views if other.allocation is not None or self._cache.is_ours(other)]
-        found = self._looks.look(topic, views)
+        found = self._looks.look(topic, _with_some_others(view, views))
         if isinstance(found, float):
             return found
         mine = [entry for entry in found if entry.claim == f"{view.namespace}/{view.name}" and entry.is_ours]
@@ -178,3 +181,15 @@ class PendingKeeper:
     def _note_waiting(self, key: Key, *, waits: bool) -> None:
         (self._waiting.add if waits else self._waiting.discard)(key)
         self._metrics.pending_claims.set(len(self._waiting))
+
+
+def _with_some_others(view: ClaimView, views: Sequence[ClaimView]) -> list[ClaimView]:
+    """Return a claim and as many of the others of its pod as a look can go through."""
+    left, kept = _MOST_REQUESTS - len(view.requests), []
+    for other in views:
+        if other.uid == view.uid:
+            kept.append(other)
+        elif other.allocation is not None or len(other.requests) <= left:
+            kept.append(other)
+            left -= len(other.requests)
+    return kept

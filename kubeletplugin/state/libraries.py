@@ -1,7 +1,8 @@
 """Installs the interception library on the node, under a name that says what is in it.
 
 Called by the agent at start. Running containers have the file mapped: it is never overwritten, a new build just has
-another name. The name in the container is the same, so that what a process has mapped can be told from outside.
+another name. The name in the container is the same, so that what a process has mapped can be told from outside. The
+agent keeps all builds open, so that no container can hold up the others by a lease on a file.
 """
 
 import contextlib
@@ -53,11 +54,12 @@ class InstalledLibrary:
             yield gate, gate.name.removeprefix(f"{self.path.name}.")
 
     def keep(self) -> None:
-        """Let nobody remove this build as long as this process lives, or uses the object."""
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, descriptor)
-        with contextlib.suppress(BlockingIOError):  # a tenant has locked the file, which keeps it as well
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        """Let nobody remove this build, nor hold up others by a lease on any, while this process uses the object."""
+        for path, descriptor in _opened(self.path.parent).items():
+            weakref.finalize(self, os.close, descriptor)
+            if path == self.path:
+                with contextlib.suppress(BlockingIOError):  # a tenant has locked the file, which keeps it as well
+                    fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
     @property
     def container_path(self) -> Path:
@@ -86,18 +88,37 @@ def install_library(source: Path, folder: Path) -> InstalledLibrary:
             folder / name, folder / f"{name}.preload", tuple(folder / f"{name}.{gate}" for gate in gates)
         )
         hook = folder / f"{name}.merge"
-        with locked(folder):  # a second instance of the agent installs the same files
+        with locked(folder), contextlib.ExitStack() as held:  # a second instance of the agent installs the same files
+            for descriptor in _opened(folder).values():
+                held.callback(os.close, descriptor)
             _install(installed.path, content, 0o755)
-            installed.keep()
             _install(installed.preload_path, f"{installed.container_path}\n".encode(), 0o644)
             for path, gate in zip(installed.gates, gates.values(), strict=True):
                 # They need this very library: its name has the length of the one that they were built with.
                 _install(path, gate.replace(_BUILT_FOR, name.encode()), 0o755)
             if hook_content:
                 _install(hook, hook_content, 0o755)
+            if _runs(hook):
+                installed = dataclasses.replace(installed, hook=hook)
+            installed.keep()
     except OSError as error:
         raise StateError(f"library {source}: cannot be installed in {folder}: {error}") from error
-    return dataclasses.replace(installed, hook=hook) if _runs(hook) else installed
+    return installed
+
+
+def _opened(folder: Path) -> dict[Path, int]:
+    """Open all files of a folder for reading, whatever leases tenants hold on them (fcntl(2), F_SETLEASE).
+
+    All containers have the same files, and they belong to root, as a tenant may be: with a lease on what names the
+    library it would hold up each program that starts in another container, for 45 s at a time. The kernel grants no
+    lease that keeps readers out on a file that somebody else has open. Leases of tenants end all at once, by the first
+    try to open their files; the second one waits for that.
+    """
+    paths = [path for path in folder.iterdir() if path.is_file()]
+    for path in paths:
+        with contextlib.suppress(BlockingIOError):
+            os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    return {path: os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths}
 
 
 def _runs(hook: Path) -> bool:

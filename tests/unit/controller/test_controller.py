@@ -1,5 +1,6 @@
 """The controller as a whole on an API server in memory: inventories become slices, pending claims get their reasons."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -14,9 +15,10 @@ from api.errors import KubeError
 from api.kube import JSON, Resource
 from api.kubefake import FakeKube
 from api.offerrules import OfferRule
-from controller import choosing, telling
+from controller import choosing, pending, telling
 from controller.controller import Controller
 from controller.offers import migrating, probing
+from controller.reasons.reasoning import RequestExplanation, explain
 from tests.unit.controller.builders import (
     CLAIMS,
     CLASSES,
@@ -491,6 +493,30 @@ def test_a_claim_that_no_device_can_serve_gets_its_reasons_on_claim_and_pod(
     assert about_claim["regarding"]["kind"] == "ResourceClaim"
     assert about_claim["related"]["name"] == "p"
     assert about_pod["regarding"]["kind"] == "Pod"
+
+
+def test_a_pod_with_very_many_requests_is_explained_by_parts(
+    kube: FakeKube, monkeypatch: pytest.MonkeyPatch, controller: Controller
+) -> None:
+    """A look at all of it would make a reason for each request and device: gigabytes, on a large cluster."""
+    sizes: list[int] = []
+
+    def counted(claims: Sequence[ClaimView], *cluster: Any) -> list[RequestExplanation]:
+        sizes.append(sum(len(each.requests) for each in claims))
+        return explain(claims, *cluster)
+
+    monkeypatch.setattr(pending, "explain", counted)
+    add_node(kube)
+    state_inventory(kube, "n1", status(facts(0)))
+    wait_until(lambda: SLICE_N1 in slices(kube))
+    waiting = [f"waits{number}" for number in range(4)]
+    for name in waiting:
+        requests = [request(f"r{number}", memory="80Gi") for number in range(32)]
+        kube.create(CLAIMS, claim(name, requests=requests))
+    kube.create(kube_api.PODS, pod("p", *waiting))
+    wait_until(lambda: all(events(kube, name) for name in waiting))
+    assert set(sizes) == {64}
+    assert "0 of 1 device can serve it" in events(kube, waiting[-1])[0]["note"]
 
 
 def test_a_pending_claim_is_counted_until_it_is_allocated(kube: FakeKube) -> None:
