@@ -91,8 +91,6 @@ class GPU:
     taints: tuple[Taint, ...] = ()
     exclusive: bool = False
     """Each share takes a core at least, so that whoever has all cores is alone."""
-    rank: int = 0
-    """Its place in the scheduler's order."""
     held: tuple[Holding, ...] = ()
     taken: Amount = field(default_factory=Amount)
     """What must not be offered, since it can be held by devices that are not published any more."""

@@ -14,9 +14,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* Since Linux 3.15; older C libraries do not name them. */
-#ifndef F_OFD_GETLK
-#define F_OFD_GETLK 36
+/* Since Linux 3.15; older C libraries do not name it. */
+#ifndef F_OFD_SETLK
 #define F_OFD_SETLK 37
 #endif
 
@@ -25,12 +24,6 @@ enum { RECOUNT_PATIENCE_NS = 200 * 1000 * 1000 };
 static int lock_byte(int descriptor, short type, uint64_t offset) {
     struct flock lock = {.l_type = type, .l_whence = SEEK_SET, .l_start = (off_t)offset, .l_len = 1};
     return fcntl(descriptor, F_OFD_SETLK, &lock);
-}
-
-bool vgpu_slot_alive(int descriptor, uint32_t index) {
-    struct flock lock = {
-        .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = VGPU_SLOT_LOCKS + (off_t)index, .l_len = 1};
-    return fcntl(descriptor, F_OFD_GETLK, &lock) != 0 || lock.l_type != F_UNLCK;
 }
 
 static uint32_t slots_high(const struct vgpu_books *books) {

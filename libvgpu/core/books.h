@@ -27,7 +27,4 @@ void vgpu_books_relieve(const char *path, struct vgpu_books *books);
 bool vgpu_books_reap_locked(int descriptor, struct vgpu_books *books);
 int vgpu_books_recount(int descriptor, struct vgpu_books *books);
 
-/* True while a living process owns the slot. */
-bool vgpu_slot_alive(int descriptor, uint32_t index);
-
 #endif
