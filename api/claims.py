@@ -41,13 +41,25 @@ class DeviceRequest:
     name: str
     device_class: str
     capacity: Mapping[str, int]
-    """Requested amounts by unprefixed capacity name: bytes of memory, percent of cores."""
+    """Requested amounts by capacity name as it is written: bytes of memory, percent of cores."""
     selectors: tuple[str, ...]
     """CEL expressions; a device must pass them all."""
     count: int
     """Devices wanted; 0 stands for all that match (allocationMode All)."""
     admin_access: bool
     tolerations: tuple[Toleration, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What the devices of a claim must have in common, or must not."""
+
+    requests: tuple[str, ...]
+    """Those whose devices are compared; empty: all."""
+    attribute: str
+    """With its domain."""
+    distinct: bool
+    """Every device has another value (distinctAttribute), and not all the same one (matchAttribute)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +127,7 @@ class ClaimView:
     deleting: bool
     limits_annotation: str | None = None
     """What is to be changed of its shares while they live; see api.adjustments."""
+    constraints: tuple[Constraint, ...] = ()
 
     def __str__(self) -> str:
         return f"ResourceClaim {self.namespace}/{self.name}"
@@ -135,9 +148,14 @@ class ClaimView:
         content = json.dumps([self.limits_annotation, pods])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
-    def asked(self, request: str) -> Mapping[str, int]:
-        """Return the amounts that a request asks for; those that it leaves to the device are not in it."""
-        return next((found.capacity for found in self.requests if found.name == request), {})
+    def asked(self, result: AllocationResult) -> Mapping[str, int]:
+        """Return the amounts that the request of a result asks for, by unprefixed name.
+
+        Those that it leaves to the device are not in it, nor those of another driver's capacities.
+        """
+        capacity = next((found.capacity for found in self.requests if found.name == result.request), {})
+        bare = {name.removeprefix(f"{result.driver}/"): amount for name, amount in capacity.items()}
+        return {name: amount for name, amount in bare.items() if "/" not in name}
 
     @classmethod
     def from_object(cls, claim: Object) -> "ClaimView":
@@ -193,15 +211,12 @@ def _merged(configs: Iterable[OpaqueConfig], request: str, driver: str, found: V
 
 
 def amounts(quantities: Mapping[str, object], where: str) -> dict[str, int]:
-    """Return amounts by unprefixed capacity name; both forms occur, see kubernetes/kubernetes KEP-5075.
+    """Return amounts by capacity name as it is written.
 
     Fractions are rounded up, as the scheduler does to a device's steps: a claim that asks for `500m` cores is given one
     percent. Other drivers' devices may have capacities of the same names, in whatever fractions.
     """
-    return {
-        full_name.rpartition("/")[2]: parse_count_up(value, f"{where}: {full_name}")
-        for full_name, value in quantities.items()
-    }
+    return {name: parse_count_up(value, f"{where}: {name}") for name, value in quantities.items()}
 
 
 def _amounts_of_allocated(quantities: Mapping[str, object], where: str) -> dict[str, int]:
@@ -240,6 +255,7 @@ def _read_claim(claim: Object, where: str) -> ClaimView:
         pod_uid=next((o["uid"] for o in owners if o.get("kind") == "Pod" and o.get("controller")), None),
         deleting="deletionTimestamp" in metadata,
         limits_annotation=(metadata.get("annotations") or {}).get(names.ANNOTATION_LIMITS),
+        constraints=tuple(_read_constraints(devices.get("constraints") or [])),
     )
 
 
@@ -267,6 +283,13 @@ def _read_exact(name: str, exact: Object, where: str, read_amounts: _ReadAmounts
     )
 
 
+def _read_constraints(constraints: list[Object]) -> Iterator[Constraint]:
+    for entry in constraints:
+        attribute = entry.get("matchAttribute") or entry.get("distinctAttribute")
+        if attribute:
+            yield Constraint(tuple(entry.get("requests") or ()), attribute, not entry.get("matchAttribute"))
+
+
 def _read_toleration(entry: Object) -> Toleration:
     fields = (intern(entry.get(name) or "") for name in ("key", "operator", "value", "effect"))
     return Toleration(*fields)
@@ -283,13 +306,19 @@ def _read_allocation(allocation: Object, where: str) -> Allocation:
                 pool=intern(result["pool"]),
                 device=intern(result["device"]),
                 share_id=result.get("shareID"),
-                consumed=amounts(result.get("consumedCapacity") or {}, f"{where}: consumedCapacity"),
+                consumed=_consumed(result, where),
                 admin_access=bool(result.get("adminAccess")),
             )
             for index, result in enumerate(devices.get("results") or [])
         ),
         configs=tuple(_read_configs(devices.get("config") or [])),
     )
+
+
+def _consumed(result: Object, where: str) -> dict[str, int]:
+    found = amounts(result.get("consumedCapacity") or {}, f"{where}: consumedCapacity")
+    # Both forms occur, see kubernetes/kubernetes KEP-5075.
+    return {intern(name.rpartition("/")[2]): amount for name, amount in found.items()}
 
 
 def _read_configs(configs: list[Object]) -> Iterator[OpaqueConfig]:

@@ -26,7 +26,7 @@ from controller.offers.counting import Ledger
 from controller.offers.policies import NodeDevices, Policy
 from controller.offers.probing import PROBE_NODE
 from controller.reasons.describing import describe
-from controller.reasons.reasoning import RequestExplanation, explain
+from controller.reasons.reasoning import RequestExplanation, explain, of_classes
 from controller.reasons.snapshots import DeviceIndex
 from controller.reasons.tainting import tainted
 from controller.reasons.taintrules import TaintRule, rule_trimmer
@@ -148,7 +148,7 @@ def _report(found: Iterable[ClaimRecord | str], cluster: _Cluster) -> str:
         lines += record.problem.splitlines()
         if record.view is not None:
             lines += _held(record.view)
-            views.append(record.view)
+            views.append(of_classes(record.view, cluster.classes.__contains__))
     for explanation in explain(views, cluster.devices, cluster.usage):
         lines += _reasons(explanation)
     if cluster.remark and any(view.allocation is None for view in views):

@@ -22,7 +22,7 @@ from controller.looking import Looks
 from controller.metrics import Metrics
 from controller.offers.deciding import HEARTBEAT_LIMIT_S
 from controller.reasons.describing import describe
-from controller.reasons.reasoning import explain
+from controller.reasons.reasoning import explain, of_classes
 from controller.telling import kept_for
 
 _MAX_PODS = 10
@@ -145,11 +145,11 @@ class PendingKeeper:
 
     def _note(self, topic: Topic, view: ClaimView, pod: PodRecord) -> str | float:
         """Return why a claim waits, nothing if it does not wait for our devices, or after how long to look again."""
-        if not self._cache.is_ours(view):
+        if not any(self._cache.is_of_us(request.device_class) for request in view.requests):
             return ""
         records = (self._cache.claim(key) for key in pod.claims)
         views = [record.view for record in records if record is not None and record.view is not None]
-        views = [other for other in views if other.allocation is not None or self._cache.is_ours(other)]
+        views = [of_classes(other, self._cache.is_of_us) for other in views]
         found = self._looks.look(topic, _with_some_others(view, views))
         if isinstance(found, float):
             return found

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from api.claims import ClaimView, Object
+from api.claims import Object
 from api.kube import KubeClient
 from api.nodeinventory import FollowedClaim, InventorySpec, InventoryStatus
 from controller.cluster.followedclaims import FollowedClaims
@@ -165,9 +165,9 @@ class ClusterCache:
         pods = (self._kinds.pods.get(key) for key in keys)
         return [pod for pod in pods if pod is not None]
 
-    def is_ours(self, view: ClaimView) -> bool:
-        """Say whether a claim asks for devices that could be ours."""
-        return any(self._kinds.classes.get(("", request.device_class)) for request in view.requests)
+    def is_of_us(self, device_class: str) -> bool:
+        """Say whether a DeviceClass may select our devices."""
+        return self._kinds.classes.get(("", device_class)) is not None
 
     def devices(self) -> list[OfferedDevice]:
         """Return the devices of all nodes, with the taints of DeviceTaintRules."""

@@ -100,7 +100,9 @@ def claim_trimmer(driver: str) -> Callable[[Object], ClaimRecord | None]:
             held = replace(view.allocation, results=results, configs=())
             if not results:
                 return None
-            bare = replace(view, requests=(), configs=(), allocation=held, reserved_for=(), limits_annotation=None)
+            bare = replace(
+                view, requests=(), configs=(), allocation=held, reserved_for=(), limits_annotation=None, constraints=()
+            )
             return ClaimRecord(subject, bare, "", view.digest())
         problem = check_configs(view.configs, driver, str(view))
         return ClaimRecord(subject, replace(view, configs=(), reserved_for=(), limits_annotation=None), problem)

@@ -1,6 +1,6 @@
 """What is taken of each device, from the allocations in the claims: the scheduler's own accounting, read back.
 
-Used by `reasoning`. Kept up to date claim by claim, so that a change costs what changed and not a walk over all claims.
+Used by `placing`. Kept up to date claim by claim, so that a change costs what changed and not a walk over all claims.
 """
 
 from collections.abc import Iterable

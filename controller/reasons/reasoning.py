@@ -1,19 +1,25 @@
 """Why a claim cannot be met, device by device. Pure: `pending` writes it as events, `explaining` prints it.
 
-It follows the scheduler's allocator as far as capacity and taints of devices go: one node for all claims of a pod,
-first device that fits; what a device says to a request is `fitting`. Of CEL it understands least capacities
-(`selecting`) and no more, and it does not look at nodes (CPU, taints, affinity); where only these are left as reasons,
-it says so. Source: KEP-5075, k8s.io/dynamic-resource-allocation/structured.
+It follows the scheduler's allocator as far as capacity, taints and constraints of devices go: one node for all claims
+of a pod (`placing`); what a device says to a request is `fitting`. Of CEL it understands least capacities (`selecting`)
+and no more, and it does not look at nodes (CPU, taints, affinity); where only these are left as reasons, it says so.
+Source: KEP-5075, k8s.io/dynamic-resource-allocation/structured.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from api import names
 from api.claims import ClaimView, DeviceRequest
-from controller.offers.counting import UNUSED, DeviceKey, Usage
-from controller.reasons.fitting import Finding, OfferedDevice, amounts, check, doubts
+from controller.offers.counting import DeviceKey, Usage
+from controller.reasons.fitting import Finding, OfferedDevice, doubts
+from controller.reasons.placing import Attempt, Tries, Wish, fits, give_first
 from controller.reasons.selecting import read_selectors
+
+_TRIES = 10_000
+"""How often devices are tried for one explanation where the first that fit do not go together."""
+_MOST_DEVICES = 64
+"""For a pod that asks for more, no other choice is looked for."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,6 @@ def explain(
     nodes: dict[str, list[OfferedDevice]] = {}
     for device in devices:
         nodes.setdefault(device.node, []).append(device)
-    for node, mine in nodes.items():
-        nodes[node] = _with_counters(mine, usage)
     bound = {
         result.pool
         for claim in claims
@@ -57,38 +61,35 @@ def explain(
         for result in claim.allocation.results
         if result.pool in nodes
     }
-    wishes = [(claim, group) for claim in claims if claim.allocation is None for group in _alternatives(claim)]
+    wishes = [
+        Wish(place, claim, group)
+        for place, claim in enumerate(claims)
+        if claim.allocation is None
+        for group in _alternatives(claim)
+    ]
     findings: list[list[Finding]] = [[] for _ in wishes]
-    fits_on = [node for node in sorted(bound or nodes) if _place_all(wishes, nodes[node], usage, findings)]
+    tries = Tries(_TRIES)
+    fits_on = [node for node in sorted(bound or nodes) if _place_all(wishes, nodes[node], usage, findings, tries)]
     return [
-        RequestExplanation(f"{claim.namespace}/{claim.name}", group[-1], tuple(found), tuple(fits_on))
-        for (claim, group), found in zip(wishes, findings, strict=True)
+        RequestExplanation(
+            f"{wish.claim.namespace}/{wish.claim.name}", wish.alternatives[-1], tuple(found), tuple(fits_on)
+        )
+        for wish, found in zip(wishes, findings, strict=True)
         if found or fits_on or not nodes
     ]
 
 
-def _with_counters(devices: list[OfferedDevice], usage: Mapping[DeviceKey, Usage]) -> list[OfferedDevice]:
-    """Return devices with what is left on the counters that they draw on as their room."""
-    drawn: dict[str, dict[str, int]] = {}
-    for device in devices:
-        if device.drawn_on and usage.get(device.key, UNUSED).claims:
-            taken = drawn.setdefault(device.drawn_on, {})
-            for name, amount in device.draws.items():
-                taken[name] = taken.get(name, 0) + amount
-    return [
-        replace(device, room={name: whole - drawn[device.drawn_on].get(name, 0) for name, whole in device.room.items()})
-        if device.drawn_on in drawn
-        else device
-        for device in devices
-    ]
+def of_classes(claim: ClaimView, is_ours: Callable[[str], bool]) -> ClaimView:
+    """Return a claim without the requests for devices of other drivers, by the names of their DeviceClasses."""
+    return replace(claim, requests=tuple(request for request in claim.requests if is_ours(request.device_class)))
 
 
-def _alternatives(claim: ClaimView) -> list[list[DeviceRequest]]:
+def _alternatives(claim: ClaimView) -> list[tuple[DeviceRequest, ...]]:
     """Group the alternatives of a firstAvailable list: one of them is enough."""
     groups: dict[str, list[DeviceRequest]] = {}
     for request in claim.requests:
         groups.setdefault(request.name.split("/")[0], []).append(request)
-    return list(groups.values())
+    return [tuple(group) for group in groups.values()]
 
 
 def selects(request: DeviceRequest) -> bool:
@@ -98,77 +99,66 @@ def selects(request: DeviceRequest) -> bool:
 
 
 def _place_all(
-    wishes: Sequence[tuple[ClaimView, list[DeviceRequest]]],
+    wishes: Sequence[Wish],
     devices: Sequence[OfferedDevice],
     usage: Mapping[DeviceKey, Usage],
     findings: list[list[Finding]],
+    tries: Tries,
 ) -> bool:
-    """Place all requests of a pod on a node, first fit; return whether it worked, add what hindered to `findings`."""
-    taken = {device.key: usage.get(device.key, UNUSED) for device in devices}
-    placed = True
-    for (_, group), found in zip(wishes, findings, strict=True):
-        reasons: list[Finding] = []
-        if not any(_place(request, devices, taken, reasons) for request in group):
-            # One finding per device and alternative. The last one is the most modest: its reasons are to act on.
-            found.extend(reasons[-len(devices) :])
-            placed = False
+    """Place all requests of a pod on a node; return whether it worked, add what hindered to `findings`."""
+    attempt = Attempt(devices, usage)
+    hindered = [_give_one(wish, attempt) for wish in wishes]
+    placed = not any(hindered) or _fits_otherwise(wishes, Attempt(devices, usage), tries)
     if placed:
-        for (_, group), found in zip(wishes, findings, strict=True):
-            found.extend(_doubtful(group[-1], devices, usage))
+        fresh = Attempt(devices, usage)
+        hindered = [list(_doubtful(wish, fresh)) for wish in wishes]
+    for found, more in zip(findings, hindered, strict=True):
+        found.extend(more)
     return placed
 
 
-def _doubtful(
-    request: DeviceRequest, devices: Sequence[OfferedDevice], usage: Mapping[DeviceKey, Usage]
-) -> Iterable[Finding]:
+def _give_one(wish: Wish, attempt: Attempt) -> list[Finding]:
+    """Give devices for one of the alternatives, first fit; return what hindered it, nothing if it worked."""
+    found: list[Finding] = []
+    for request in wish.alternatives:
+        found = give_first(wish, request, attempt)
+        if not found:
+            break
+    # Of the last alternative: it is the most modest, and what it lacks is what to act on.
+    return found
+
+
+def _fits_otherwise(wishes: Sequence[Wish], attempt: Attempt, tries: Tries) -> bool:
+    """Say whether another choice of devices than the first that fit serves all, if that may be at all."""
+    wanted = 0
+    for wish in wishes:
+        enough = [count for request in wish.alternatives if (count := _count_alone(wish, request, attempt))]
+        if not enough:
+            return False
+        wanted += max(enough)
+    return 1 < wanted <= _MOST_DEVICES and fits(wishes, attempt, tries)
+
+
+def _count_alone(wish: Wish, request: DeviceRequest, attempt: Attempt) -> int:
+    """Return how many devices a request wants, 0 if there are not so many for it."""
+    devices, count = attempt.meant(request)
+    fitting = sum(attempt.hindrance(wish, request, device) is None for device in devices)
+    return count if fitting >= count else 0
+
+
+def _doubtful(wish: Wish, attempt: Attempt) -> Iterator[Finding]:
     """Yield what may hinder on a node with room: CEL that is not evaluated here, of the claim or of taint rules."""
+    request = wish.alternatives[-1]
     everything = selects(request)
-    for device in devices:
-        if everything or (device.taints and doubts(request, device)):
-            yield _left_out(request, device, usage)
+    for device in attempt.devices:
+        tainted = doubts(request, device) if device.taints else ""
+        if everything or tainted:
+            yield attempt.hindrance(wish, request, device) or _left_out(device, tainted, selects=everything)
 
 
-def _left_out(request: DeviceRequest, device: OfferedDevice, usage: Mapping[DeviceKey, Usage]) -> Finding:
-    found = check(request, device, usage.get(device.key, UNUSED))
-    if found is not None:
-        return found
-    tainted = doubts(request, device)
-    if tainted and not selects(request):
+def _left_out(device: OfferedDevice, tainted: str, *, selects: bool) -> Finding:
+    if not selects:
         return Finding(device.node, device.name, names.REASON_TAINTED, f"has room; {tainted}")
     detail = "has room; left out by selectors, which are not evaluated here, or by the node"
     detail += f", or by {tainted}" if tainted else ""
     return Finding(device.node, device.name, names.REASON_NOT_SELECTED, detail)
-
-
-def _place(
-    request: DeviceRequest, devices: Sequence[OfferedDevice], taken: dict[DeviceKey, Usage], reasons: list[Finding]
-) -> bool:
-    fitting = []
-    for device in devices:
-        finding = check(request, device, taken[device.key])
-        if finding is None:
-            fitting.append(device)
-        else:
-            reasons.append(finding)
-    wanted = request.count or len(devices)
-    if len(fitting) < wanted:
-        reasons.extend(_too_few(request, device, len(fitting), wanted) for device in fitting)
-        return False
-    for device in fitting[:wanted]:
-        taken[device.key] = _with(taken[device.key], amounts(request, device))
-    return True
-
-
-def _too_few(request: DeviceRequest, device: OfferedDevice, found: int, wanted: int) -> Finding:
-    detail = f"has room, but {found} of the {wanted} devices wanted for request {request.name} have"
-    return Finding(device.node, device.name, names.REASON_NOT_SELECTED, detail)
-
-
-def _with(usage: Usage, asked: Mapping[str, int]) -> Usage:
-    return Usage(
-        memory_bytes=usage.memory_bytes + asked.get(names.CAPACITY_MEMORY, 0),
-        cores_percent=usage.cores_percent + asked.get(names.CAPACITY_CORES, 0),
-        shares=usage.shares + asked.get(names.CAPACITY_SHARES, 0),
-        claims=usage.claims + 1,
-        whole=usage.whole,
-    )

@@ -5,8 +5,9 @@ sooner or later. Where other CEL decides, explanations say that it is not evalua
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from api import names
 from api.errors import ConfigError
@@ -28,7 +29,8 @@ class Selection:
     """False: there is more in them, which is not understood here."""
 
 
-def read_selectors(expressions: Sequence[str], domain: str = names.DRIVER_NAME) -> Selection:
+@lru_cache(1024)  # asked for each device anew
+def read_selectors(expressions: tuple[str, ...], domain: str = names.DRIVER_NAME) -> Selection:
     """Return what is understood of selectors.
 
     Args:

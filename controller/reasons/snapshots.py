@@ -4,18 +4,21 @@ What is offered is read from the slices and not from the offer mode, since it is
 withheld is in the inventories alone.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from api import names
 from api.claims import Object
 from api.errors import ConfigError, StateError
 from api.quantities import parse_count
-from api.slices import Capacity, Device, read_counter_set, read_device
+from api.slices import Taint as SliceTaint
+from api.slices import read_counter_set, read_device
 from api.slots import gpu_of
 from controller.offers.counting import DeviceKey
 from controller.offers.offering import Withheld
+from controller.reasons.capacities import read_policy
 from controller.reasons.fitting import OfferedDevice
+from controller.reasons.taintrules import EFFECTIVE, Taint
 
 
 class DeviceIndex:
@@ -68,7 +71,7 @@ def _of_slice(obj: Object) -> Iterator[OfferedDevice]:
     spec = obj["spec"]
     for entry in spec.get("devices") or []:
         try:
-            yield _device(spec["pool"]["name"], read_device(entry))
+            yield _device(spec, entry)
         except (StateError, ConfigError):
             # Not written by us, or by a version to come: the scheduler can judge it, we cannot.
             continue
@@ -84,24 +87,27 @@ def _counters_of_slice(obj: Object) -> Iterator[tuple[DeviceKey, Mapping[str, in
         yield (obj["spec"]["pool"]["name"], found.name), room
 
 
-def _device(node: str, device: Device) -> OfferedDevice:
+def _device(spec: Object, entry: Object) -> OfferedDevice:
+    device = read_device(entry)
     vendor = device.attributes.get(names.ATTRIBUTE_VENDOR, "")
-    capacity = {name.rpartition("/")[2]: amount for name, amount in device.capacity.items()}
+    drawn = device.consumes[0] if device.consumes else None
     return OfferedDevice(
-        node=node,
+        node=spec["pool"]["name"],
         name=device.name,
         vendor=vendor if isinstance(vendor, str) else "",
-        capacity={name: _count(amount.value) for name, amount in capacity.items()},
-        defaults={name: _count(amount.default) for name, amount in capacity.items() if amount.default is not None},
-        steps={name: step for name, amount in capacity.items() if (step := _step(amount))},
+        capacity={name: _count(amount.value) for name, amount in device.capacity.items()},
+        policies={name: read_policy(amount) for name, amount in device.capacity.items()},
         shared=device.allow_multiple,
-        drawn_on=device.consumes[0].name if device.consumes else "",
-        draws={name: _count(value) for name, value in device.consumes[0].counters.items()} if device.consumes else {},
+        drawn_on=drawn.name if drawn else "",
+        draws={name: _count(value) for name, value in drawn.counters.items()} if drawn else {},
+        taints=_taints(device.taints),
+        driver=spec["driver"],
+        attributes=(entry.get("basic") or entry).get("attributes") or {},
     )
 
 
-def _step(capacity: Capacity) -> int:
-    return _count(capacity.valid_range.step) if capacity.valid_range and capacity.valid_range.step else 0
+def _taints(taints: Sequence[SliceTaint]) -> tuple[Taint, ...]:
+    return tuple(Taint("", taint.key, taint.value, taint.effect) for taint in taints if taint.effect in EFFECTIVE)
 
 
 def _count(quantity: str) -> int:

@@ -28,7 +28,8 @@ def tainted(devices: Iterable[OfferedDevice], rules: Iterable[TaintRule]) -> lis
     if not by_place:
         return list(devices)
     return [
-        replace(device, taints=found) if (found := tuple(_taints(device, by_place))) else device for device in devices
+        replace(device, taints=(*device.taints, *found)) if (found := tuple(_taints(device, by_place))) else device
+        for device in devices
     ]
 
 
@@ -47,7 +48,7 @@ def _selects(rule: TaintRule, device: OfferedDevice) -> bool | None:
     """Say whether the class and the selectors of a rule select a device; None: that cannot be told here."""
     if rule.device_class is not None and not of_class(rule.device_class, device.vendor):
         return False
-    found = read_selectors(rule.selectors)
+    found = read_selectors(rule.selectors, device.driver)
     if any(device.capacity.get(name, 0) < least for name, least in found.least.items()):
         return False
     return True if found.complete and _is_ours(rule.device_class) else None

@@ -11,15 +11,16 @@ from sys import intern
 
 from api.claims import Object, Toleration
 
-_EFFECTIVE = ("NoSchedule", "NoExecute")
+EFFECTIVE = ("NoSchedule", "NoExecute")
 """Effects that keep claims away; None, and effects of versions to come, do nothing (so says the API)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Taint:
-    """A taint that a rule puts on devices."""
+    """A taint of a device."""
 
     rule: str
+    """What puts it there; empty: its slice."""
     key: str
     value: str
     effect: str
@@ -28,7 +29,8 @@ class Taint:
 
     def __str__(self) -> str:
         value = f"={self.value}" if self.value else ""
-        return f"DeviceTaintRule {self.rule}: {self.key}{value}:{self.effect}"
+        where = f"DeviceTaintRule {self.rule}: " if self.rule else ""
+        return f"{where}{self.key}{value}:{self.effect}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ def rule_trimmer(driver: str) -> Callable[[Object], TaintRule | None]:
         spec = obj["spec"]
         selector, taint = spec.get("deviceSelector"), spec["taint"]
         # An empty selector selects all devices; none at all selects none.
-        if selector is None or selector.get("driver") not in (None, driver) or taint["effect"] not in _EFFECTIVE:
+        if selector is None or selector.get("driver") not in (None, driver) or taint["effect"] not in EFFECTIVE:
             return None
         return TaintRule(
             Taint(obj["metadata"]["name"], intern(taint["key"]), taint.get("value", ""), intern(taint["effect"])),

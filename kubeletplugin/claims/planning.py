@@ -239,7 +239,7 @@ def _allocated(claim: ClaimView, result: AllocationResult, device: Device, room:
         return _given_whole(claim, result, device)
     memory_bytes = result.consumed.get(names.CAPACITY_MEMORY, 0)
     cores = result.consumed.get(names.CAPACITY_CORES, 0)
-    if cores == names.CORES_OF_A_PLACE and not claim.asked(result.request).get(names.CAPACITY_CORES):
+    if cores == names.CORES_OF_A_PLACE and not claim.asked(result).get(names.CAPACITY_CORES):
         cores = 0
     if not 0 < memory_bytes <= room.memory_bytes:
         raise ClaimError(
@@ -260,7 +260,7 @@ def _given_whole(claim: ClaimView, result: AllocationResult, device: Device) -> 
     A scheduler without consumable capacity does not see what a claim asks for, but the claim has no more than that: its
     memory rounded up as the device's steps have it, and no guaranteed time unless it asks for some.
     """
-    asked = claim.asked(result.request)
+    asked = claim.asked(result)
     if not asked.keys() & {names.CAPACITY_MEMORY, names.CAPACITY_CORES}:
         return device.memory_bytes, names.CORES_PER_DEVICE
     memory_bytes = max(asked.get(names.CAPACITY_MEMORY, device.memory_bytes), 1)

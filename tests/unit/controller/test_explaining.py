@@ -22,6 +22,7 @@ from tests.unit.controller.builders import (
     facts,
     offered,
     pod,
+    request,
     result,
     state_inventory,
     status,
@@ -91,6 +92,34 @@ def test_claims_of_other_drivers_are_not_explained(kube: FakeKube) -> None:
     assert explain_claim(kube, "demo", "has-nic") == (
         "ResourceClaim demo/has-nic: allocated, by another driver than vgpu.dra-driver.io"
     )
+
+
+def test_a_request_for_another_drivers_devices_takes_nothing_of_ours(kube: FakeKube) -> None:
+    kube.create(CLASSES, device_class("nics", "other.example"))
+    nic = {"name": "nic", "exactly": {"deviceClassName": "nics", "count": 8}}
+    kube.create(CLAIMS, claim("both", requests=[nic, request("gpu", memory="4Gi")]))
+    assert explain_claim(kube, "demo", "both") == (
+        "ResourceClaim demo/both: request gpu (memory 4Gi): has room on n1; the node's CPU, memory, taints and "
+        "affinity are not looked at here"
+    )
+
+
+def test_a_claim_that_tolerates_a_cordon_is_told_what_else_hinders(kube: FakeKube) -> None:
+    kube.patch(kube_api.NODE_INVENTORIES, {"metadata": {"name": "n1"}}, {"spec": {"cordonedDevices": [GPU]}})
+    (stored,) = kube.objects(SLICES)
+    taint = {"key": "vgpu.dra-driver.io/cordoned", "effect": "NoSchedule"}
+    (device,) = [each for each in stored["spec"]["devices"] if each["name"] == GPU]
+    device["taints"] = [taint]
+    kube.replace(SLICES, stored)
+    asked = request("gpu", memory="8Gi")
+    kube.create(CLAIMS, claim("kept-away", requests=[asked]))
+    tolerant = {**asked, "exactly": {**asked["exactly"], "tolerations": [{"key": taint["key"], "operator": "Exists"}]}}
+    kube.create(CLAIMS, claim("tolerant", requests=[tolerant]))
+    reasons = [explain_claim(kube, "demo", name).splitlines()[1] for name in ("kept-away", "tolerant")]
+    assert reasons == [
+        f"  n1/{GPU}: CardCordoned (cordoned by an operator)",
+        f"  n1/{GPU}: CardInsufficientMemory (4Gi free of 10Gi, asked 8Gi)",
+    ]
 
 
 def test_a_claim_that_does_not_exist_is_an_error(kube: FakeKube) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from api.claims import ClaimView
 from controller.offers.counting import DeviceKey, Ledger, Usage
+from controller.reasons.capacities import RequestPolicy
 from controller.reasons.describing import describe
 from controller.reasons.fitting import OfferedDevice, amounts
 from controller.reasons.reasoning import RequestExplanation, explain
@@ -20,8 +21,11 @@ def gpu(node: str = "n1", name: str = "gpu-0", memory_bytes: int = 10 * GI, **ch
     values: dict[str, Any] = {
         "vendor": "nvidia",
         "capacity": {"memory": memory_bytes, "cores": 100, "shares": 64},
-        "defaults": {"memory": memory_bytes, "cores": 0, "shares": 1},
-        "steps": {"memory": MI, "cores": 1},
+        "policies": {
+            "memory": RequestPolicy(memory_bytes, MI, memory_bytes, MI),
+            "cores": RequestPolicy(0, 0, 100, 1),
+            "shares": RequestPolicy(1, values=(1,)),
+        },
     }
     return OfferedDevice(node, name, **values | changes)
 
@@ -90,6 +94,100 @@ def test_a_capacity_that_no_device_has_is_named() -> None:
     assert findings(asked, [gpu()]) == [
         "n1/gpu-0: CardNotSelected (has no capacity bandwidth, but cores, memory, shares)"
     ]
+
+
+@pytest.mark.parametrize("name", [f"{DRIVER}/memory", "other.example/memory"])
+def test_names_of_capacities_are_compared_as_they_are_written(name: str) -> None:
+    asked = view(requests=[request("gpu", **{name: "1Gi"})])
+    assert findings(asked, [gpu()]) == [
+        f"n1/gpu-0: CardNotSelected (has no capacity {name}, but cores, memory, shares)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ({"cores": "150"}, "CardInsufficientCore (cores: one request can have 100 at most, asked 150)"),
+        ({"shares": "2"}, "CardSharesExhausted (shares: one request can have 1 at most, asked 2)"),
+    ],
+)
+def test_more_than_one_request_can_have_is_said_to_be_too_much_though_there_is_room(
+    asked: dict[str, str], reason: str
+) -> None:
+    twice = gpu(capacity={"memory": 10 * GI, "cores": 200, "shares": 64})
+    assert findings(view(requests=[request("gpu", memory="1Gi", **asked)]), [twice]) == [f"n1/gpu-0: {reason}"]
+
+
+def test_another_choice_of_devices_is_looked_for_where_the_first_that_fit_do_not_go_together() -> None:
+    asked = view(requests=[request("small", memory="1Gi"), request("large", memory="10Gi")])
+    (small, large) = explain([asked], [gpu(), gpu(name="gpu-1", memory_bytes=2 * GI)], {})
+    assert small.fits_on == large.fits_on == ("n1",)
+
+
+def on_numa_node(name: str, number: int, **changes: Any) -> OfferedDevice:
+    return gpu(name=name, attributes={"resource.kubernetes.io/numaNode": {"int": number}}, **changes)
+
+
+def two(constraint: str) -> ClaimView:
+    """A claim of two GPUs with a constraint."""
+    asked = claim("c", requests=[{"name": "gpu", "exactly": {"deviceClassName": "vgpu", "count": 2}}])
+    asked["spec"]["devices"]["constraints"] = [{constraint: "resource.kubernetes.io/numaNode"}]
+    return ClaimView.from_object(asked)
+
+
+def test_two_gpus_of_one_numa_node_are_found_wherever_they_are_in_the_order() -> None:
+    devices = [on_numa_node("gpu-0", 0), on_numa_node("gpu-1", 1), on_numa_node("gpu-2", 1)]
+    assert explain([two("matchAttribute")], devices, {})[0].fits_on == ("n1",)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "numbers", "detail"),
+    [
+        ("matchAttribute", (0, 1), "another resource.kubernetes.io/numaNode than the other devices of the claim"),
+        ("distinctAttribute", (1, 1), "the same resource.kubernetes.io/numaNode as another device of the claim"),
+    ],
+)
+def test_devices_that_a_constraint_keeps_from_going_together_are_said_to(
+    constraint: str, numbers: tuple[int, int], detail: str
+) -> None:
+    devices = [on_numa_node(f"gpu-{place}", number) for place, number in enumerate(numbers)]
+    assert findings(two(constraint), devices) == [
+        f"n1/gpu-1: CardNotSelected (has room, but {detail})",
+        "n1/gpu-0: CardNotSelected (has room, but 1 of the 2 devices wanted for request gpu have)",
+    ]
+
+
+def test_a_device_without_the_attribute_that_a_constraint_compares_is_named_with_it() -> None:
+    (found,) = findings(two("matchAttribute"), [gpu()])
+    assert found == (
+        "n1/gpu-0: CardNotSelected (has room, but no attribute resource.kubernetes.io/numaNode, which a constraint of "
+        "the claim compares)"
+    )
+
+
+def test_all_devices_are_those_that_the_request_can_mean() -> None:
+    everything = {"name": "gpu", "exactly": {"deviceClassName": "vgpu-nvidia", "allocationMode": "All"}}
+    devices = [gpu(), gpu(name="gpu-1", vendor="amd")]
+    assert explain([view(requests=[everything])], devices, {})[0].fits_on == ("n1",)
+    assert findings(view(requests=[everything]), devices, {N1: used(1)}) == [
+        "n1/gpu-0: CardInUse (the whole device is asked, 1 share on it)"
+    ]
+
+
+def test_a_claim_for_more_devices_than_it_can_be_given_says_so() -> None:
+    slots = [slot(f"slot-{number}", 1) for number in range(33)]
+    everything = {"name": "gpu", "exactly": {"deviceClassName": "vgpu", "allocationMode": "All"}}
+    found = findings(view(requests=[everything]), slots)
+    assert set(found) == {
+        f"n1/slot-{number}: CardNotSelected (has room, but a claim can be given no more than 32 devices)"
+        for number in range(33)
+    }
+
+
+def test_an_administrator_may_look_at_a_device_that_somebody_holds() -> None:
+    looking = {"name": "gpu", "exactly": {"deviceClassName": "vgpu", "adminAccess": True}}
+    held = {("n1", "slot-0"): Usage(claims=1, whole=1)}
+    assert explain([view(requests=[looking])], [slot("slot-0", 4)], held)[0].fits_on == ("n1",)
 
 
 def test_a_device_that_is_not_shared_is_in_use_with_its_first_claim() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from api.claims import ClaimView
+from controller.reasons.capacities import RequestPolicy
 from controller.reasons.describing import describe
 from controller.reasons.fitting import OfferedDevice
 from controller.reasons.reasoning import RequestExplanation, explain
@@ -18,7 +19,7 @@ LEAST = f'device.capacity["{DRIVER}"].memory.compareTo(quantity("%s")) >= 0'
 
 def gpu(name: str = "gpu-0", node: str = "n1", vendor: str = "nvidia") -> OfferedDevice:
     amounts = {"memory": 10 * GI, "cores": 100}
-    return OfferedDevice(node, name, vendor, amounts, {"cores": 0}, {"memory": 1 << 20, "cores": 1})
+    return OfferedDevice(node, name, vendor, amounts, {"cores": RequestPolicy(0)})
 
 
 def kept(*rules: dict[str, Any]) -> list[TaintRule]:
