@@ -4,6 +4,7 @@ Made by `dra_driver` and by tests; everybody else takes a `KubeClient`. Where th
 read by `kubeconfigs`.
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing_extensions import override
 
 from api import kubeconfigs
 from api.deadlines import left_s
+from api.endings import Ending
 from api.errors import ConflictError, GoneError, KubeError, NotFoundError
 from api.httpreading import Answer
 from api.jsonreading import read_json
@@ -69,7 +71,12 @@ class HTTPKubeClient(KubeClient):
 
     @override
     def watch(
-        self, resource: Resource, resource_version: str, selection: Selection = _EVERYTHING, timeout_s: int = 300
+        self,
+        resource: Resource,
+        resource_version: str,
+        selection: Selection = _EVERYTHING,
+        timeout_s: int = 300,
+        ending: Ending | None = None,
     ) -> Iterator[WatchEvent]:
         query = [
             *_query(selection),
@@ -81,12 +88,13 @@ class HTTPKubeClient(KubeClient):
         path = resource.path(selection.namespace)
         response = self._send("GET", path, query=query, timeout_s=timeout_s + _TIMEOUT_S, preload_content=False)
         try:
-            for line in _lines(response, path):
-                event = read_json(line)
-                if event["type"] == "ERROR":
-                    status = event["object"]
-                    raise _error(status.get("code"), f"watch {path}: {status.get('message', status)}")
-                yield WatchEvent(event["type"], event["object"])
+            with (ending or Ending()).interrupted_by(lambda: _hang_up(response)):
+                for line in _lines(response, path):
+                    event = read_json(line)
+                    if event["type"] == "ERROR":
+                        status = event["object"]
+                        raise _error(status.get("code"), f"watch {path}: {status.get('message', status)}")
+                    yield WatchEvent(event["type"], event["object"])
         finally:
             # Closed and not returned to the pool: the stream may not be at its end.
             response.close()
@@ -180,6 +188,12 @@ class HTTPKubeClient(KubeClient):
         settings: Mapping[str, Any] = self._configuration.auth_settings()
         authorization = {setting["key"]: setting["value"] for setting in settings.values()}
         return {"Accept": "application/json", "Content-Type": content_type, **authorization}
+
+
+def _hang_up(response: urllib3.BaseHTTPResponse) -> None:
+    """Wake up who reads an answer; from any thread."""
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # it is at its end already
+        response.shutdown()
 
 
 def _query(selection: Selection) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from api import names
+from api.endings import Ending
 from api.errors import ConfigError, KubeError
 
 JSON = dict[str, Any]
@@ -127,9 +128,17 @@ class KubeClient(ABC):
 
     @abstractmethod
     def watch(
-        self, resource: Resource, resource_version: str, selection: Selection = _EVERYTHING, timeout_s: int = 300
+        self,
+        resource: Resource,
+        resource_version: str,
+        selection: Selection = _EVERYTHING,
+        timeout_s: int = 300,
+        ending: Ending | None = None,
     ) -> Iterator[WatchEvent]:
-        """Yield changes after a resourceVersion until `timeout_s` has passed; GoneError if that is too long ago."""
+        """Yield changes after a resourceVersion until `timeout_s` has passed; GoneError if that is too long ago.
+
+        It ends at once when `ending` is set, with a KubeError or without.
+        """
 
     @abstractmethod
     def create(self, resource: Resource, obj: Mapping[str, Any]) -> JSON:

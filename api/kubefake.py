@@ -15,6 +15,7 @@ from typing import Any
 from typing_extensions import override
 
 from api import names
+from api.endings import Ending
 from api.errors import ConflictError, GoneError, KubeError, NotFoundError
 from api.kube import JSON, KubeClient, Resource, Selection, WatchEvent
 
@@ -84,23 +85,34 @@ class FakeKube(KubeClient):
 
     @override
     def watch(
-        self, resource: Resource, resource_version: str, selection: Selection = _EVERYTHING, timeout_s: int = 300
+        self,
+        resource: Resource,
+        resource_version: str,
+        selection: Selection = _EVERYTHING,
+        timeout_s: int = 300,
+        ending: Ending | None = None,
     ) -> Iterator[WatchEvent]:
         position = int(resource_version)
+        ending = ending or Ending()
         with self._changed:
             self._answer("watch", resource.path(selection.namespace))
-        while True:
-            with self._changed:
-                found = self._events_after(position, resource)
-                if not found and not self._changed.wait(timeout_s):
-                    return
-                if self._down:
-                    raise KubeError(f"watch {resource.path()}: the connection broke")
-                found = found or self._events_after(position, resource)
-            for version, event in found:
-                position = version
-                if _matches(event.object, selection):
-                    yield WatchEvent(event.type, copy.deepcopy(event.object))
+        with ending.interrupted_by(self._wake_up):
+            while not ending.is_set():
+                with self._changed:
+                    found = self._events_after(position, resource)
+                    if not found and not ending.is_set() and not self._changed.wait(timeout_s):
+                        return
+                    if self._down:
+                        raise KubeError(f"watch {resource.path()}: the connection broke")
+                    found = found or self._events_after(position, resource)
+                for version, event in found:
+                    position = version
+                    if _matches(event.object, selection):
+                        yield WatchEvent(event.type, copy.deepcopy(event.object))
+
+    def _wake_up(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     def forget_events(self) -> None:
         """Drop the history: watches that start in the past now get 410 Gone."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from api.claims import Object
+from api.endings import Ending
 from api.errors import GoneError, KubeError, NotFoundError
 from api.kube import KubeClient, Resource, Selection
 
@@ -65,8 +66,8 @@ class Watcher(Generic[T]):
         self._seen = 0
         self._failures = 0
         self._synced = threading.Event()
-        self._stopping = threading.Event()
-        # A daemon: a watch that waits for the API server cannot be interrupted, and must not delay the end.
+        self._stopping = Ending()
+        # A daemon: a list that waits for the API server cannot be interrupted, and must not delay the end.
         self._thread = threading.Thread(target=self._run, name=f"watch-{kind.resource.plural}", daemon=True)
 
     def start(self) -> None:
@@ -76,7 +77,7 @@ class Watcher(Generic[T]):
     def stop(self) -> None:
         """End; nothing is reported after this has returned and what was being reported is done.
 
-        The thread may wait for the API server for minutes yet; what it kept of a whole cluster goes now.
+        A watch ends at once, a list when the API server has answered; what was kept of a whole cluster goes now.
         """
         self._stopping.set()
         with self._lock:
@@ -166,7 +167,7 @@ class Watcher(Generic[T]):
 
     def _watch(self, version: str) -> None:
         kind = self._kind
-        for event in self._kube.watch(kind.resource, version, kind.selection, kind.timeout_s):
+        for event in self._kube.watch(kind.resource, version, kind.selection, kind.timeout_s, self._stopping):
             if self._stopping.is_set():
                 return
             self._answered()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from api import httpkube
+from api.endings import Ending
 from api.errors import ConfigError, KubeError
 from api.httpkube import HTTPKubeClient
 from api.kube import NODES
@@ -191,3 +192,25 @@ def test_an_object_that_somebody_nested_deep_hides_no_other(start: Start, client
     kube = client(server.address)
     assert [obj["metadata"]["name"] for obj in kube.list(NODES)["items"]] == ["deep", "here"]
     assert [event.object["metadata"]["name"] for event in kube.watch(NODES, "1")] == ["deep", "here"]
+
+
+@pytest.mark.parametrize("when", ["before", "while it waits"])
+def test_a_watch_that_hears_nothing_ends_as_soon_as_its_work_does(start: Start, client: Client, when: str) -> None:
+    event = b'{"type": "ADDED", "object": {"metadata": {"name": "here"}}}\n'
+    server = start(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n" % (len(event), event))
+    ending, seen = Ending(), threading.Event()
+
+    def watch() -> None:
+        with contextlib.suppress(KubeError):
+            for _ in client(server.address).watch(NODES, "1", timeout_s=300, ending=ending):
+                seen.set()
+
+    if when == "before":
+        ending.set()
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    if when != "before":
+        assert seen.wait(10)
+        ending.set()
+    thread.join(10)
+    assert not thread.is_alive()

@@ -1,12 +1,12 @@
 """Caches: listed once, watched then; they survive breaks, outages and 410 Gone without losing a change."""
 
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from typing_extensions import override
 
+from api.endings import Ending
 from api.errors import GoneError, KubeError
 from api.kube import NODES
 from api.kubefake import FakeKube
@@ -50,7 +50,6 @@ def changes(kube: FakeKube) -> Iterator[Changes]:
     assert found.watcher.synced.wait(60)
     yield found
     found.watcher.stop()
-    kube.set_down(True)
     assert found.watcher.join(60)
 
 
@@ -60,12 +59,19 @@ def test_what_is_there_is_reported_and_kept_trimmed(changes: Changes) -> None:
     assert len(changes.watcher) == 1
 
 
-def test_a_watcher_that_ends_keeps_nothing_though_its_thread_still_waits(kube: FakeKube, changes: Changes) -> None:
+def test_a_watcher_that_ends_keeps_nothing(kube: FakeKube, changes: Changes) -> None:
     changes.watcher.stop()
     kube.create(NODES, node("n2"))
-    kube.set_down(True)
     assert changes.watcher.join(60)
     assert changes.watcher.items() == {}
+
+
+def test_a_watcher_ends_at_once_though_its_watch_hears_nothing(kube: FakeKube) -> None:
+    watcher = Watcher(kube, Kind(NODES, _color, lambda *_: None, timeout_s=300))
+    watcher.start()
+    wait_until(lambda: ("watch", "/api/v1/nodes") in kube.requests)
+    watcher.stop()
+    assert watcher.join(60)
 
 
 def test_changes_are_reported_with_old_and_new(kube: FakeKube, changes: Changes) -> None:
@@ -121,7 +127,6 @@ def test_a_kind_that_is_not_served_yet_is_asked_for_until_it_is() -> None:
     found = Changes(kube)
     assert found.watcher.synced.wait(60)
     found.watcher.stop()
-    kube.set_down(True)
     assert found.watcher.join(60)
 
 
@@ -143,7 +148,6 @@ def test_a_change_is_in_the_indexes_before_it_counts_as_seen_and_is_told_of_afte
         assert seen == [("indexed", False), ("told", True)]
     finally:
         watcher.stop()
-        kube.set_down(True)
         assert watcher.join(60)
 
 
@@ -167,20 +171,19 @@ def test_a_change_that_cannot_be_taken_over_holds_up_no_other(kube: FakeKube) ->
         assert [verb for verb, _ in kube.requests].count("list") == 1
     finally:
         watcher.stop()
-        kube.set_down(True)
         assert watcher.join(60)
 
 
-class Pauses(threading.Event):
+class Pauses(Ending):
     """Notes for how long a watcher means to wait, lets it go on at once, and ends it at the second time."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked_s: list[float | None] = []
+        self.asked_s: list[float] = []
 
     @override
-    def wait(self, timeout: float | None = None) -> bool:
-        self.asked_s.append(timeout)
+    def wait(self, timeout_s: float) -> bool:
+        self.asked_s.append(timeout_s)
         if len(self.asked_s) == 2:
             self.set()
         return self.is_set()
@@ -195,7 +198,7 @@ def paused(kube: FakeKube, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     watcher.start()
     assert watcher.join(60)
     assert outages == []
-    return [(seconds or 0.0) / 1000 for seconds in pauses.asked_s]
+    return [seconds / 1000 for seconds in pauses.asked_s]
 
 
 def test_a_watch_that_is_too_old_as_soon_as_it_is_opened_is_not_listed_for_in_a_loop(
