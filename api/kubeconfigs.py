@@ -3,8 +3,11 @@
 The kubernetes package reads the files and refreshes tokens; what it found is checked here, and none of it is ignored.
 """
 
+import contextlib
+import logging
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -41,19 +44,43 @@ def load(kubeconfig: str | None) -> Any:
     if kubeconfig is not None and os.pathsep not in kubeconfig and not Path(kubeconfig).is_file():
         raise ConfigError(f"{where}: found no such file, expected a kubeconfig")
     try:
-        if kubeconfig is not None:
-            config.load_kube_config(kubeconfig, client_configuration=configuration)  # type: ignore[no-untyped-call]
-        else:
-            _load_default(configuration)
+        with _heard() as complaints:
+            if kubeconfig is not None:
+                config.load_kube_config(kubeconfig, client_configuration=configuration)  # type: ignore[no-untyped-call]
+            else:
+                _load_default(configuration)
     except (ConfigException, OSError) as error:
         raise ConfigError(f"{where}: {error}") from error
     except (ValueError, TypeError, AttributeError, KeyError, yaml.YAMLError) as error:
         raise ConfigError(f"{where}: found {error!r}, expected a kubeconfig") from error
+    if complaints and not configuration.cert_file and not configuration.auth_settings():
+        raise ConfigError(f"{where}: found no credentials: {'; '.join(complaints)}; expected a token or a certificate")
     _check(configuration, where)
     proxy = proxy_of(configuration)
     if proxy is not None and urllib3.util.parse_url(proxy).scheme not in {"http", "https"}:
         raise ConfigError(f"{where}: proxy-url: found {proxy!r}, expected one that begins with http:// or https://")
     return configuration
+
+
+@contextlib.contextmanager
+def _heard() -> Iterator[list[str]]:
+    """Yield what is logged as an error in this block.
+
+    The kubernetes package goes on without credentials where the plug-in of `exec` fails or is not there: it logs why,
+    and who uses the configuration is told that he may do nothing.
+    """
+    complaints: list[str] = []
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            complaints.append(record.getMessage())
+
+    ear = Ear(logging.ERROR)
+    logging.getLogger().addHandler(ear)
+    try:
+        yield complaints
+    finally:
+        logging.getLogger().removeHandler(ear)
 
 
 def _check(configuration: Any, where: str) -> None:

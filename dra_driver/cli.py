@@ -6,6 +6,7 @@ that says what is expected), 1 for everything else; `run` ends with the status o
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,10 +79,18 @@ def _add_run(commands: Commands) -> None:
 def _add_explain(commands: Commands) -> None:
     parser = add_command(commands, "explain", _explain, "say why a claim or pod waits, device by device")
     parser.add_argument("kind", choices=("claim", "pod"), help="what waits")
-    parser.add_argument("name", help="its name")
-    parser.add_argument("-n", "--namespace", default="default", metavar="NAME", help="default: %(default)s")
+    parser.add_argument("name", type=_object_name, help="its name")
+    parser.add_argument(
+        "-n", "--namespace", type=_object_name, default="default", metavar="NAME", help="default: %(default)s"
+    )
     add_cluster(parser)
     parser.add_argument("--driver-name", default=names.DRIVER_NAME, metavar="NAME", help="default: %(default)s")
+
+
+def _object_name(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", text):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected the name of an object in the cluster")
+    return text
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -49,6 +49,12 @@ _Port = Annotated[
 ]
 
 
+def _namespace(value: object) -> object:
+    if isinstance(value, str) and not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", value):
+        raise ValueError('expected the name of a namespace such as "vgpu-system"')
+    return value
+
+
 def _split(value: object) -> object:
     """Take a list as the command line and the environment give it: separated by commas."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -86,7 +92,9 @@ class ControllerOptions(CommonOptions):
     """Settings of `dra-driver controller`."""
 
     listen: _Port = ":9400"
-    namespace: Annotated[str, Field(description="namespace of the leader's Lease")] = "default"
+    namespace: Annotated[str, BeforeValidator(_namespace), Field(description="namespace of the leader's Lease")] = (
+        "default"
+    )
     offer_mode: Annotated[
         OfferModeName, Field(description="how GPUs are offered; auto: the best that the API server can carry")
     ] = "auto"

@@ -184,6 +184,24 @@ def test_a_proxy_that_we_cannot_use_is_refused(client: Client, tmp_path: Path) -
     )
 
 
+def test_a_kubeconfig_whose_plug_in_for_credentials_is_not_there_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "kubeconfig"
+    plugin = {"apiVersion": "client.authentication.k8s.io/v1", "command": "no-such-plugin"}
+    config = {
+        "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}],
+        "users": [{"name": "u", "user": {"exec": plugin}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    }
+    path.write_text(json.dumps(config))
+    with pytest.raises(ConfigError) as error:
+        HTTPKubeClient(str(path))
+    assert str(error.value) == (
+        f"Kubernetes configuration {path}: found no credentials: [Errno 2] No such file or directory: "
+        "'no-such-plugin'; expected a token or a certificate"
+    )
+
+
 def test_an_object_that_somebody_nested_deep_hides_no_other(start: Start, client: Client) -> None:
     deep = f'{{"metadata": {{"name": "deep"}}, "spec": {"[" * 5000}{"]" * 5000}}}'
     events = [f'{{"type": "ADDED", "object": {each}}}' for each in (deep, json.dumps(OBJECT))]

@@ -41,3 +41,22 @@ def test_flags_reach_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
         "dra-driver: setting context_bytes (command line): found '2Ti', "
         "expected less than or equal to 1073741824\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "argument", "found"),
+    [
+        (["claim", "train", "-n", ""], "-n/--namespace", "''"),
+        (["pod", ""], "name", "''"),
+        (["claim", "../nodes"], "name", "'../nodes'"),
+    ],
+)
+def test_explain_refuses_what_cannot_be_a_name(
+    arguments: list[str], argument: str, found: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["explain", *arguments])
+    assert end.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    expected = f"found {found}, expected the name of an object in the cluster"
+    assert line == f"dra-driver explain: error: argument {argument}: {expected}"

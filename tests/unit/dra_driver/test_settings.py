@@ -77,6 +77,15 @@ def test_an_address_that_is_none_is_refused_with_examples(listen: str) -> None:
     )
 
 
+@pytest.mark.parametrize("namespace", ["", "Team-A", "a/b", "a" * 64])
+def test_a_namespace_in_which_no_lease_can_be_is_refused(namespace: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_settings(ControllerOptions, None, {"namespace": namespace}, {})
+    assert str(error.value) == (
+        f'setting namespace (command line): found {namespace!r}, expected the name of a namespace such as "vgpu-system"'
+    )
+
+
 _NO_NAME = 'expected a name such as "vgpu.example.com", in lower case and with a letter first'
 
 
