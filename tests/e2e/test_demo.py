@@ -10,10 +10,12 @@ import pytest
 
 from deploy.demo import looking
 from deploy.demo.checks import Check, format_report
-from deploy.demo.scenario import Scenario
+from deploy.demo.scenario import DRIVER_NAMESPACE, Scenario
 from deploy.demo.tenants import GPU, NAMESPACE, TENANTS, WAITING_POD, B
 
 pytestmark = pytest.mark.cluster
+
+_CONTROLLER = "vgpu-dra-driver-vgpu-controller"
 
 
 def _assert_all(found: list[Check]) -> None:
@@ -57,6 +59,13 @@ def test_explain_says_for_each_device_why_a_pod_waits(tenants: Scenario) -> None
 def test_explain_says_what_a_running_pod_holds(tenants: Scenario) -> None:
     (pod,) = tenants.json("-n", NAMESPACE, "get", "pods", "-l", f"app={B.name}")["items"]
     assert GPU.uuid.lower() in _explain(tenants, pod["metadata"]["name"])
+
+
+def test_explain_needs_no_more_rights_than_the_controller_has(tenants: Scenario) -> None:
+    # As docs/troubleshooting.md has it, for who has no kubeconfig at hand.
+    pod = ["dra-driver", "explain", "pod", WAITING_POD, "--namespace", NAMESPACE]
+    report = tenants.cluster.kubectl("-n", DRIVER_NAMESPACE, "exec", f"deployment/{_CONTROLLER}", "--", *pod)
+    assert report.split() == _explain(tenants, WAITING_POD).split()
 
 
 def test_explain_of_a_pod_that_does_not_exist_fails_by_name(tenants: Scenario) -> None:
