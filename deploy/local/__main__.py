@@ -10,6 +10,7 @@ from pathlib import Path
 from deploy.local import versions
 from deploy.local.cluster import Cluster
 from deploy.local.endings import run_to_end
+from deploy.local.errors import LocalClusterError
 from deploy.local.layout import UPGRADED
 
 
@@ -92,6 +93,8 @@ def _status(cluster: Cluster, options: argparse.Namespace) -> int:
 
 
 def _exec(cluster: Cluster, options: argparse.Namespace) -> int:
+    if options.program == "kubectl" and not cluster.status():  # else it would look for one on localhost:8080
+        raise LocalClusterError(f"cluster {options.name} is not up: python -m deploy.local --name {options.name} up")
     program = str(cluster.program(options.program))
     os.execve(program, [program, *options.arguments], cluster.environment())  # noqa: S606 - as the shell would, signals and all
 
