@@ -113,6 +113,27 @@ bool vgpu_ptrmap_put(const struct vgpu_charge *charge, struct vgpu_charge *repla
     return good;
 }
 
+int64_t vgpu_ptrmap_add(const struct vgpu_charge *charge, int64_t change) {
+    uint64_t hashed = hash(charge->key, charge->kind);
+    struct shard *shard = &shards[hashed % SHARDS];
+    int64_t now = -1;
+    lock(shard);
+    struct vgpu_charge *entry = find(shard, hashed, charge->key, charge->kind);
+    if (entry != NULL) {
+        entry->bytes += (uint64_t)change;
+        now = (int64_t)entry->bytes;
+        if (now == 0)
+            remove_entry(shard, entry);
+    } else if (change > 0 && make_room(shard)) {
+        struct vgpu_charge first = *charge;
+        first.bytes = (uint64_t)change;
+        insert(shard, &first);
+        now = change;
+    }
+    unlock(shard);
+    return now;
+}
+
 static bool look(uint64_t key, uint32_t kind, struct vgpu_charge *charge, bool take) {
     uint64_t hashed = hash(key, kind);
     struct shard *shard = &shards[hashed % SHARDS];

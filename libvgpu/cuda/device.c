@@ -6,11 +6,13 @@
 
 #include "core/lock.h"
 #include "core/log.h"
+#include "cuda/blocks.h"
 #include "cuda/footprint.h"
 #include "cuda/launch.h"
 #include "cuda/managed.h"
 #include "cuda/memory.h"
 #include "cuda/pools.h"
+#include "cuda/rounding.h"
 #include "cuda/visible.h"
 #include "cuda/vmm.h"
 
@@ -94,6 +96,8 @@ static void forget_parent(void) {
     vgpu__graph_memory_forget();
     vgpu__vmm_forget();
     vgpu__footprint_forget();
+    vgpu__rounding_forget();
+    vgpu__blocks_forget();
     vgpu__launch_forget();
 }
 

@@ -5,6 +5,7 @@
 #include "core/limits.h"
 #include "core/quota.h"
 #include "cuda/memory.h"
+#include "cuda/rounding.h"
 #include "nvml/real.h"
 
 #include <stddef.h>
@@ -15,7 +16,6 @@ enum {
     MOST_PROCESSES = 4096,
     ALLOCATIONS_PER_LOOK = 64, /* more live ones than at the last look */
     ALLOCATIONS_PER_CLOCK = 1024,
-    LOOKS_AT_UNIT = 16, /* asking NVML for each allocation would take too long */
     LOOK_EVERY_NS = 250 * 1000 * 1000,
 };
 #define LOOK_AT_ONCE (INT64_MIN / 2)
@@ -35,8 +35,6 @@ struct footprint {
     } before;
     /* Changed without the lock: */
     int64_t managed_bytes;
-    uint64_t unit;                /* of plain allocations, a power of two; 0: the largest, nothing smaller was seen */
-    uint32_t unit_looks;          /* that it stood, or that nothing could be learned of it */
     int64_t live, looked_at_live; /* allocations: now, and at the last look, or fewer since then */
 };
 
@@ -299,64 +297,28 @@ void vgpu__footprint_settle_all(void) {
         settle_all(true);
 }
 
-/* ---- What allocations are rounded up to ---- */
-
-#define LARGEST_UNIT (2ull << 20)
-
-static uint64_t round_up(uint64_t bytes, uint64_t unit) {
-    return bytes > UINT64_MAX - unit ? UINT64_MAX : (bytes + unit - 1) & ~(unit - 1);
-}
-
-static uint64_t unit_of(const struct footprint *footprint) {
-    uint64_t unit = __atomic_load_n(&footprint->unit, __ATOMIC_RELAXED);
-    return unit > 0 ? unit : LARGEST_UNIT;
-}
-
-uint64_t vgpu__footprint_rounded(struct vgpu_device *device, uint64_t bytes) {
-    return bytes > LARGEST_UNIT / 2 ? round_up(bytes, unit_of(footprint_of(device))) : bytes;
-}
-
-bool vgpu__footprint_watch(struct vgpu_device *device, uint64_t bytes, struct vgpu__rounding *before) {
-    struct footprint *footprint = footprint_of(device);
-    if (bytes <= LARGEST_UNIT / 2 || bytes % unit_of(footprint) == 0 ||
-        __atomic_load_n(&footprint->unit_looks, __ATOMIC_RELAXED) >= LOOKS_AT_UNIT || vgpu__holding > 0)
-        return false;
-    vgpu__enter(&lock);
-    bool watched = footprint->driver == TRUSTED && listed_bytes(footprint, &before->held_bytes) == LISTED;
-    before->own_bytes = own_bytes(device);
-    vgpu__leave(&lock);
-    return watched;
-}
-
-/* Where other threads of this process changed something meanwhile, nothing is learned. */
-uint64_t vgpu__footprint_learn(struct vgpu_device *device, uint64_t bytes, const struct vgpu__rounding *before) {
-    struct footprint *footprint = footprint_of(device);
-    uint64_t held, unit = unit_of(footprint), taken = round_up(bytes, unit);
-    vgpu__enter(&lock);
-    bool alone = listed_bytes(footprint, &held) == LISTED && own_bytes(device) == before->own_bytes;
-    uint64_t grown = alone && held > before->held_bytes ? held - before->held_bytes : 0;
-    if (grown >= bytes && grown < taken) {
-        while (round_up(bytes, unit) > grown)
-            unit /= 2;
-        __atomic_store_n(&footprint->unit, unit, __ATOMIC_RELAXED);
-        taken = grown;
-    } else {
-        __atomic_fetch_add(&footprint->unit_looks, grown >= taken ? LOOKS_AT_UNIT : 1, __ATOMIC_RELAXED);
-    }
-    vgpu__leave(&lock);
-    return taken;
-}
-
 /* ---- Looking again ---- */
 
-static void look(struct vgpu_device *device) {
+bool vgpu__footprint_held(struct vgpu_device *device, uint64_t *held_bytes, uint64_t *own) {
+    struct footprint *footprint = footprint_of(device);
+    vgpu__enter(&lock);
+    bool said = footprint->driver == TRUSTED && listed_bytes(footprint, held_bytes) == LISTED;
+    *own = own_bytes(device);
+    vgpu__leave(&lock);
+    return said;
+}
+
+bool vgpu__footprint_look(struct vgpu_device *device) {
     vgpu__enter(&lock);
     struct footprint *footprint = own_footprint_of(device);
+    uint64_t before = footprint->charged_bytes;
     __atomic_store_n(&footprint->looked_at_live, __atomic_load_n(&footprint->live, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
     if (footprint->driver == TRUSTED)
         settle(footprint, true);
     footprint->looked_at_ns = vgpu_now_ns();
+    bool grown = footprint->charged_bytes >= before + VGPU_BLOCK_BYTES;
     vgpu__leave(&lock);
+    return grown;
 }
 
 static bool is_old(const struct footprint *footprint) {
@@ -373,7 +335,7 @@ void vgpu__footprint_allocated(struct vgpu_device *device) {
     if (__builtin_expect(!grown && ++allocations % ALLOCATIONS_PER_CLOCK != 0, 1) || vgpu__holding > 0)
         return;
     if (grown || is_old(footprint))
-        look(device);
+        vgpu__footprint_look(device);
 }
 
 /* What is allocated in the place of it may be rounded up in another way. */
@@ -396,11 +358,11 @@ void vgpu__footprint_suspect(struct vgpu_device *device) {
 void vgpu__footprint_look_if_suspect(struct vgpu_device *device) {
     int64_t live = __atomic_load_n(&footprint_of(device)->looked_at_live, __ATOMIC_RELAXED);
     if (live == LOOK_AT_ONCE && vgpu__holding == 0)
-        look(device);
+        vgpu__footprint_look(device);
 }
 
 void vgpu__footprint_before(uint64_t bytes) {
-    if (__builtin_expect(__atomic_load_n(&imported, __ATOMIC_RELAXED), 0) && bytes > LARGEST_UNIT / 2 &&
+    if (__builtin_expect(__atomic_load_n(&imported, __ATOMIC_RELAXED), 0) && bytes > VGPU_BLOCK_BYTES / 2 &&
         vgpu__holding == 0)
         settle_all(true);
     for (uint32_t i = 0; i < vgpu__process->device_count; i++)
@@ -420,5 +382,5 @@ CUresult vgpu__footprint_code_coming(struct vgpu_device *device) {
 void vgpu__footprint_code_came(struct vgpu_device *device) {
     vgpu__footprint_suspect(device);
     if (vgpu__holding == 0 && is_old(footprint_of(device)))
-        look(device);
+        vgpu__footprint_look(device);
 }

@@ -5,7 +5,7 @@
  *
  * NVML says what the driver holds for this process. What is above the bytes that calls were charged is the footprint,
  * and is charged too: measured anew whenever a context or a module comes or goes, a function is launched for the first
- * time, or there are more allocations than before.
+ * time, or there are more allocations than before. What plain allocations are rounded up to: rounding.h.
  * Where NVML does not name this process (some containers), each context is charged what the limits say of one.
  */
 #ifndef VGPU_CUDA_FOOTPRINT_H
@@ -72,21 +72,11 @@ void vgpu__footprint_look_if_suspect(struct vgpu_device *device);
 CUresult vgpu__footprint_code_coming(struct vgpu_device *device);
 void vgpu__footprint_code_came(struct vgpu_device *device);
 
-/* ---- What plain allocations are rounded up to ---- */
+/* What the driver counts for this process, and what this process has reserved. False: it does not say. */
+bool vgpu__footprint_held(struct vgpu_device *device, uint64_t *held_bytes, uint64_t *own_bytes);
 
-/* What an allocation of `bytes` takes of the card at most. Drivers give it out in 2 MiB, which is taken for granted
- * until this one is seen to give out less; small allocations have blocks in common, which looking again finds. */
-uint64_t vgpu__footprint_rounded(struct vgpu_device *device, uint64_t bytes);
-
-/* Begin to watch what the driver takes for an allocation that is reserved already; false: there is nothing to learn, or
- * nobody to learn it from. */
-struct vgpu__rounding {
-    uint64_t held_bytes, own_bytes;
-};
-bool vgpu__footprint_watch(struct vgpu_device *device, uint64_t bytes, struct vgpu__rounding *before);
-
-/* It has allocated `bytes`: return what that took. */
-uint64_t vgpu__footprint_learn(struct vgpu_device *device, uint64_t bytes, const struct vgpu__rounding *before);
+/* Ask it now. True if what it counts beyond all that calls were charged has grown by a block or more. */
+bool vgpu__footprint_look(struct vgpu_device *device);
 
 /* In a fork's child. */
 void vgpu__footprint_forget(void);

@@ -18,6 +18,7 @@ enum vgpu_kind {
     VGPU_KIND_MANAGED,
     VGPU_KIND_HOSTED,   /* on the host instead */
     VGPU_KIND_VISITING, /* managed memory that was moved to another device: managed.c */
+    VGPU_KIND_BLOCK,    /* of small allocations; for bytes: how many lie in it */
     VGPU_KIND_HANDLE,   /* of memory of cuMemCreate, or a multicast object: its owner is the record, its bytes how often
                          */
 };

@@ -5,6 +5,7 @@
 #include "cuda/memory.h"
 
 #include "core/quota.h"
+#include "cuda/blocks.h"
 #include "cuda/footprint.h"
 #include "cuda/launch.h"
 #include "cuda/managed.h"
@@ -44,18 +45,41 @@ CUresult vgpu__take(struct vgpu__taking *taking, uint64_t bytes) {
     return reserve(taking, device, bytes, result);
 }
 
+static CUresult reserve_small(struct vgpu__taking *taking, struct vgpu_device *device, uint64_t bytes) {
+    if (vgpu__block_coming(device, bytes, &taking->bytes) != VGPU_OK)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    taking->device = device;
+    taking->small_bytes = bytes;
+    return CUDA_SUCCESS;
+}
+
 CUresult vgpu__take_rounded(struct vgpu__taking *taking, uint64_t bytes) {
     CUresult result = CUDA_SUCCESS;
     *taking = (struct vgpu__taking){0};
     struct vgpu_device *device = vgpu__cuda_current(&taking->context, &result);
-    result = reserve(taking, device, device != NULL ? vgpu__footprint_rounded(device, bytes) : 0, result);
-    if (result == CUDA_SUCCESS && vgpu__footprint_watch(device, bytes, &taking->before))
+    if (device == NULL)
+        return result;
+    if (vgpu__rounding_shares(device, bytes))
+        result = reserve_small(taking, device, bytes);
+    else
+        result = reserve(taking, device, vgpu__rounded(device, bytes), result);
+    if (result == CUDA_SUCCESS && taking->bytes > 0 && vgpu__rounding_watch(device, bytes, &taking->before))
         taking->watched_bytes = bytes;
     return result;
 }
 
+/* The driver has allocated what was watched: from now on it is `taken` that is charged. */
 static void learn(struct vgpu__taking *taking) {
-    uint64_t taken = vgpu__footprint_learn(taking->device, taking->watched_bytes, &taking->before);
+    uint64_t taken;
+    if (taking->small_bytes == 0)
+        taken = vgpu__rounding_learn(taking->device, taking->watched_bytes, &taking->before);
+    else if (vgpu__rounding_learn_small(taking->device, taking->watched_bytes, &taking->before))
+        taken = taking->small_bytes;
+    else
+        return;
+    if (taking->small_bytes > 0)
+        vgpu__block_alone(taking->device, taking->bytes);
+    taking->small_bytes = 0;
     if (taken < taking->bytes) {
         vgpu_credit(taking->device, taking->bytes - taken);
         taking->bytes = taken;
@@ -74,6 +98,11 @@ static void give_back(const struct vgpu_charge *charge) {
         vgpu_credit_host(charge->device, charge->bytes);
         return;
     }
+    if (charge->bytes & VGPU_IN_BLOCK) {
+        vgpu__footprint_freed(charge->device);
+        vgpu__block_left(charge->device, charge->key, charge->bytes & ~VGPU_IN_BLOCK);
+        return;
+    }
     if (charge->kind == VGPU_KIND_MANAGED || charge->kind == VGPU_KIND_VISITING)
         vgpu__footprint_managed(charge->device, -(int64_t)charge->bytes);
     if (charge->kind != VGPU_KIND_LIMIT && charge->kind != VGPU_KIND_VISITING)
@@ -81,17 +110,43 @@ static void give_back(const struct vgpu_charge *charge) {
     vgpu_credit(charge->device, charge->bytes);
 }
 
+/* A small allocation lies somewhere: where that is decides what it takes. */
+static CUresult settle_small(struct vgpu__taking *taking, CUdeviceptr dptr) {
+    CUresult freed;
+    if (vgpu__block_came(taking->device, dptr, taking->small_bytes, taking->bytes) == VGPU_OK)
+        return CUDA_SUCCESS;
+    VGPU_CALL(freed, cuMemFree_v2, dptr);
+    if (freed == CUDA_SUCCESS)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    vgpu_charge(taking->device, VGPU_BLOCK_BYTES); /* it is there, and charged */
+    return vgpu__block_came(taking->device, dptr, taking->small_bytes, VGPU_BLOCK_BYTES) == VGPU_OK
+               ? CUDA_SUCCESS
+               : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+static void untake(const struct vgpu__taking *taking) {
+    if (taking->small_bytes > 0)
+        vgpu__block_failed(taking->device, taking->bytes);
+    else
+        vgpu_credit(taking->device, taking->bytes);
+}
+
 CUresult vgpu__taken(struct vgpu__taking *taking, CUresult result, enum vgpu_kind kind, uint64_t key) {
     if (taking->device == NULL)
         return result;
-    if (result == CUDA_SUCCESS && taking->watched_bytes > 0)
-        learn(taking);
-    struct vgpu_charge replaced,
-        charge = {.key = key, .kind = kind, .bytes = taking->bytes, .device = taking->device, .owner = taking->context};
     if (result != CUDA_SUCCESS) {
-        vgpu_credit(taking->device, taking->bytes);
+        untake(taking);
         return result;
     }
+    if (taking->watched_bytes > 0)
+        learn(taking);
+    if (taking->small_bytes > 0) {
+        if ((result = settle_small(taking, key)) != CUDA_SUCCESS)
+            return result;
+        taking->bytes = taking->small_bytes | VGPU_IN_BLOCK;
+    }
+    struct vgpu_charge replaced,
+        charge = {.key = key, .kind = kind, .bytes = taking->bytes, .device = taking->device, .owner = taking->context};
     /* The driver hands out a key that we still hold: it was freed on a way that we did not see. Without memory to
      * remember a charge it stays charged until the process ends. */
     if (vgpu_ptrmap_put(&charge, &replaced) && replaced.bytes > 0)
@@ -167,7 +222,16 @@ CUresult cuMemAlloc(CUdeviceptr_v1 *dptr, unsigned int bytes) {
 static CUresult settle_pitch(struct vgpu__taking *taking, CUdeviceptr dptr, uint64_t bytes) {
     if (taking->watched_bytes > 0)
         taking->watched_bytes = bytes;
-    if (taking->device == NULL || (bytes = vgpu__footprint_rounded(taking->device, bytes)) <= taking->bytes)
+    if (taking->device == NULL)
+        return CUDA_SUCCESS;
+    if (taking->small_bytes > 0 && vgpu__rounding_shares(taking->device, bytes)) {
+        taking->small_bytes = bytes;
+        return CUDA_SUCCESS;
+    }
+    if (taking->small_bytes > 0)
+        vgpu__block_alone(taking->device, taking->bytes);
+    taking->small_bytes = 0; /* it is too large for a block */
+    if ((bytes = vgpu__rounded(taking->device, bytes)) <= taking->bytes)
         return CUDA_SUCCESS;
     if (vgpu__reserve(taking->device, bytes - taking->bytes) == VGPU_OK) {
         taking->bytes = bytes;

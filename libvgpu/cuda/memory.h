@@ -15,11 +15,13 @@
 #include "core/ptrmap.h"
 #include "cuda/device.h"
 #include "cuda/footprint.h"
+#include "cuda/rounding.h"
 
 struct vgpu__taking {
     struct vgpu_device *device; /* NULL: not charged (a call from inside the driver) */
     CUcontext context;          /* whose end frees it; NULL: nobody's */
     uint64_t bytes;             /* reserved */
+    uint64_t small_bytes;       /* asked for, of what may share a block with others (blocks.h); 0: it does not */
     uint64_t watched_bytes;     /* asked for, if it is watched what the driver makes of them */
     struct vgpu__rounding before;
 };
@@ -27,7 +29,7 @@ struct vgpu__taking {
 /* Reserve on the current context's device. CUDA_ERROR_OUT_OF_MEMORY over the limit. */
 CUresult vgpu__take(struct vgpu__taking *taking, uint64_t bytes);
 
-/* The same for a plain allocation: reserve what the driver rounds it up to. */
+/* The same for a plain allocation: reserve what the driver rounds it up to, or the block that it may lie in. */
 CUresult vgpu__take_rounded(struct vgpu__taking *taking, uint64_t bytes);
 
 /* The same on a given device, for memory that no context owns. */

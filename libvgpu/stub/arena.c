@@ -140,7 +140,10 @@ CUdeviceptr arena_take(int which, size_t size, bool whole, struct allocation *ow
     return owner->base;
 }
 
-static void drop_pages(struct arena *arena, const struct allocation *owner) {
+void arena_drop_pages(struct allocation *owner) {
+    struct arena *arena = &arenas[owner->arena];
+    if (!owner->touched && !owner->mapped_file)
+        return;
     void *bytes = (char *)owner->base + arena->bytes_distance;
     size_t length = (owner->size + UNIT - 1) & ~((size_t)UNIT - 1);
     if (owner->mapped_file)
@@ -153,10 +156,9 @@ void arena_give(struct allocation *owner) {
     struct arena *arena = &arenas[owner->arena];
     uint64_t offset = owner->base - arena->base;
     uint64_t slot_bytes;
-    struct size_class *class =
-        &arena->classes[class_of(owner->size, owner->kind == ALLOCATION_RESERVATION, &slot_bytes)];
-    if (owner->touched || owner->mapped_file)
-        drop_pages(arena, owner);
+    struct size_class *class = &arena->classes[class_of(
+        owner->size, owner->kind == ALLOCATION_RESERVATION || owner->kind == ALLOCATION_BLOCK, &slot_bytes)];
+    arena_drop_pages(owner);
     *slot_at(arena, offset) = NULL;
     if (class->free_count == class->free_room) {
         size_t room = class->free_room ? 2 * class->free_room : 64;
@@ -177,6 +179,8 @@ struct allocation *arena_find(CUdeviceptr address) {
             continue;
         struct allocation **slot = slot_at(arena, offset);
         struct allocation *found = slot ? *slot : NULL;
+        if (found && found->kind == ALLOCATION_BLOCK)
+            found = block_part(found->block, address);
         return found && address - found->base < (found->size ? found->size : 1) ? found : NULL;
     }
     return NULL;

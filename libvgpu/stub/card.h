@@ -118,7 +118,7 @@ struct stub_card {
     uint64_t context_bytes;     /* charged for each context */
     uint64_t module_bytes;      /* charged for each loaded module */
     uint64_t lazy_bytes;        /* charged for each function when it is first launched */
-    uint64_t granularity_bytes; /* plain allocations are rounded up to this */
+    uint64_t granularity_bytes; /* plain allocations are rounded up to this; those of up to half of it share blocks */
     uint64_t vmm_bytes;         /* granularity of cuMemCreate */
     uint64_t pool_chunk_bytes;  /* memory pools grow by this */
     uint64_t slice_ns;          /* how long a process keeps the engine while others wait */

@@ -12,7 +12,7 @@ class StubSettings:
     context_bytes: int = 0  # real: 200 to 600 MiB for each context
     module_bytes: int = 0  # real: the size of the code
     lazy_bytes: int = 0  # real: the size of the code, with CUDA_MODULE_LOADING=LAZY
-    granularity_bytes: int = 1  # real: 2 MiB blocks, shared by small allocations
+    granularity_bytes: int = 1  # real: 2 MiB, and blocks of that for allocations of up to half of it
     vmm_bytes: int = 2 << 20
     pool_chunk_bytes: int = 1  # real: 32 MiB
     slice_ns: int = 2_000_000

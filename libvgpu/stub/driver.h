@@ -5,7 +5,8 @@
  *
  *   driver.c, device.c                 start, fork, errors; device facts
  *   context.c, settings.c, green.c     contexts and which is current; what is set for them; green contexts
- *   memory.c, managed.c, hostmemory.c  allocations: on the device, managed, pinned; arena.c: their addresses
+ *   memory.c, managed.c, hostmemory.c  allocations: on the device, managed, pinned; arena.c: their addresses;
+ *                                      blocks.c: of small ones
  *   pools.c, poolmemory.c              pools, and what is allocated from them in stream order
  *   virtual.c, multicast.c             the virtual memory API (virtual.h)
  *   arrays.c                           arrays
@@ -110,6 +111,7 @@ struct CUctx_st {
     CUstream legacy; /* the default stream */
     CUstream streams;
     struct allocation *allocations;
+    struct block *blocks; /* of small ones */
     CUmodule modules;
     size_t limits[16];
     uint64_t heap_bytes[4]; /* by limit: taken for it on top of the context's own */
@@ -150,7 +152,8 @@ enum allocation_kind {
     ALLOCATION_ARRAY,       /* behind a CUarray */
     ALLOCATION_RESERVATION, /* address range of the VMM */
     ALLOCATION_IMPORTED,    /* memory of another process or driver: charged there */
-    ALLOCATION_GRAPH        /* of a graph's memory node */
+    ALLOCATION_GRAPH,       /* of a graph's memory node */
+    ALLOCATION_BLOCK        /* the addresses of a block of small ones */
 };
 
 struct allocation {
@@ -170,6 +173,7 @@ struct allocation {
     CUcontext context;
     CUmemoryPool pool;
     struct mapping *mappings; /* of a reservation */
+    struct block *block;      /* that it lies in */
     struct allocation *next, *previous;
     int arena;
 };
@@ -180,11 +184,24 @@ enum { ARENA_DEVICE, ARENA_MANAGED, ARENA_HOST, ARENA_COUNT };
 CUdeviceptr arena_take(int arena, size_t size, bool whole, struct allocation *owner);
 /* Gives it back; its pages are dropped if they were touched. */
 void arena_give(struct allocation *owner);
+/* Its bytes are no longer needed. */
+void arena_drop_pages(struct allocation *owner);
 /* The allocation that holds this address, NULL if none does. */
 struct allocation *arena_find(CUdeviceptr address);
 /* Where the bytes behind a device address lie in this process. */
 void *arena_bytes(CUdeviceptr address);
 void arena_forget_all(void);
+
+/* Small allocations in blocks (blocks.c), under memory_lock: does a device put one of so many bytes into one? */
+bool blocks_have(const struct device *device, size_t bytes);
+/* Finds a place in a block of its context; false: there is none. */
+bool block_put(struct allocation *record);
+/* One more, whose bytes are charged; false: no memory or addresses. */
+bool block_add(CUcontext context);
+/* What lies there. */
+struct allocation *block_part(const struct block *block, CUdeviceptr address);
+/* Returns the bytes of the card that are given back with it. */
+uint64_t block_take_out(struct allocation *record);
 
 extern pthread_mutex_t memory_lock; /* arenas, allocations and their lists */
 

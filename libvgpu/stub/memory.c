@@ -63,29 +63,34 @@ void device_credit(struct device *device, uint64_t bytes) {
         card_credit(&device->card, bytes);
 }
 
+/* A record with its addresses, or NULL. Under memory_lock. */
+static struct allocation *record_make(enum allocation_kind kind, CUcontext context, size_t size, bool packed) {
+    struct allocation *record = record_take();
+    if (!record)
+        return NULL;
+    record->size = size;
+    record->kind = kind;
+    record->shared_fd = -1;
+    record->holding.entry = -1;
+    record->device = record->charged_on = context->device;
+    record->context = context;
+    if (packed ? block_put(record) : arena_take(arena_of(kind), size, kind == ALLOCATION_RESERVATION, record) != 0) {
+        record->id = ++last_id;
+        list_add(record);
+        return record;
+    }
+    record->next = spare;
+    spare = record;
+    return NULL;
+}
+
 CUresult allocation_make(enum allocation_kind kind, CUcontext context, size_t size, uint64_t charge,
                          struct allocation **result) {
     REQUIRE(device_charge(context->device, charge), CUDA_ERROR_OUT_OF_MEMORY);
     pthread_mutex_lock(&memory_lock);
-    struct allocation *record = record_take();
-    if (record) {
-        record->size = size;
-        record->kind = kind;
-        record->shared_fd = -1;
-        record->holding.entry = -1;
-        if (!arena_take(arena_of(kind), size, kind == ALLOCATION_RESERVATION, record)) {
-            record->next = spare;
-            spare = record;
-            record = NULL;
-        }
-    }
-    if (record) {
+    struct allocation *record = record_make(kind, context, size, false);
+    if (record)
         record->charged = charge;
-        record->device = record->charged_on = context->device;
-        record->context = context;
-        record->id = ++last_id;
-        list_add(record);
-    }
     pthread_mutex_unlock(&memory_lock);
     if (!record) {
         device_credit(context->device, charge);
@@ -93,6 +98,25 @@ CUresult allocation_make(enum allocation_kind kind, CUcontext context, size_t si
     }
     *result = record;
     return CUDA_SUCCESS;
+}
+
+/* A small one goes into a block, which is charged when it is made and until it is empty. */
+static CUresult allocation_pack(CUcontext context, size_t size, struct allocation **result) {
+    uint64_t block_bytes = context->device->card.shared->granularity_bytes;
+    pthread_mutex_lock(&memory_lock);
+    *result = record_make(ALLOCATION_DEVICE, context, size, true);
+    pthread_mutex_unlock(&memory_lock);
+    if (*result)
+        return CUDA_SUCCESS;
+    REQUIRE(device_charge(context->device, block_bytes), CUDA_ERROR_OUT_OF_MEMORY);
+    pthread_mutex_lock(&memory_lock);
+    bool added = block_add(context);
+    if (added)
+        *result = record_make(ALLOCATION_DEVICE, context, size, true);
+    pthread_mutex_unlock(&memory_lock);
+    if (!added)
+        device_credit(context->device, block_bytes);
+    return *result ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 void allocation_drop(struct allocation *record) {
@@ -105,7 +129,10 @@ void allocation_drop(struct allocation *record) {
     if (record->shared_fd >= 0)
         close(record->shared_fd);
     list_remove(record);
-    arena_give(record);
+    if (record->block)
+        charged += block_take_out(record);
+    else
+        arena_give(record);
     record->next = spare;
     spare = record;
     pthread_mutex_unlock(&memory_lock);
@@ -151,7 +178,10 @@ static CUresult allocate_device(size_t bytes, CUdeviceptr *dptr) {
     REQUIRE(bytes <= context->device->card.shared->memory_bytes, CUDA_ERROR_OUT_OF_MEMORY);
     struct allocation *record;
     uint64_t charge = round_up(bytes, context->device->card.shared->granularity_bytes);
-    TRY(allocation_make(ALLOCATION_DEVICE, context, bytes, charge, &record));
+    if (blocks_have(context->device, bytes))
+        TRY(allocation_pack(context, bytes, &record));
+    else
+        TRY(allocation_make(ALLOCATION_DEVICE, context, bytes, charge, &record));
     *dptr = record->base;
     return CUDA_SUCCESS;
 }

@@ -103,12 +103,6 @@ def load():
     machine.run(f"{load}start(); _, module = load(); check(cuda.cuModuleUnload(module)); alloc({100 * MIB})")
 
 
-def test_what_the_driver_rounds_allocations_up_to_is_charged_before_long(machine: "Machine") -> None:
-    _settle(machine, context_bytes=MIB, granularity_bytes=2 * MIB)
-    share = machine.share(512 * MIB)
-    assert _compare(machine, share, f"start()\nfor _ in range(128): alloc({MIB})") == 257 * MIB
-
-
 def test_a_context_costs_what_the_limits_say_where_the_driver_does_not_name_the_process(machine: "Machine") -> None:
     _settle(machine, context_bytes=100 * MIB)
     share = machine.share(150 * MIB, context_bytes=100 * MIB)
@@ -238,19 +232,6 @@ def test_code_is_charged_also_where_nothing_is_allocated_after_it(machine: "Mach
     _settle(machine, context_bytes=MIB, lazy_bytes=8 * MIB)
     share = machine.share(1 << 30)
     assert _compare(machine, share, "start(); launch(kernel(), 1000); synchronize()") == 9 * MIB
-
-
-def test_rounding_is_charged_too_where_allocations_take_the_place_of_others(machine: "Machine") -> None:
-    _settle(machine, context_bytes=MIB, granularity_bytes=2 * MIB)
-    share = machine.share(512 * MIB)
-    held = f"""
-start()
-exact = [alloc({2 * MIB}) for _ in range(128)]
-assert info()[0] == {(512 - 257) * MIB}, info()
-for pointer in exact: free(pointer)
-for _ in range(128): alloc({MIB})
-"""
-    assert _compare(machine, share, held) == 257 * MIB
 
 
 def test_while_nvml_cannot_say_what_is_taken_stays_charged_and_nothing_is_loaded(machine: "Machine") -> None:
