@@ -78,10 +78,9 @@ int vgpu__block_coming(struct vgpu_device *device, uint64_t bytes, uint64_t *res
         return VGPU_OVER;
     /* Nobody knows yet whether this driver has blocks. */
     *reserved = bytes;
-    if (vgpu_reserve(device, bytes) == VGPU_OK) {
-        vgpu_not_refused(device);
+    vgpu_not_refused(device);
+    if (vgpu_reserve(device, bytes) == VGPU_OK)
         return VGPU_OK;
-    }
     try_end(blocks, 0);
     return VGPU_OVER;
 }

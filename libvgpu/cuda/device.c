@@ -9,6 +9,7 @@
 #include "cuda/blocks.h"
 #include "cuda/footprint.h"
 #include "cuda/launch.h"
+#include "cuda/localmemory.h"
 #include "cuda/managed.h"
 #include "cuda/memory.h"
 #include "cuda/pools.h"
@@ -98,6 +99,7 @@ static void forget_parent(void) {
     vgpu__footprint_forget();
     vgpu__rounding_forget();
     vgpu__blocks_forget();
+    vgpu__local_forget();
     vgpu__launch_forget();
 }
 

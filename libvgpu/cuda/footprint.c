@@ -379,8 +379,13 @@ CUresult vgpu__footprint_code_coming(struct vgpu_device *device) {
     return used > total ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
 }
 
-void vgpu__footprint_code_came(struct vgpu_device *device) {
+bool vgpu__footprint_hides(const struct vgpu_device *device) {
+    const struct footprint *footprint = &footprints[device - vgpu__process->devices];
+    return __atomic_load_n(&footprint->managed_bytes, __ATOMIC_RELAXED) > 0;
+}
+
+void vgpu__footprint_code_came(struct vgpu_device *device, bool look_at_once) {
     vgpu__footprint_suspect(device);
-    if (vgpu__holding == 0 && is_old(footprint_of(device)))
+    if (vgpu__holding == 0 && (look_at_once || is_old(footprint_of(device))))
         vgpu__footprint_look(device);
 }

@@ -70,7 +70,10 @@ void vgpu__footprint_look_if_suspect(struct vgpu_device *device);
 /* Around the first launch of a function, which may bring its code to the device. CUDA_ERROR_OUT_OF_MEMORY: there is
  * more than the share has, and so no room for code. */
 CUresult vgpu__footprint_code_coming(struct vgpu_device *device);
-void vgpu__footprint_code_came(struct vgpu_device *device);
+/* True where code that comes with a launch could pass for managed memory, which may lie on the device or not. */
+bool vgpu__footprint_hides(const struct vgpu_device *device);
+
+void vgpu__footprint_code_came(struct vgpu_device *device, bool look_at_once);
 
 /* What the driver counts for this process, and what this process has reserved. False: it does not say. */
 bool vgpu__footprint_held(struct vgpu_device *device, uint64_t *held_bytes, uint64_t *own_bytes);

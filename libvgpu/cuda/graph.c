@@ -5,6 +5,7 @@
  */
 #include "core/ptrmap.h"
 #include "cuda/launch.h"
+#include "cuda/localmemory.h"
 #include "cuda/pools.h"
 
 #include <stddef.h>
@@ -18,14 +19,20 @@ enum { DEEPEST_GRAPH = 64 }; /* graphs in graphs: more, and the launch is refuse
 enum { ANYWHERE = VGPU_MAX_ORDINALS };
 _Static_assert(VGPU_GRAPH_NEEDS == ANYWHERE + 1, "a place for each");
 
-static CUresult add_graph(CUgraph graph, int depth, uint64_t bytes[VGPU_GRAPH_NEEDS]);
+/* What is in a graph. */
+struct facts {
+    uint64_t bytes[VGPU_GRAPH_NEEDS]; /* of its allocation nodes, by place */
+    uint64_t thread_bytes;            /* that a thread of its kernels needs */
+};
+
+static CUresult add_graph(CUgraph graph, int depth, struct facts *facts);
 
 static int place_of(const CUmemLocation *location) {
     bool device = location->type == CU_MEM_LOCATION_TYPE_DEVICE && location->id >= 0;
     return device && location->id < VGPU_MAX_ORDINALS ? location->id : ANYWHERE;
 }
 
-static CUresult add_node(CUgraphNode node, int depth, uint64_t bytes[VGPU_GRAPH_NEEDS]) {
+static CUresult add_node(CUgraphNode node, int depth, struct facts *facts) {
     CUresult result;
     CUgraphNodeType type;
     CUgraph child;
@@ -33,18 +40,21 @@ static CUresult add_node(CUgraphNode node, int depth, uint64_t bytes[VGPU_GRAPH_
     VGPU_CALL(result, cuGraphNodeGetType, node, &type);
     if (result == CUDA_SUCCESS && type == CU_GRAPH_NODE_TYPE_MEM_ALLOC) {
         VGPU_CALL(result, cuGraphMemAllocNodeGetParams, node, &params);
-        uint64_t *there = &bytes[place_of(&params.poolProps.location)];
+        uint64_t *there = &facts->bytes[place_of(&params.poolProps.location)];
         if (result == CUDA_SUCCESS && __builtin_add_overflow(*there, params.bytesize, there))
             result = CUDA_ERROR_OUT_OF_MEMORY;
+    } else if (result == CUDA_SUCCESS && type == CU_GRAPH_NODE_TYPE_KERNEL) {
+        uint64_t thread_bytes = vgpu__local_of_node(node);
+        facts->thread_bytes = thread_bytes > facts->thread_bytes ? thread_bytes : facts->thread_bytes;
     } else if (result == CUDA_SUCCESS && type == CU_GRAPH_NODE_TYPE_GRAPH) {
         VGPU_CALL(result, cuGraphChildGraphNodeGetGraph, node, &child);
         if (result == CUDA_SUCCESS)
-            result = add_graph(child, depth + 1, bytes);
+            result = add_graph(child, depth + 1, facts);
     }
     return result;
 }
 
-static CUresult add_graph(CUgraph graph, int depth, uint64_t bytes[VGPU_GRAPH_NEEDS]) {
+static CUresult add_graph(CUgraph graph, int depth, struct facts *facts) {
     CUresult result;
     size_t count = 0;
     if (depth > DEEPEST_GRAPH)
@@ -57,7 +67,7 @@ static CUresult add_graph(CUgraph graph, int depth, uint64_t bytes[VGPU_GRAPH_NE
         return CUDA_ERROR_OUT_OF_MEMORY;
     VGPU_CALL(result, cuGraphGetNodes, graph, nodes, &count);
     for (size_t i = 0; result == CUDA_SUCCESS && i < count; i++)
-        result = add_node(nodes[i], depth, bytes);
+        result = add_node(nodes[i], depth, facts);
     free(nodes);
     return result;
 }
@@ -73,6 +83,7 @@ static uint64_t key_of(CUgraphExec exec, int place) {
 static void forget_bytes(CUgraphExec exec) {
     struct vgpu_charge charge;
     bool known = false;
+    vgpu__local_graph(exec, 0);
     for (int place = 0; place < __atomic_load_n(&places, __ATOMIC_RELAXED); place++)
         known |= vgpu_ptrmap_take(key_of(exec, place), VGPU_KIND_GRAPH, &charge);
     if (known)
@@ -82,12 +93,13 @@ static void forget_bytes(CUgraphExec exec) {
 /* Kept beside the executable graph: all allocation nodes together, as much as a launch can need; without a device,
  * since nothing is charged yet. What cannot be told is more than any share has. */
 static void remember_bytes(CUgraphExec exec, CUgraph graph) {
-    uint64_t bytes[VGPU_GRAPH_NEEDS] = {0};
+    struct facts facts = {.thread_bytes = 0};
     struct vgpu_charge replaced;
-    if (add_graph(graph, 0, bytes) != CUDA_SUCCESS)
-        bytes[ANYWHERE] = UINT64_MAX;
+    if (add_graph(graph, 0, &facts) != CUDA_SUCCESS)
+        facts.bytes[ANYWHERE] = UINT64_MAX;
+    vgpu__local_graph(exec, facts.thread_bytes);
     for (int place = 0; place < VGPU_GRAPH_NEEDS; place++) {
-        struct vgpu_charge charge = {.key = key_of(exec, place), .kind = VGPU_KIND_GRAPH, .bytes = bytes[place]};
+        struct vgpu_charge charge = {.key = key_of(exec, place), .kind = VGPU_KIND_GRAPH, .bytes = facts.bytes[place]};
         int seen = __atomic_load_n(&places, __ATOMIC_RELAXED);
         if (charge.bytes > 0) {
             while (seen <= place &&

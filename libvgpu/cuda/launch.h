@@ -23,6 +23,7 @@ struct vgpu__launch {
     CUstream stream;
     bool charged;               /* to the calling thread */
     bool first;                 /* its code may come to the device now */
+    uint64_t local_bytes;       /* memory of threads that was reserved for it */
     struct vgpu_device *device; /* with what follows: what it was charged, if it was */
     struct vgpu_estimate *estimate;
     uint64_t gpu_ns, guessed_ns;

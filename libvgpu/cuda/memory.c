@@ -105,7 +105,7 @@ static void give_back(const struct vgpu_charge *charge) {
     }
     if (charge->kind == VGPU_KIND_MANAGED || charge->kind == VGPU_KIND_VISITING)
         vgpu__footprint_managed(charge->device, -(int64_t)charge->bytes);
-    if (charge->kind != VGPU_KIND_LIMIT && charge->kind != VGPU_KIND_VISITING)
+    if (charge->kind != VGPU_KIND_LIMIT && charge->kind != VGPU_KIND_LOCAL && charge->kind != VGPU_KIND_VISITING)
         vgpu__footprint_freed(charge->device);
     vgpu_credit(charge->device, charge->bytes);
 }

@@ -6,6 +6,7 @@
 #include "core/quota.h"
 #include "cuda/footprint.h"
 #include "cuda/launch.h"
+#include "cuda/localmemory.h"
 #include "cuda/memory.h"
 
 #include <stddef.h>
@@ -90,7 +91,46 @@ CUresult cuModuleUnload(CUmodule module) {
 }
 
 CUresult cuLibraryUnload(CUlibrary library) {
+    if (vgpu__attached() && !VGPU_BY_DRIVER())
+        vgpu__local_library_ends(library);
     UNLOAD(cuLibraryUnload, library);
+}
+
+/* ---- Functions ---- */
+
+CUresult cuFuncLoad(CUfunction function) {
+    CUresult result;
+    struct vgpu_device *device;
+    VGPU_ENTER(cuFuncLoad, function);
+    if (!payer(&device, &result))
+        return result;
+    if (device != NULL && (result = vgpu__footprint_code_coming(device)) != CUDA_SUCCESS)
+        return result;
+    return vgpu__local_load(device, function);
+}
+
+CUresult cuLibraryGetKernel(CUkernel *kernel, CUlibrary library, const char *name) {
+    CUresult result;
+    CUkernel made = NULL;
+    VGPU_ENTER(cuLibraryGetKernel, kernel, library, name);
+    VGPU_CALL(result, cuLibraryGetKernel, VGPU_OUT(kernel, made), library, name);
+    if (result == CUDA_SUCCESS) {
+        vgpu__local_kernel(made, library);
+        *kernel = made;
+    }
+    return result;
+}
+
+CUresult cuLibraryEnumerateKernels(CUkernel *kernels, unsigned int count, CUlibrary library) {
+    CUresult result, counted = CUDA_SUCCESS;
+    unsigned int there = 0;
+    VGPU_ENTER(cuLibraryEnumerateKernels, kernels, count, library);
+    VGPU_CALL(result, cuLibraryEnumerateKernels, kernels, count, library);
+    if (result == CUDA_SUCCESS)
+        VGPU_CALL(counted, cuLibraryGetKernelCount, &there, library);
+    for (unsigned int i = 0; result == CUDA_SUCCESS && counted == CUDA_SUCCESS && i < count && i < there; i++)
+        vgpu__local_kernel(kernels[i], library);
+    return result;
 }
 
 /* ---- Heaps of a context ---- */
@@ -113,6 +153,24 @@ static CUresult look_up(CUcontext context, CUlimit limit, struct vgpu_charge *ch
     return result;
 }
 
+/* Stacks are a part of the memory of threads, which grows at once. */
+static CUresult set_other_limit(CUlimit limit, size_t value) {
+    CUresult result, room = CUDA_SUCCESS;
+    CUcontext context;
+    uint64_t grown = 0;
+    struct vgpu_device *device = vgpu__cuda_current(&context, &result);
+    if (device != NULL && limit == CU_LIMIT_STACK_SIZE)
+        room = vgpu__local_coming(device, value, &grown);
+    if (room == CUDA_ERROR_OUT_OF_MEMORY)
+        return room;
+    VGPU_CALL(result, cuCtxSetLimit, limit, value);
+    if (result != CUDA_SUCCESS && grown > 0)
+        vgpu__local_not(device, grown);
+    if (device != NULL)
+        vgpu__footprint_code_came(device, grown > 0);
+    return result;
+}
+
 CUresult cuCtxSetLimit(CUlimit limit, size_t value) {
     CUresult result;
     CUcontext context;
@@ -121,12 +179,8 @@ CUresult cuCtxSetLimit(CUlimit limit, size_t value) {
     uint64_t free_bytes;
     bool heap = limit == CU_LIMIT_MALLOC_HEAP_SIZE || limit == CU_LIMIT_PRINTF_FIFO_SIZE;
     VGPU_ENTER(cuCtxSetLimit, limit, value);
-    if (!heap) {
-        VGPU_CALL(result, cuCtxSetLimit, limit, value);
-        if ((device = vgpu__cuda_current(&context, &(CUresult){0})) != NULL)
-            vgpu__footprint_suspect(device); /* stacks, for example */
-        return result;
-    }
+    if (!heap)
+        return set_other_limit(limit, value);
     if ((device = vgpu__cuda_current(&context, &result)) == NULL ||
         (result = look_up(context, limit, &charge, &free_bytes)) != CUDA_SUCCESS)
         return result;

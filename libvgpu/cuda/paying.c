@@ -7,6 +7,7 @@
 #include "core/limiter.h"
 #include "cuda/footprint.h"
 #include "cuda/launch.h"
+#include "cuda/localmemory.h"
 #include "cuda/place.h"
 #include "cuda/sampling.h"
 #include "cuda/thread.h"
@@ -16,6 +17,7 @@
 #define thread vgpu__thread
 
 enum {
+    KEY_BITS = 56,                /* of a handle; above it, for kernels and copies, how large it is */
     GUESS_NS = 100 * 1000 * 1000, /* of a launch that cannot be measured, if no other was */
     UNKNOWN_WAIT_NS = 1000 * 1000 *
         1000, /* for the first measurement, at each launch; not for ever: it may wait for what this thread does next */
@@ -60,8 +62,17 @@ static bool something_is_captured(void) {
 
 uint64_t vgpu__launch_key(const void *handle, uint64_t size) {
     uint64_t log2 = size > 0 ? 64 - (uint64_t)__builtin_clzll(size) : 0; /* 0..64: user addresses leave 8 bits */
-    uint64_t key = (uint64_t)(uintptr_t)handle ^ (log2 << 56);
+    uint64_t key = (uint64_t)(uintptr_t)handle ^ (log2 << KEY_BITS);
     return key != 0 ? key : 1;
+}
+
+/* What a key was made of. */
+static bool is_kernel(uint64_t key) {
+    return key >> KEY_BITS != 0;
+}
+
+static void *handle_of(uint64_t key) {
+    return (void *)(uintptr_t)(key & ((UINT64_C(1) << KEY_BITS) - 1));
 }
 
 /* ---- Paying ---- */
@@ -216,6 +227,31 @@ static void pay_at_once(struct vgpu_device *device, uint64_t key) {
     vgpu_limiter_account(device, 1, gpu_ns, throttled_ns);
 }
 
+/* Work that was never launched brings its code to the device, and memory for its threads: nobody knows before how much
+ * code that is, but there is room for the other. */
+static CUresult first_coming(struct vgpu__launch *launch, struct vgpu_device *device, uint64_t key) {
+    struct vgpu__place place;
+    CUresult result = vgpu__footprint_code_coming(device);
+    if (result != CUDA_SUCCESS)
+        return result;
+    vgpu__place_enter(&place, launch->stream, something_is_captured());
+    if (place.context != NULL)
+        result = vgpu__local_first(device, handle_of(key), is_kernel(key), &launch->local_bytes);
+    vgpu__place_leave(&place);
+    return result;
+}
+
+/* What was reserved for it is held now, or it comes back. */
+static void first_came(const struct vgpu__launch *launch, CUresult result) {
+    struct vgpu__place place;
+    if (launch->local_bytes > 0 && result != CUDA_SUCCESS) {
+        vgpu__place_enter(&place, launch->stream, something_is_captured());
+        vgpu__local_not(launch->device, launch->local_bytes);
+        vgpu__place_leave(&place);
+    }
+    vgpu__footprint_code_came(launch->device, launch->local_bytes > 0);
+}
+
 static CUresult begin(struct vgpu__launch *launch, uint64_t key, CUstream stream, bool code) {
     *launch = (struct vgpu__launch){.stream = stream};
     struct vgpu_process *process = vgpu_process();
@@ -242,7 +278,7 @@ static CUresult begin(struct vgpu__launch *launch, uint64_t key, CUstream stream
         thread.estimate = vgpu_estimate_of(key);
     }
     launch->first = code && vgpu_estimate_unlaunched(thread.estimate);
-    if (launch->first && (result = vgpu__footprint_code_coming(device)) != CUDA_SUCCESS) {
+    if (launch->first && (result = first_coming(launch, device, key)) != CUDA_SUCCESS) {
         thread.busy--;
         return result;
     }
@@ -301,7 +337,7 @@ void vgpu__launch_end(struct vgpu__launch *launch, CUresult result) {
     if (launch->captured && result == CUDA_SUCCESS)
         pay_unless_captured(launch);
     if (__builtin_expect(launch->first, 0))
-        vgpu__footprint_code_came(launch->device);
+        first_came(launch, result);
 }
 
 /* ---- What is paid after the work ---- */

@@ -78,6 +78,29 @@ CUresult resolve_stream(CUstream handle, CUstream *stream) {
     return CUDA_SUCCESS;
 }
 
+/* ---- Local memory: for as many threads as the card can run, each with the most that one has wanted; never less ----
+ */
+
+static uint64_t local_bytes(const struct device *device, uint64_t thread_bytes) {
+    uint64_t threads = (uint64_t)device->card.shared->multiprocessors * THREADS_PER_MULTIPROCESSOR;
+    return threads * ((thread_bytes + 255) / 256 * 256);
+}
+
+CUresult context_local(CUcontext context, uint64_t thread_bytes) {
+    CUresult result = CUDA_SUCCESS;
+    pthread_mutex_lock(&driver.lock);
+    if (thread_bytes > context->thread_bytes) {
+        uint64_t more =
+            local_bytes(context->device, thread_bytes) - local_bytes(context->device, context->thread_bytes);
+        if (device_charge(context->device, more))
+            context->thread_bytes = thread_bytes;
+        else
+            result = CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    pthread_mutex_unlock(&driver.lock);
+    return result;
+}
+
 /* ---- Making and unmaking ---- */
 
 /* Under driver.lock. */
@@ -91,7 +114,7 @@ static CUresult context_make(struct device *device, unsigned flags, CUcontext *o
         context->flags = flags;
         context->uses = 1;
         context->id = ++last_context_id;
-        context->limits[CU_LIMIT_STACK_SIZE] = 1024;
+        context->limits[CU_LIMIT_STACK_SIZE] = context->thread_bytes = STACK_BYTES;
         context->limits[CU_LIMIT_PRINTF_FIFO_SIZE] = FIFO_BYTES;
         context->limits[CU_LIMIT_MALLOC_HEAP_SIZE] = HEAP_BYTES;
         context->legacy = queue_stream_make(context, CU_STREAM_DEFAULT, 0);
@@ -136,6 +159,8 @@ static void context_unmake(CUcontext context) {
     __atomic_fetch_sub(&context->device->card.slot->contexts, 1, __ATOMIC_RELAXED);
     for (unsigned i = 0; i < sizeof context->heap_bytes / sizeof *context->heap_bytes; i++)
         device_credit(context->device, context->heap_bytes[i]);
+    device_credit(context->device,
+                  local_bytes(context->device, context->thread_bytes) - local_bytes(context->device, STACK_BYTES));
     device_credit(context->device, context->device->card.shared->context_bytes);
 }
 

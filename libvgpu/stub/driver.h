@@ -32,6 +32,7 @@
 #define STUB_CUDA_VERSION_FALLBACK 12080
 #define QUEUE_DEPTH     1024 /* launches that a stream takes before the caller waits, as on the real driver */
 #define PITCH_ALIGNMENT 512
+#define THREADS_PER_MULTIPROCESSOR 2048
 
 /* The functions behind the exported ones. */
 #define STUB_DECLARE(symbol, params)                       CUresult stub_##symbol params;
@@ -98,8 +99,9 @@ CUresult device_join(struct device *device);
 /* ---- Contexts ---- */
 
 /* What a context has without asking. */
-#define HEAP_BYTES (8 << 20)
-#define FIFO_BYTES (1 << 20)
+#define HEAP_BYTES  (8 << 20)
+#define FIFO_BYTES  (1 << 20)
+#define STACK_BYTES 1024 /* of each thread */
 
 struct CUctx_st {
     struct device *device;
@@ -115,6 +117,8 @@ struct CUctx_st {
     CUmodule modules;
     size_t limits[16];
     uint64_t heap_bytes[4]; /* by limit: taken for it on top of the context's own */
+    uint64_t
+        thread_bytes; /* of local memory, for each thread that the card can run; what a new context has is its own */
     struct CUctx_st *next;
 };
 
@@ -123,6 +127,9 @@ CUresult current_context(CUcontext *context);
 /* Its stream for a handle of the API: 0 and CU_STREAM_LEGACY, CU_STREAM_PER_THREAD, or a stream. */
 CUresult resolve_stream(CUstream handle, CUstream *stream);
 void context_forget_all(void); /* in a fork's child */
+
+/* Threads of the context need this much local memory each: it has that from now on. */
+CUresult context_local(CUcontext context, uint64_t thread_bytes);
 
 /* ---- Memory that several processes hold (holding.c) ---- */
 

@@ -46,7 +46,7 @@ CUresult kernel_prepare(struct kernel *kernel, void **params, void **extra) {
     return CUDA_SUCCESS;
 }
 
-/* Code is brought to the card when it is first run. */
+/* Code is brought to the card when it is first run, or asked for (lazy loading). */
 static CUresult load_code(CUfunction function) {
     if (__atomic_exchange_n(&function->loaded, true, __ATOMIC_RELAXED))
         return CUDA_SUCCESS;
@@ -64,6 +64,7 @@ CUresult kernel_submit(CUstream stream, const struct kernel *kernel) {
         return result;
     }
     TRY(load_code(kernel->function));
+    TRY(context_local(stream->context, kernel->function->attributes[CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES]));
     __atomic_fetch_add(&stream->context->device->card.slot->launches, 1, __ATOMIC_RELAXED);
     queue_submit(stream, (struct op){.kind = OP_KERNEL, .duration_ns = kernel->duration_ns});
     return CUDA_SUCCESS;
@@ -238,13 +239,14 @@ CUresult stub_cuFuncIsLoaded(int *state, CUfunction handle) {
     CUfunction function;
     REQUIRE(state, CUDA_ERROR_INVALID_VALUE);
     TRY(known_function(handle, &function));
-    *state = 1;
+    *state = function->loaded || function->device->card.shared->lazy_bytes == 0;
     return CUDA_SUCCESS;
 }
 
 CUresult stub_cuFuncLoad(CUfunction handle) {
     CUfunction function;
-    return known_function(handle, &function);
+    TRY(known_function(handle, &function));
+    return load_code(function);
 }
 
 /* ---- Occupancy: a multiprocessor holds 2048 threads and 32 blocks ---- */

@@ -66,6 +66,13 @@ CUresult stub_cuLibraryGetKernel(CUkernel *out, CUlibrary library, const char *n
     return CUDA_SUCCESS;
 }
 
+CUresult stub_cuLibraryEnumerateKernels(CUkernel *kernels, unsigned count, CUlibrary library) {
+    REQUIRE(kernels && library, CUDA_ERROR_INVALID_VALUE);
+    for (CUfunction function = library->module->functions; function && count > 0; function = function->next, count--)
+        TRY(stub_cuLibraryGetKernel(kernels++, library, function->name));
+    return CUDA_SUCCESS;
+}
+
 CUresult stub_cuLibraryGetModule(CUmodule *module, CUlibrary library) {
     REQUIRE(module && library, CUDA_ERROR_INVALID_VALUE);
     *module = library->module;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What is read of an image in PTX: its .entry names are the kernels, its .global variables take device memory. */
+/* What is read of an image in PTX: its .entry names are the kernels, its .global variables take device memory, its
+ * .local ones that of threads. */
 #define _GNU_SOURCE
 #include "module.h"
 
@@ -33,18 +34,6 @@ static char *copy_name(const char *at) {
     return length ? strndup(at, length) : NULL;
 }
 
-static bool read_entries(CUmodule module, const char *text) {
-    for (const char *at = text; (at = find_directive(at, ".entry"));) {
-        char *name = copy_name(skip_space(at));
-        if (!name || !module_add_function(module, name)) {
-            free(name);
-            return false;
-        }
-        free(name);
-    }
-    return true;
-}
-
 /* ".global .align 8 .b8 table[4096];" and ".global .u32 counter;": name and bytes. */
 static bool read_variable(const char *at, char **name, size_t *bytes) {
     static const struct {
@@ -69,6 +58,30 @@ static bool read_variable(const char *at, char **name, size_t *bytes) {
     at = skip_space(at + strlen(*name));
     *bytes = element * (*at == '[' ? strtoull(at + 1, NULL, 0) : 1);
     return *bytes > 0;
+}
+
+/* The bytes of the variables that each thread has for itself, between two places. */
+static unsigned read_local(const char *at, const char *end) {
+    size_t sum = 0, bytes;
+    while ((at = find_directive(at, ".local")) && (!end || at < end)) {
+        char *name = NULL;
+        if (read_variable(skip_space(at), &name, &bytes))
+            sum += bytes;
+        free(name);
+    }
+    return (unsigned)sum;
+}
+
+static bool read_entries(CUmodule module, const char *text) {
+    for (const char *at = text; (at = find_directive(at, ".entry"));) {
+        char *name = copy_name(skip_space(at));
+        CUfunction function = name ? module_add_function(module, name) : NULL;
+        free(name);
+        if (!function)
+            return false;
+        function->attributes[CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES] = read_local(at, find_directive(at, ".entry"));
+    }
+    return true;
 }
 
 static CUresult read_variables(CUmodule module, const char *text) {

@@ -40,6 +40,8 @@ CUresult stub_cuCtxSetLimit(CUlimit limit, size_t value) {
             device_credit(context->device, *heap - wanted);
         *heap = wanted;
     }
+    if (limit == CU_LIMIT_STACK_SIZE)
+        TRY(context_local(context, value));
     context->limits[limit] = value;
     return CUDA_SUCCESS;
 }

@@ -123,6 +123,7 @@ typedef size_t (*CUoccupancyB2DSize)(int blockSize);
     X(CUDA_ERROR_TIMEOUT, 909, "wait operation timed out")                                                             \
     X(CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE, 910, "the graph update was not performed")                                 \
     X(CUDA_ERROR_EXTERNAL_DEVICE, 911, "an async error has occurred in external entity")                               \
+    X(CUDA_ERROR_FUNCTION_NOT_LOADED, 913, "function is not loaded")                                                   \
     X(CUDA_ERROR_UNKNOWN, 999, "unknown error")
 
 typedef enum CUresult_enum {

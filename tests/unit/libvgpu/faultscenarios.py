@@ -297,10 +297,20 @@ take(lambda: cuda.cuModuleUnload(m), fn(v), byref(m), *what)
         """
 m = c_void_p()
 what = IMAGE if v == "cuLibraryLoadData" else image.name.encode()
-take(lambda: cuda.cuLibraryUnload(m), fn(v), byref(m), what, None, None, 0, None, None, 0)
+if take(lambda: cuda.cuLibraryUnload(m), fn(v), byref(m), what, None, None, 0, None, None, 0):
+    cuda.cuLibraryGetKernel(byref(c_void_p()), m, b"none")
+    cuda.cuLibraryEnumerateKernels(byref(c_void_p()), 1, m)
 """,
         ("cuLibraryLoadData", "cuLibraryLoadFromFile"),
         setup="context, image = start(), image_file()",
+    ),
+    "function": Scenario(
+        """
+m, f = c_void_p(), c_void_p()
+if take(lambda: cuda.cuModuleUnload(m), cuda.cuModuleLoadData, byref(m), IMAGE):
+    if cuda.cuModuleGetFunction(byref(f), m, b"none") == SUCCESS:
+        cuda.cuFuncLoad(f)
+"""
     ),
     "heap": Scenario(
         "take(lambda: cuda.cuCtxSetLimit(2, c_size_t(8 * MIB)), cuda.cuCtxSetLimit, 2, c_size_t(20 * MIB))"
