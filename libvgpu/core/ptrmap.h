@@ -28,8 +28,8 @@ struct vgpu_charge {
  * memory. */
 bool vgpu_ptrmap_put(const struct vgpu_charge *charge, struct vgpu_charge *replaced);
 
-/* Add `change` to the bytes of a key: it is put there if it is new, and taken out where nothing is left. Returns what it
- * has then; -1: no memory, or no such key to take from. */
+/* Add `change` to the bytes of a key: it is put there if it is new, and taken out where nothing is left. Returns what
+ * it has then; -1: no memory, or no such key to take from. */
 int64_t vgpu_ptrmap_add(const struct vgpu_charge *charge, int64_t change);
 
 /* Take the charge of a key out of the table. False: none known (not ours, or the parent's). */
