@@ -5,6 +5,7 @@
  */
 #include "core/quota.h"
 #include "cuda/device.h"
+#include "cuda/place.h"
 #include "cuda/poolrecords.h"
 #include "cuda/pools.h"
 
@@ -90,6 +91,10 @@ static void add(struct running *end) {
  * waits for itself. */
 static uint64_t unfinished_bytes(const struct vgpu__pool *pool, const struct vgpu__graph_need *need) {
     uint64_t sum = 0;
+    struct vgpu__place place;
+    if (running == NULL)
+        return 0;
+    vgpu__place_enter_context(&place, NULL, true);
     for (struct running **link = &running; *link != NULL;) {
         struct running *one = *link;
         CUresult result;
@@ -102,6 +107,7 @@ static uint64_t unfinished_bytes(const struct vgpu__pool *pool, const struct vgp
             sum += one->need.bytes;
         link = &one->next;
     }
+    vgpu__place_leave(&place);
     return sum;
 }
 

@@ -159,7 +159,7 @@ static void charge(struct vgpu__launch *launch, uint64_t gpu_ns) {
 static void settle(struct vgpu__launch *launch, struct vgpu_estimate *estimate, bool sample, uint64_t gpu_ns) {
     struct vgpu__place place;
     vgpu__thread_watch();
-    vgpu__place_enter(&place, launch->stream, something_is_captured());
+    vgpu__place_enter(&place, launch->stream, true);
     if (place.context != NULL) {
         harvest(place.context);
         if (vgpu_limiter_holds(thread.device)) {
@@ -349,7 +349,7 @@ void vgpu__launch_synchronized(void) {
     if (process == NULL || vgpu__sample_pending() <= 0 || vgpu__inside > 0 || thread.busy > 0)
         return;
     thread.busy++;
-    vgpu__place_enter(&place, NULL, something_is_captured());
+    vgpu__place_enter(&place, NULL, true);
     struct vgpu_device *device = place.context != NULL ? device_of(process, NULL, &result) : NULL;
     if (device != NULL) {
         vgpu__thread_watch();
@@ -367,7 +367,7 @@ void vgpu__launch_context_ending(CUcontext context) {
     if (context == NULL)
         return;
     if (vgpu__sample_pending() > 0) {
-        vgpu__place_enter_context(&place, context, something_is_captured());
+        vgpu__place_enter_context(&place, context, true);
         if (place.context != NULL)
             vgpu__launch_synchronized();
         vgpu__place_leave(&place);

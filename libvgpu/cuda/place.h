@@ -15,7 +15,8 @@ struct vgpu__place {
 };
 
 /* Make the context of a stream current. `relaxed`: and let this thread do what captures of other streams forbid
- * (cuThreadExchangeStreamCaptureMode), as questions about events do. */
+ * (cuThreadExchangeStreamCaptureMode): a question about an event spoils a capture else, also one that another thread
+ * begins just now. */
 void vgpu__place_enter(struct vgpu__place *place, CUstream stream, bool relaxed);
 /* The same for a context. */
 void vgpu__place_enter_context(struct vgpu__place *place, CUcontext context, bool relaxed);

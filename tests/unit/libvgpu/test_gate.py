@@ -13,7 +13,7 @@ import pytest
 
 from api import names
 from libvgpu.entrypoints import entry_points
-from libvgpu.stub import read_card
+from libvgpu.stub import change_settings, read_card
 from libvgpu.stub.roots import LIBRARY_FOLDER
 
 if TYPE_CHECKING:
@@ -35,6 +35,17 @@ result = cuda.cuCtxCreate_v2(ctypes.byref(context), 0, device)
 assert result == 0, result
 grabs = [cuda.cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t(400 << 20)) for _ in range(2)]
 print(total.value >> 20, *grabs, nvml.nvmlInit_v2(), nvml.nvmlErrorString is not None)
+"""
+
+_GRAB_ALL = """
+import ctypes
+cuda, device, context, pointer = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.c_void_p(), ctypes.c_uint64()
+assert cuda.cuInit(0) == cuda.cuDeviceGet(ctypes.byref(device), 0) == 0
+assert cuda.cuCtxCreate_v2(ctypes.byref(context), 0, device) == 0
+count = 0
+while cuda.cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t(10 << 20)) == 0:
+    count += 10
+print(count)
 """
 
 
@@ -160,6 +171,33 @@ def test_the_driver_that_an_image_brings_for_an_older_kernel_module_is_the_one_a
     said = gate.run(program, LD_PRELOAD=str(gate.library), LD_LIBRARY_PATH=path)
     assert said.splitlines() == ["600 0 2 0 True", str(compat / "libcuda.so.1")]
     assert read_card(gate.machine.card).peak_bytes <= 600 * MIB
+
+
+# It lists the process once there is a context, as a process that holds nothing.
+_LIAR = """
+#include <string.h>
+#include <unistd.h>
+struct info { unsigned int pid; unsigned long long bytes; unsigned int gpu, compute; };
+int nvmlInit_v2(void) { return 0; }
+int nvmlDeviceGetHandleByUUID(const char *uuid, void **device) { *device = (void *)uuid; return 0; }
+int nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned int *count, struct info *infos) {
+    static unsigned int asked;
+    memset(infos, 0, sizeof *infos);
+    infos->pid = getpid();
+    *count = asked++ > 0;
+    return 0;
+}
+"""
+
+
+@pytest.mark.no_sanitizer  # the same
+def test_what_contexts_take_is_asked_of_the_nodes_nvml_and_not_of_another_that_a_program_brings(gate: Gate) -> None:
+    liar = gate.folder / "libnvidia-ml.so.1"
+    flags = ["-shared", "-fPIC", f"-Wl,-soname,{liar.name}", "-x", "c", "-"]
+    subprocess.run(["cc", "-o", liar, *flags], input=_LIAR, text=True, check=True)
+    change_settings(gate.machine.card, context_bytes=100 * MIB)
+    assert gate.run(_GRAB_ALL, LD_PRELOAD=f"{gate.library}:{liar}") == "500"
+    assert read_card(gate.machine.card).peak_bytes == 600 * MIB
 
 
 _HAS = """
