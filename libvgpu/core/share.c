@@ -3,6 +3,7 @@
 
 #include "core/books.h"
 #include "core/clock.h"
+#include "core/inherited.h"
 #include "core/limits.h"
 #include "core/log.h"
 #include "core/origin.h"
@@ -69,6 +70,7 @@ static bool attach_share(struct vgpu_process *process, const char *folder, const
     if (share->limits == NULL || vgpu_books_attach(share->books_path, &share->books, &share->slot) != 0)
         return false;
     process->share_count++;
+    vgpu_inherited_note(share);
     return bind_device(process, share);
 }
 
@@ -137,6 +139,7 @@ struct vgpu_process *vgpu__attach(void) {
         void (*forget)(void) = __atomic_load_n(&forget_parent, __ATOMIC_ACQUIRE);
         if (__atomic_exchange_n(&attached_before, 1, __ATOMIC_RELAXED) && forget != NULL)
             forget();
+        vgpu_inherited_drop();
         state = attach_all(process) ? VGPU_ATTACHED : VGPU_FAILED;
         __atomic_store_n(&process->state, state, __ATOMIC_RELEASE);
     }

@@ -180,3 +180,27 @@ def test_namespaces_of_the_loader_can_be_opened_again_and_again(machine: "Machin
             assert handle and libc.dlclose(handle) == 0
             assert not libc.dlmopen(-1, b"libnot-there.so", 2)
     """)
+
+
+def test_a_chain_of_forks_keeps_the_slots_of_no_ancestors_that_held_nothing(machine: "Machine") -> None:
+    share = machine.share(64 * MIB)
+    output = machine.run(f"""
+        import os, pathlib, select
+        from libvgpu.shares import read_books
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        reading, writing = os.pipe()
+        if os.fork():
+            os.close(writing)
+            say(os.read(reading, 100).decode())
+            os._exit(0)
+        for generation in range(8):
+            check(nvml.nvmlInit_v2())
+            parent = os.pidfd_open(os.getpid())
+            if os.fork():
+                os._exit(0)
+            select.select([parent], [], [])  # until it has ended
+        check(nvml.nvmlInit_v2())
+        os.write(writing, b"%d" % len(read_books(pathlib.Path({str(share)!r})).processes))
+        os._exit(0)
+    """)
+    assert output == "1\n"
