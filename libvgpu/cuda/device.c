@@ -123,15 +123,15 @@ CUresult cuInit(unsigned int flags) {
     vgpu_lock(&starting);
     vgpu__callers_find();
     bool first = !process->started;
-    char **environment = NULL;
+    struct vgpu_setting setting;
     if (first)
         vgpu__footprint_first_look();
-    bool changed = first && vgpu__visible_begin(process, &environment);
+    bool changed = first && vgpu__visible_begin(process, &setting);
     starting_here = true;
     VGPU_CALL(result, cuInit, flags);
     starting_here = false;
     if (changed)
-        vgpu__visible_end(environment);
+        vgpu__visible_end(&setting);
     process->started |= result == CUDA_SUCCESS;
     vgpu_unlock(&starting);
     if (result == CUDA_SUCCESS)

@@ -10,9 +10,7 @@
 
 #define VARIABLE "CUDA_VISIBLE_DEVICES"
 
-enum { UUID_BYTES = 48, LIST_BYTES = sizeof VARIABLE + VGPU_MAX_SHARES * UUID_BYTES };
-
-extern char **environ;
+enum { UUID_BYTES = 48, ENTRY_BYTES = sizeof VARIABLE + VGPU_MAX_SHARES * UUID_BYTES };
 
 struct devices {
     const char *uuids[VGPU_MAX_SHARES];
@@ -78,46 +76,42 @@ static void narrow(struct devices *devices, const char *setting) {
     *devices = wanted;
 }
 
-/* The application's environment with another value of the variable. Never freed: other threads may be reading it. */
-static char **copy_environment(const struct devices *devices) {
-    size_t count = 0, kept = 0;
-    while (environ != NULL && environ[count] != NULL)
-        count++;
-    char **copy = malloc((count + 2) * sizeof *copy), *value = malloc(LIST_BYTES);
-    if (copy == NULL || value == NULL) {
-        free(copy);
-        free(value);
+/* The variable for the driver; never freed: other threads may be reading it. */
+static char *entry_of(const struct devices *devices) {
+    char *entry = malloc(ENTRY_BYTES);
+    if (entry == NULL)
         return NULL;
-    }
-    strcpy(value, VARIABLE "=");
+    strcpy(entry, VARIABLE "=");
     for (uint32_t i = 0; i < devices->count; i++) {
         if (i > 0)
-            strcat(value, ",");
-        strcat(value, devices->uuids[i]);
+            strcat(entry, ",");
+        strcat(entry, devices->uuids[i]);
     }
-    for (size_t i = 0; i < count; i++)
-        if (strncmp(environ[i], VARIABLE "=", sizeof VARIABLE) != 0)
-            copy[kept++] = environ[i];
-    copy[kept++] = value;
-    copy[kept] = NULL;
-    return copy;
+    return entry;
 }
 
-bool vgpu__visible_begin(struct vgpu_process *process, char ***environment) {
+/* Where the variable stands in the environment, as "NAME=value"; NULL: it is not set. */
+static char *current_entry(void) {
+    char *value = getenv(VARIABLE);
+    return value != NULL ? value - sizeof VARIABLE : NULL;
+}
+
+bool vgpu__visible_begin(struct vgpu_process *process, struct vgpu_setting *setting) {
     struct devices devices = {.count = 0};
     if (!list(process, &devices))
         return false;
-    const char *setting = getenv(VARIABLE);
-    if (setting != NULL)
-        narrow(&devices, setting);
-    char **copy = copy_environment(&devices);
-    if (copy == NULL)
-        return false;
-    *environment = environ;
-    environ = copy;
-    return true;
+    setting->before = current_entry();
+    if (setting->before != NULL)
+        narrow(&devices, setting->before + sizeof VARIABLE);
+    setting->ours = entry_of(&devices);
+    return setting->ours != NULL && putenv(setting->ours) == 0;
 }
 
-void vgpu__visible_end(char **environment) {
-    environ = environment;
+void vgpu__visible_end(const struct vgpu_setting *setting) {
+    if (current_entry() != setting->ours)
+        return; /* the application has set another one meanwhile */
+    if (setting->before != NULL)
+        putenv(setting->before);
+    else
+        unsetenv(VARIABLE);
 }

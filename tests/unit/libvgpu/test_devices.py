@@ -3,12 +3,13 @@
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from libvgpu.stub import StubGPU, create_driver_root, read_card
-from tests.unit.libvgpu.conftest import GPU
+from tests.unit.libvgpu.conftest import FLAGS, GPU, preloads
 
 if TYPE_CHECKING:
     from tests.unit.libvgpu.conftest import Machine
@@ -120,6 +121,28 @@ def test_the_environment_stays_as_it_is(four_cards: "Machine") -> None:
         """,
     )
     assert output == "None True\nFalse"
+
+
+@pytest.mark.parametrize("setting", [None, "0"])
+def test_what_another_thread_sets_while_the_driver_starts_is_kept(
+    setting: str | None, four_cards: "Machine", tmp_path: Path
+) -> None:
+    library = tmp_path / "libenvironment.so"
+    source = Path(__file__).parent / "c" / "environment.c"
+    subprocess.run(["cc", *FLAGS, "-fPIC", "-shared", "-o", library, source], check=True, timeout=60)
+    own = {} if setting is None else {"CUDA_VISIBLE_DEVICES": setting}
+    output = _look(
+        four_cards,
+        """
+        libc = ctypes.CDLL(None)
+        libc.getenv.restype = ctypes.c_char_p
+        check(cuda.cuInit(0))
+        print(libc.getenv(b"SET_MEANWHILE"), libc.getenv(b"CUDA_VISIBLE_DEVICES"))
+        """,
+        LD_PRELOAD=preloads(library, four_cards.library),
+        **own,
+    )
+    assert output == f"b'yes' {setting and setting.encode()!r}"
 
 
 def test_where_all_cards_have_a_share_the_drivers_own_reading_counts(machine: "Machine") -> None:
