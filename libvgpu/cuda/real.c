@@ -141,5 +141,9 @@ vgpu_function vgpu__cuda_hook_by_name(const char *symbol) {
     for (int i = 0; i < VGPU_HOOK_COUNT; i++)
         if (strcmp(vgpu__cuda_symbol(vgpu__cuda_hooked[i]), symbol) == 0)
             return vgpu__cuda_hook(i);
+    return NULL;
+}
+
+vgpu_function vgpu__cuda_refusal(const char *symbol) {
     return vgpu__cuda_unknown(symbol) ? (vgpu_function)not_supported : NULL;
 }

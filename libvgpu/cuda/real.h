@@ -79,9 +79,12 @@ vgpu_function vgpu__cuda_resolve(enum vgpu_cuda_function index);
 /* True if the driver itself has the function. */
 bool vgpu__cuda_exists(enum vgpu_cuda_function index);
 
-/* The hook of a driver's symbol by its exported name; NULL if it is passed through. Opens nothing. For what
- * vgpu__cuda_unknown says it is a function that returns CUDA_ERROR_NOT_SUPPORTED. */
+/* The hook of a driver's symbol by its exported name; NULL if it is passed through. Opens nothing. */
 vgpu_function vgpu__cuda_hook_by_name(const char *symbol);
+
+/* What stands for a function of the driver's that vgpu__cuda_unknown is true for: it returns CUDA_ERROR_NOT_SUPPORTED.
+ * NULL for other names. */
+vgpu_function vgpu__cuda_refusal(const char *symbol);
 
 /* True for a name that neither of our tables has (hooks.def, passed.def), and that is a newer version of one that we
  * hook, or has "Alloc" or "Launch" in it: passing it through could let memory or work past the share. */

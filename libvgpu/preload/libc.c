@@ -31,29 +31,31 @@ struct symbols {
 };
 
 /* The loader has relocated these in place; should one still be an offset, it lies below the object. */
-static const void *address_of(const struct link_map *object, const ElfW(Dyn) * entry) {
+static const void *address_of(ElfW(Addr) base, const ElfW(Dyn) * entry) {
     ElfW(Addr) address = entry->d_un.d_ptr;
-    return (const void *)(address < object->l_addr ? address + object->l_addr : address);
+    return (const void *)(address < base ? address + base : address);
 }
 
-static bool read_dynamic(const struct link_map *object, struct symbols *symbols) {
+/* False: the object has no table that we can search. */
+static bool read_dynamic(ElfW(Addr) base, const ElfW(Dyn) * dynamic, struct symbols *symbols) {
     const ElfW(Dyn) *soname = NULL;
-    *symbols = (struct symbols){.base = object->l_addr};
-    for (const ElfW(Dyn) *entry = object->l_ld; entry != NULL && entry->d_tag != DT_NULL; entry++) {
+    *symbols = (struct symbols){.base = base, .soname = ""};
+    for (const ElfW(Dyn) *entry = dynamic; entry != NULL && entry->d_tag != DT_NULL; entry++) {
         if (entry->d_tag == DT_STRTAB)
-            symbols->strings = address_of(object, entry);
+            symbols->strings = address_of(base, entry);
         else if (entry->d_tag == DT_SYMTAB)
-            symbols->table = address_of(object, entry);
+            symbols->table = address_of(base, entry);
         else if (entry->d_tag == DT_VERSYM)
-            symbols->versions = address_of(object, entry);
+            symbols->versions = address_of(base, entry);
         else if (entry->d_tag == DT_GNU_HASH)
-            symbols->gnu_hash = address_of(object, entry);
+            symbols->gnu_hash = address_of(base, entry);
         else if (entry->d_tag == DT_SONAME)
             soname = entry;
     }
-    if (symbols->strings == NULL || symbols->table == NULL || symbols->gnu_hash == NULL || soname == NULL)
+    if (symbols->strings == NULL || symbols->table == NULL || symbols->gnu_hash == NULL)
         return false;
-    symbols->soname = symbols->strings + soname->d_un.d_val;
+    if (soname != NULL)
+        symbols->soname = symbols->strings + soname->d_un.d_val;
     return true;
 }
 
@@ -90,7 +92,8 @@ static void *search_libc(const char *name) {
     void *found = NULL;
     for (const struct link_map *object = _r_debug.r_map; object != NULL && found == NULL; object = object->l_next) {
         struct symbols symbols;
-        if (read_dynamic(object, &symbols) && (same(symbols.soname, "libc.so.6") || same(symbols.soname, "libdl.so.2")))
+        if (read_dynamic(object->l_addr, object->l_ld, &symbols) &&
+            (same(symbols.soname, "libc.so.6") || same(symbols.soname, "libdl.so.2")))
             found = find_function(&symbols, name);
     }
     return found;
@@ -114,6 +117,36 @@ vgpu_dlsym_function vgpu__libc_dlsym(void) {
 vgpu_dlvsym_function vgpu__libc_dlvsym(void) {
     static void *found;
     return (vgpu_dlvsym_function)vgpu__libc_function("dlvsym", &found);
+}
+
+struct search {
+    uintptr_t address;
+    const char *function;
+    bool lacks; /* known not to have it */
+};
+
+static int search_object(struct dl_phdr_info *object, size_t size, void *argument) {
+    struct search *search = argument;
+    struct symbols symbols;
+    const ElfW(Dyn) *dynamic = NULL;
+    bool inside = false;
+    (void)size;
+    for (int i = 0; i < object->dlpi_phnum; i++) {
+        const ElfW(Phdr) *header = &object->dlpi_phdr[i];
+        uintptr_t start = object->dlpi_addr + header->p_vaddr;
+        if (header->p_type == PT_DYNAMIC)
+            dynamic = (const ElfW(Dyn) *)start;
+        inside |= header->p_type == PT_LOAD && search->address >= start && search->address - start < header->p_memsz;
+    }
+    if (inside && dynamic != NULL && read_dynamic(object->dlpi_addr, dynamic, &symbols))
+        search->lacks = find_function(&symbols, search->function) == NULL;
+    return inside;
+}
+
+bool vgpu__libc_object_has(const void *address, const char *function) {
+    struct search search = {.address = (uintptr_t)address, .function = function};
+    dl_iterate_phdr(search_object, &search);
+    return !search.lacks;
 }
 
 extern ElfW(Dyn) _DYNAMIC[] __attribute__((visibility("hidden")));

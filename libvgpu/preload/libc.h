@@ -10,6 +10,8 @@
 #ifndef VGPU_PRELOAD_LIBC_H
 #define VGPU_PRELOAD_LIBC_H
 
+#include <stdbool.h>
+
 typedef void *(*vgpu_dlsym_function)(void *handle, const char *name);
 typedef void *(*vgpu_dlvsym_function)(void *handle, const char *name, const char *version);
 
@@ -19,6 +21,10 @@ vgpu_dlvsym_function vgpu__libc_dlvsym(void);
 /* Other functions of the C library that have moved between its parts; NULL if it lacks them. `found` keeps the answer.
  */
 void *vgpu__libc_function(const char *name, void **found);
+
+/* True if the object that an address lies in defines a function of this name by itself, and where that cannot be told.
+ */
+bool vgpu__libc_object_has(const void *address, const char *function);
 
 /* The path that the loader opened this library by; NULL in a namespace of its own. */
 const char *vgpu__libc_own_path(void);
