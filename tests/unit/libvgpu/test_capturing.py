@@ -6,7 +6,6 @@ import pytest
 
 from libvgpu.shares import read_books
 from libvgpu.stub import read_card
-from tests.unit.libvgpu.test_coverage import HELPERS
 
 if TYPE_CHECKING:
     from tests.unit.libvgpu.conftest import Machine
@@ -28,9 +27,7 @@ def test_captured_allocations_are_charged_when_their_graph_is_launched(
     begin: str, end: str, machine: "Machine"
 ) -> None:
     machine.share(64 * MIB)
-    machine.run(
-        HELPERS
-        + f"""
+    machine.run(f"""
 start()
 stream = c_void_p()
 check(cuda.cuStreamCreate(byref(stream), 1))
@@ -49,16 +46,13 @@ synchronize()
 assert info()[0] == {24 * MIB}, info()
 check(cuda.cuMemAllocAsync(byref(Pointer()), c_size_t({60 * MIB}), stream))  # captured no longer: charged now
 assert info()[0] == {4 * MIB}, info()
-"""
-    )
+""")
     assert read_card(machine.card).peak_bytes == 60 * MIB
 
 
 def test_launches_of_a_graphs_clone_are_paid(machine: "Machine") -> None:
     share = machine.share(64 * MIB)
-    machine.run(
-        HELPERS
-        + """
+    machine.run("""
 start()
 stream, graph, clone, spin = c_void_p(), c_void_p(), c_void_p(), kernel()
 check(cuda.cuStreamCreate(byref(stream), 1))
@@ -73,8 +67,7 @@ for _ in range(2):  # instantiated again
         check(cuda.cuGraphLaunch(executable, stream))
     check(cuda.cuStreamSynchronize(stream))
     check(cuda.cuGraphExecDestroy(executable))
-"""
-    )
+""")
     held_ns = read_card(machine.card).gpu_time_ns
     assert held_ns == 16 * 5_000_000
     assert read_books(share).gpu_time_ns >= held_ns // 2
@@ -85,9 +78,7 @@ def test_memory_bound_by_its_address_stays_charged_when_mapping_and_handle_are_g
     version: str, machine: "Machine"
 ) -> None:
     share = machine.share(64 * MIB)
-    machine.run(
-        HELPERS
-        + f"""
+    machine.run(f"""
 start()
 size, zero, place = c_size_t({40 * MIB}), c_ulonglong(0), Pointer()
 group, memory, device = multicast({40 * MIB}), create({40 * MIB}), {"(0,)" if version else "()"}
@@ -100,6 +91,5 @@ check(cuda.cuMemRelease(memory))
 assert info()[0] == {24 * MIB}, info()
 check(cuda.cuMulticastUnbind(group, 0, zero, size))
 assert info()[0] == {64 * MIB}, info()
-"""
-    )
+""")
     assert read_books(share).used_bytes == 0

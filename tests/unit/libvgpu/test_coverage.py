@@ -10,39 +10,6 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 
-# Besides gpu.py: what the driver's structures need.
-HELPERS = """
-def create(size):
-    handle = Pointer()
-    check(cuda.cuMemCreate(byref(handle), c_size_t(size), (c_int * 16)(1, 0, 1, 0), c_ulonglong(0)))
-    return handle
-
-def multicast(size):
-    handle = Pointer()
-    check(cuda.cuMulticastCreate(byref(handle), (c_ulonglong * 4)(1, size, 0, 0)))
-    check(cuda.cuMulticastAddDevice(handle, 0))
-    return handle
-
-def memory_node(graph, size):
-    # CUDA_MEM_ALLOC_NODE_PARAMS: the pool's properties are 88 bytes, then access descriptors, then the size
-    params, node = (ctypes.c_char * 120)(), c_void_p()
-    (c_int * 4).from_buffer(params)[:] = (1, 0, 1, 0)
-    c_size_t.from_buffer(params, 104).value = size
-    check(cuda.cuGraphAddMemAllocNode(byref(node), graph, None, c_size_t(0), params))
-    pointer, free = Pointer.from_buffer(params, 112), c_void_p()
-    check(cuda.cuGraphAddMemFreeNode(byref(free), graph, byref(node), c_size_t(1), pointer))
-
-def new_graph():
-    graph = c_void_p()
-    check(cuda.cuGraphCreate(byref(graph), 0))
-    return graph
-
-def instantiate(graph):
-    executable = c_void_p()
-    check(cuda.cuGraphInstantiateWithFlags(byref(executable), graph, c_ulonglong(0)))
-    return executable
-"""
-
 
 def test_arrays_of_the_oldest_calls_are_charged(machine: "Machine") -> None:
     machine.share(64 * MIB)
@@ -64,9 +31,7 @@ def test_arrays_of_the_oldest_calls_are_charged(machine: "Machine") -> None:
 
 def test_memory_bound_to_a_multicast_object_stays_charged_after_its_handle_is_released(machine: "Machine") -> None:
     share = machine.share(64 * MIB)
-    machine.run(
-        HELPERS
-        + f"""
+    machine.run(f"""
 start()
 zero = c_ulonglong(0)
 for bind in (
@@ -84,16 +49,13 @@ for bind in (
     check(cuda.cuMemRelease(memory))
     check(cuda.cuMemRelease(group))  # the end of the object ends its bindings
     assert info()[0] == {64 * MIB}, info()
-"""
-    )
+""")
     assert read_books(share).used_bytes == 0
 
 
 def test_memory_nodes_of_a_graph_inside_a_graph_are_charged(machine: "Machine") -> None:
     machine.share(64 * MIB)
-    machine.run(
-        HELPERS
-        + f"""
+    machine.run(f"""
 start()
 def nested(size):
     child, parent, node = new_graph(), new_graph(), c_void_p()
@@ -109,16 +71,13 @@ assert cuda.cuGraphLaunch(nested({80 * MIB}), None) == OUT_OF_MEMORY
 check(cuda.cuGraphLaunch(nested({40 * MIB}), None))
 synchronize()
 assert info()[0] == {24 * MIB}, info()
-"""
-    )
+""")
     assert read_card(machine.card).peak_bytes == 40 * MIB
 
 
 def test_uploading_a_graph_takes_its_memory_within_the_share(machine: "Machine") -> None:
     machine.share(64 * MIB)
-    machine.run(
-        HELPERS
-        + f"""
+    machine.run(f"""
 start()
 big, small = new_graph(), new_graph()
 memory_node(big, {80 * MIB})
@@ -129,16 +88,13 @@ for upload in (cuda.cuGraphUpload, cuda.cuGraphUpload_ptsz):
     assert info()[0] == {24 * MIB}, info()
 check(cuda.cuDeviceGraphMemTrim(0))
 assert info()[0] == {64 * MIB}, info()
-"""
-    )
+""")
     assert read_card(machine.card).peak_bytes == 40 * MIB
 
 
 def test_an_updated_graph_is_charged_for_what_it_is_now(machine: "Machine") -> None:
     machine.share(64 * MIB)
-    machine.run(
-        HELPERS
-        + f"""
+    machine.run(f"""
 start()
 small, big = new_graph(), new_graph()
 memory_node(small, {8 * MIB})
@@ -148,16 +104,13 @@ check(cuda.cuGraphExecUpdate_v2(executable, big, (c_void_p * 3)()))
 assert cuda.cuGraphLaunch(executable, None) == OUT_OF_MEMORY
 check(cuda.cuGraphExecUpdate(executable, small, None, byref(c_int())))
 check(cuda.cuGraphLaunch(executable, None))
-"""
-    )
+""")
     assert read_card(machine.card).peak_bytes == 8 * MIB
 
 
 def test_what_is_captured_into_a_graph_that_there_is_already_is_charged_at_its_launch(machine: "Machine") -> None:
     machine.share(64 * MIB)
-    machine.run(
-        HELPERS
-        + f"""
+    machine.run(f"""
 start()
 stream, graph, pointer = c_void_p(), new_graph(), Pointer()
 check(cuda.cuStreamCreate(byref(stream), 1))
@@ -169,8 +122,7 @@ assert info()[0] == {64 * MIB}, info()
 check(cuda.cuGraphLaunch(instantiate(graph), stream))
 synchronize()
 assert info()[0] == {24 * MIB}, info()
-"""
-    )
+""")
     assert read_card(machine.card).peak_bytes == 40 * MIB
 
 
@@ -238,9 +190,7 @@ def test_what_could_not_be_counted_is_refused(machine: "Machine") -> None:
 
 def test_memory_mapped_twice_stays_charged_until_both_mappings_are_gone(machine: "Machine") -> None:
     share = machine.share(64 * MIB)
-    machine.run(
-        HELPERS
-        + f"""
+    machine.run(f"""
 start()
 size, zero = c_size_t({40 * MIB}), c_ulonglong(0)
 memory, places = create({40 * MIB}), [Pointer(), Pointer()]
@@ -253,17 +203,14 @@ assert info()[0] == {24 * MIB}, info()
 assert try_alloc({25 * MIB})[0] == OUT_OF_MEMORY
 check(cuda.cuMemUnmap(places[1], size))
 assert info()[0] == {64 * MIB}, info()
-"""
-    )
+""")
     assert read_card(machine.card).peak_bytes == 40 * MIB
     assert read_books(share).used_bytes == 0
 
 
 def test_a_graph_is_charged_in_every_way_of_instantiating_it_again(machine: "Machine") -> None:
     machine.share(64 * MIB)
-    machine.run(
-        HELPERS
-        + f"""
+    machine.run(f"""
 start()
 small, big = new_graph(), new_graph()
 memory_node(small, {40 * MIB})
@@ -284,6 +231,5 @@ for graph, result in ((big, OUT_OF_MEMORY), (small, SUCCESS)):
         assert cuda.cuGraphLaunch(executable, None) == result
         synchronize()
         check(cuda.cuGraphExecDestroy(executable))
-"""
-    )
+""")
     assert read_card(machine.card).peak_bytes == 40 * MIB

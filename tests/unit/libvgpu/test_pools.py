@@ -11,41 +11,12 @@ if TYPE_CHECKING:
     from tests.unit.libvgpu.conftest import Machine
 
 MIB = 1 << 20
-HELPERS = """
-def new_pool():
-    pool = c_void_p()
-    check(cuda.cuMemPoolCreate(byref(pool), (c_int * 22)(1, 0, 1, 0)))
-    return pool
-
-def try_from(pool, size, stream=None):
-    pointer = Pointer()
-    return cuda.cuMemAllocFromPoolAsync(byref(pointer), c_size_t(size), pool, stream), pointer
-
-def take_from(pool, size, stream=None):
-    result, pointer = try_from(pool, size, stream)
-    check(result)
-    return pointer
-
-def used():  # what the books have: asking for free memory would look again
-    nvml, device, values = ctypes.CDLL("libnvidia-ml.so.1"), c_void_p(), (c_ulonglong * 3)()
-    check(nvml.nvmlInit_v2())
-    check(nvml.nvmlDeviceGetHandleByIndex_v2(0, byref(device)))
-    check(nvml.nvmlDeviceGetMemoryInfo(device, values))
-    return values[2]
-
-def new_stream():
-    stream = c_void_p()
-    check(cuda.cuStreamCreate(byref(stream), 1))
-    return stream
-"""
 
 
 def test_a_destroyed_pool_is_charged_for_its_chunks_until_its_last_allocation_is_freed(machine: "Machine") -> None:
     change_settings(machine.card, pool_chunk_bytes=32 * MIB)
     share = machine.share(100 * MIB)
-    machine.run(
-        HELPERS
-        + f"""
+    machine.run(f"""
 start()
 kept = []
 for _ in range(3):
@@ -60,17 +31,14 @@ for pointer in kept:
     check(cuda.cuMemFreeAsync(pointer, None))
 synchronize()
 assert info()[0] == {100 * MIB}, info()
-"""
-    )
+""")
     assert read_card(machine.card).peak_bytes == 96 * MIB
     assert read_books(share).used_bytes == 0
 
 
 def test_a_destroyed_pool_is_charged_until_the_stream_has_reached_the_free(machine: "Machine") -> None:
     machine.share(64 * MIB)
-    machine.run(
-        HELPERS
-        + f"""
+    machine.run(f"""
 start()
 stream, spin = new_stream(), kernel()
 pool = new_pool()
@@ -81,16 +49,13 @@ check(cuda.cuMemPoolDestroy(pool))
 assert try_alloc({40 * MIB})[0] == OUT_OF_MEMORY
 check(cuda.cuStreamSynchronize(stream))
 alloc({40 * MIB})
-"""
-    )
+""")
     assert read_card(machine.card).peak_bytes == 40 * MIB
 
 
 def test_the_pool_that_a_device_uses_can_be_destroyed_while_memory_of_it_is_in_use(machine: "Machine") -> None:
     share = machine.share(64 * MIB)
-    machine.run(
-        HELPERS
-        + f"""
+    machine.run(f"""
 start()
 pool, now, own, pointer = new_pool(), c_void_p(), c_void_p(), Pointer()
 check(cuda.cuDeviceSetMemPool(0, pool))
@@ -106,16 +71,13 @@ check(cuda.cuMemFreeAsync(pointer, None))
 free(first)
 synchronize()
 assert info()[0] == {64 * MIB}, info()
-"""
-    )
+""")
     assert read_books(share).used_bytes == 0
 
 
 def test_a_destroyed_pool_of_which_memory_is_in_use_is_no_pool_any_more(machine: "Machine") -> None:
     machine.share(64 * MIB)
-    machine.run(
-        HELPERS
-        + f"""
+    machine.run(f"""
 start()
 INVALID_VALUE, value, flags, pool = 1, c_ulonglong(), c_int(), new_pool()
 kept = take_from(pool, {8 * MIB})
@@ -131,8 +93,7 @@ assert [call() for call in CALLS] == [SUCCESS] * 6
 check(cuda.cuMemPoolDestroy(pool))
 assert [call() for call in CALLS] == [INVALID_VALUE] * 6
 check(cuda.cuMemAllocAsync(byref(Pointer()), c_size_t({8 * MIB}), None))
-"""
-    )
+""")
 
 
 def test_stream_ordered_memory_is_charged_to_the_device_of_its_stream(machine: "Machine") -> None:
@@ -140,9 +101,7 @@ def test_stream_ordered_memory_is_charged_to_the_device_of_its_stream(machine: "
     create_driver_root(machine.root, cards)
     machine.share(512 * MIB, name="first", device_uuid=cards[0].uuid)
     second = machine.share(64 * MIB, name="second", device_uuid=cards[1].uuid)
-    machine.run(
-        HELPERS
-        + f"""
+    machine.run(f"""
 start(1)
 stream = new_stream()
 start(0)
@@ -153,8 +112,7 @@ for allocate in (cuda.cuMemAllocAsync, cuda.cuMemAllocAsync_ptsz):
     assert info()[0] == {512 * MIB}, info()
     check(cuda.cuMemFreeAsync(pointer, stream))
     check(cuda.cuStreamSynchronize(stream))
-"""
-    )
+""")
     assert [read_card(machine.root / "dev" / f"nvidia{i}").peak_bytes for i in (0, 1)] == [0, 60 * MIB]
     assert read_books(second).used_bytes == 0
 
@@ -165,9 +123,7 @@ def test_memory_of_a_graph_is_charged_to_the_device_of_its_nodes(stream_of: int,
     create_driver_root(machine.root, cards)
     first = machine.share(100 * MIB, name="first", device_uuid=cards[0].uuid)
     second = machine.share(100 * MIB, name="second", device_uuid=cards[1].uuid)
-    machine.run(
-        HELPERS
-        + f"""
+    machine.run(f"""
 contexts = [start(0), start(1)]
 
 def add_nodes(graph):
@@ -198,17 +154,14 @@ check(cuda.cuCtxSynchronize())
 assert info()[0] == {80 * MIB}, info()
 check(cuda.cuCtxSetCurrent(contexts[1]))
 assert info()[0] == {20 * MIB}, info()
-"""
-    )
+""")
     assert [read_card(machine.root / "dev" / f"nvidia{i}").peak_bytes for i in (0, 1)] == [20 * MIB, 80 * MIB]
     assert [read_books(share).used_bytes for share in (first, second)] == [0, 0]
 
 
 def test_what_is_trimmed_of_pools_and_of_graphs_comes_back(machine: "Machine") -> None:
     machine.share(64 * MIB)
-    machine.run(
-        HELPERS
-        + f"""
+    machine.run(f"""
 start()
 pool, threshold = new_pool(), c_ulonglong({64 * MIB})
 check(cuda.cuMemPoolSetAttribute(pool, 4, byref(threshold)))
@@ -229,15 +182,12 @@ check(cuda.cuStreamSynchronize(stream))
 assert used() == {30 * MIB}, used()
 check(cuda.cuDeviceGraphMemTrim(0))
 assert used() == 0, used()
-"""
-    )
+""")
 
 
 def test_graphs_that_took_turns_do_not_exceed_the_share_when_they_run_at_once(machine: "Machine") -> None:
     share = machine.share(64 * MIB)
-    machine.run(
-        HELPERS
-        + f"""
+    machine.run(f"""
 start()
 one, other, spin = new_stream(), new_stream(), kernel()
 
@@ -263,7 +213,6 @@ assert cuda.cuGraphLaunch(second, other) == OUT_OF_MEMORY
 synchronize()
 check(cuda.cuGraphLaunch(second, other))
 synchronize()
-"""
-    )
+""")
     assert read_card(machine.card).peak_bytes == 40 * MIB
     assert read_books(share).used_bytes == 0
