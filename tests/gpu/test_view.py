@@ -33,6 +33,22 @@ def test_cuda_shows_the_share_as_the_card(card: "Card") -> None:
     assert json.loads(output) == [1, LIMIT, LIMIT]
 
 
+def test_cuda_shows_a_share_of_each_card_as_that_card(card: "Card") -> None:
+    output = card.run_on_all(
+        """
+        check(cuda.cuInit(0))
+        count, total, totals = c_int(), c_size_t(), []
+        check(cuda.cuDeviceGetCount(byref(count)))
+        for ordinal in range(count.value):
+            check(cuda.cuDeviceTotalMem_v2(byref(total), ordinal))
+            totals.append(total.value)
+        say(json.dumps(totals))
+        """,
+        LIMIT,
+    )
+    assert json.loads(output) == [LIMIT] * len(card.look_at_all())
+
+
 def test_nvml_shows_the_share_as_the_card(card: "Card") -> None:
     output = card.run(
         """
