@@ -75,6 +75,22 @@ def test_every_reason_event_metric_and_variable_that_a_document_names_is_in_the_
     assert [where for where in sorted(named) if where[1].removesuffix("_total") not in code] == []
 
 
+def test_every_source_file_that_a_document_names_is_there() -> None:
+    folders = ("api", "controller", "kubeletplugin", "dra_driver", "libvgpu", "deploy", "tests", "docs", "requirements")
+    there = [path.relative_to(_ROOT) for folder in folders for path in (_ROOT / folder).rglob("*.*")]
+    there += [path.relative_to(_ROOT) for path in _ROOT.glob("*.*")]
+    documents = [*_ROOT.glob("*.md"), *_ROOT.glob("docs/**/*.md"), *(_ROOT / "libvgpu").rglob("*.md")]
+    documents += (_ROOT / "deploy").rglob("*.md")
+    named = {
+        (document.name, name)
+        for document in documents
+        for name in re.findall(r"`([\w./-]+\.(?:py|c|h|def|S|yaml|sh))`", document.read_text())
+    }
+    assert len(named) > 50
+    ends = {"/".join(path.parts[start:]) for path in there for start in range(len(path.parts))}
+    assert [where for where in sorted(named) if where[1].removeprefix("../") not in ends] == []
+
+
 def test_every_message_that_the_page_on_troubles_quotes_is_said_by_somebody() -> None:
     folders = ("api", "controller", "dra_driver", "kubeletplugin", "libvgpu", "deploy", "tests/e2e")
     sources = [path for folder in folders for path in (_ROOT / folder).rglob("*") if path.suffix in {".py", ".c"}]
