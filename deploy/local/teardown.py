@@ -25,8 +25,9 @@ def remove(layout: Layout) -> list[str]:
     """Stop and remove everything of the cluster; return what is left of it, in words, empty if nothing is."""
     for record in _records(layout):
         if identity := processes.running(record):
-            # The first process of a pid namespace ignores all but SIGKILL, and takes its whole node with it.
-            first = signal.SIGKILL if record.parent.parent != layout.state else signal.SIGTERM
+            # What was started on top may have something of its own to end. The API server would wait for the watches of
+            # others; the first process of a pid namespace ignores all but SIGKILL, and takes its whole node with it.
+            first = signal.SIGTERM if record in further_records(layout) else signal.SIGKILL
             processes.stop(identity, first=first)
     for identity in strays(layout):
         processes.stop(identity, first=signal.SIGKILL)

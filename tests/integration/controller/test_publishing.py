@@ -16,6 +16,7 @@ from api.kube import JSON, LEASES
 from controller import eventing
 from controller.controller import Controller
 from controller.explaining import explain_pod
+from controller.offers import migrating
 from deploy.local import processes
 from deploy.local.cluster import Cluster as LocalCluster
 from deploy.local.processes import Command
@@ -123,7 +124,10 @@ def test_slices_go_with_the_inventory(cluster: Cluster, start_controller: Start)
     wait_until(lambda: not cluster.slices("leaving"))
 
 
-def test_the_second_controller_takes_over_from_the_first(cluster: Cluster, start_controller: Start) -> None:
+def test_the_second_controller_takes_over_from_the_first(
+    cluster: Cluster, start_controller: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrating, "WITHDRAWAL_S", 0.1)
     cluster.add_node("handed", facts())
     first = start_controller("first")
     published(cluster, "handed")
