@@ -9,9 +9,9 @@ import os
 import secrets
 import signal
 import socket
-import threading
 from collections.abc import Mapping
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Protocol
 
 from api.httpkube import HTTPKubeClient
@@ -104,15 +104,16 @@ def _begin(options: CommonOptions) -> None:
 
 
 def _serve(service: Service, listen: str) -> int:
-    stopping = threading.Event()
+    # No Event: a handler that sets it while this thread is about to wait for it waits for this thread.
+    signals: SimpleQueue[int] = SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: stopping.set())
+        signal.signal(number, lambda number, _frame: signals.put(number))
     status = StatusServer(listen, service.alive, service.ready)
     status.start()
     try:
         service.start()
         keep_what_is_loaded()
-        stopping.wait()
+        signals.get()
         _log.info("stopping")
         service.stop()
     finally:

@@ -12,7 +12,7 @@ import signal
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
+from queue import SimpleQueue
 
 from api import kube
 from api.errors import ConflictError, KubeError
@@ -46,14 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     client = HTTPKubeClient(options.kubeconfig)
     environment = {"PATH": os.environ.get("PATH", os.defpath)}
     node = ProcessNode(NodeTools(options.node_name, state, state / "cdi", client, plugins, environment))
-    stopping = threading.Event()
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        stopping.set()
-
+    # No Event: a handler that sets it while this thread is about to wait for it waits for this thread.
+    signals: SimpleQueue[int] = SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    node.run(stopping)
+        signal.signal(number, lambda number, _frame: signals.put(number))
+    node.run(signals)
     return 0
 
 
@@ -66,11 +63,13 @@ class ProcessNode:
         self._kube = tools.kube
         self._pods: dict[str, PodRunner] = {}
 
-    def run(self, stopping: threading.Event) -> None:
-        """State the node and run its pods until `stopping` is set; then end their processes."""
+    def run(self, signals: SimpleQueue[int]) -> None:
+        """State the node and run its pods until a signal comes; then end their processes."""
+        stopping = threading.Event()
         for target in (self._keep_node, self._keep_looking_for_plugins, self._keep_watching):
             threading.Thread(target=target, args=(stopping,), name=target.__name__, daemon=True).start()
-        stopping.wait()
+        signals.get()
+        stopping.set()
         for runner in list(self._pods.values()):
             runner.abandon()
         for runner in list(self._pods.values()):

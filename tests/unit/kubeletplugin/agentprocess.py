@@ -14,6 +14,7 @@ import threading
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import IO, Any
 
 _START_S = 120.0
@@ -198,8 +199,8 @@ def _run_agent(root: Path, kubeconfig: str, request: dict[str, Any]) -> None:
     from kubeletplugin.hardware.discovery import FakeDiscovery
     from tests.unit.kubeletplugin.builders import discovery, gpu, settings
 
-    stopping = threading.Event()
-    signal.signal(signal.SIGTERM, lambda _number, _frame: stopping.set())
+    signals: SimpleQueue[int] = SimpleQueue()
+    signal.signal(signal.SIGTERM, lambda number, _frame: signals.put(number))
     setup_logging("json", "info")
     backend = FakeDiscovery(discovery(*(gpu(number, 80 << 30) for number in range(4))))
     options = settings(root, pod_uid=request["pod_uid"], **_PACE)
@@ -208,7 +209,7 @@ def _run_agent(root: Path, kubeconfig: str, request: dict[str, Any]) -> None:
     agent = NodeAgent(HTTPKubeClient(kubeconfig), options, backend, CollectorRegistry())
     agent.start()
     print("serving", request["number"], os.getpid(), flush=True)
-    stopping.wait()
+    signals.get()
     agent.stop()
 
 

@@ -154,7 +154,7 @@ def test_stream_ordered_memory_past_the_share_lies_on_the_host_too(way: str, mac
         info()
         say("freed")
         wait_for_line()
-        for free_again in [lambda p: cuda.cuMemFreeAsync(p, None), cuda.cuMemFree_v2] * 50:
+        for free_again in [lambda p: cuda.cuMemFreeAsync(p, None), cuda.cuMemFree_v2] * 10:
             two = takes({60 * MIB}), takes({60 * MIB})
             for p in two: check(free_again(p))
         synchronize()
