@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 _ROOT = Path(__file__).parents[2]
 _CI = (_ROOT / ".ci/run").read_text()
@@ -104,6 +105,22 @@ def test_every_message_that_the_page_on_troubles_quotes_is_said_by_somebody() ->
     assert len(messages) > 25
     parts = {part.strip() for message in messages for part in message.split("…")}
     assert [part for part in sorted(parts) if part not in code] == []
+
+
+def test_the_page_on_troubles_has_the_alerts_of_the_chart() -> None:
+    rules = yaml.safe_load((_ROOT / "deploy/helm/dra-driver-vgpu/files/alerts.yaml").read_text())
+    section = (_ROOT / "docs/troubleshooting.md").read_text().partition("## What to alert on")[2]
+    rows = re.findall(r"^\| (VGPU\w+) \| `([^`]+)` \| (\w*) ?\|", section, re.MULTILINE)
+    assert rows == [(rule["alert"], rule["expr"], rule.get("for", "")) for rule in rules]
+
+
+def test_the_alerts_of_the_chart_are_about_metrics_that_there_are() -> None:
+    rules = yaml.safe_load((_ROOT / "deploy/helm/dra-driver-vgpu/files/alerts.yaml").read_text())
+    metrics = set(
+        re.findall(r"`(vgpu_\w+)`", (_ROOT / "docs/metrics.md").read_text())
+    )  # a test compares it with the code
+    named = {name.removesuffix("_count") for rule in rules for name in re.findall(r"vgpu_\w+", rule["expr"])}
+    assert named - metrics == set()
 
 
 def test_every_make_target_has_a_line_of_help() -> None:

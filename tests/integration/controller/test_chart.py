@@ -90,6 +90,27 @@ def test_the_driver_root_is_mounted_where_the_agent_is_told(helm: Path) -> None:
         assert [env[name] for name in env if name == "DRA_DRIVER_DRIVER_ROOT_ON_HOST"] == told
 
 
+def test_the_prometheus_operator_gets_what_it_is_asked_to_watch_and_nothing_unasked(helm: Path) -> None:
+    kinds = {"PodMonitor", "PrometheusRule"}
+    assert [obj for obj in rendered(helm) if obj["kind"] in kinds] == []
+    flags = [
+        "monitoring.podMonitor.enabled=true",
+        "monitoring.alerts.enabled=true",
+        "monitoring.alerts.labels.team=gpu",
+    ]
+    found = rendered(helm, *(part for flag in flags for part in ("--set", flag)))
+    monitor, rules = (next(obj for obj in found if obj["kind"] == kind) for kind in ("PodMonitor", "PrometheusRule"))
+    pods = [obj["spec"]["template"] for obj in found if obj["kind"] in ("Deployment", "DaemonSet")]
+    assert len(pods) == 2
+    for pod in pods:
+        assert monitor["spec"]["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+        assert [port["name"] for port in pod["spec"]["containers"][0]["ports"]] == ["metrics"]
+    assert monitor["spec"]["podMetricsEndpoints"] == [{"port": "metrics", "interval": "30s", "honorLabels": True}]
+    assert rules["metadata"]["labels"]["team"] == "gpu"
+    (group,) = rules["spec"]["groups"]
+    assert group["rules"] == yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())
+
+
 def test_the_agent_reads_the_settings_of_the_chart(helm: Path) -> None:
     values = {
         "nodeAgent.holdBack": ["GPU-1", 3, "model:*Tesla T4*"],
