@@ -166,6 +166,36 @@ CUresult cuGraphExecUpdate_v2(CUgraphExec exec, CUgraph graph, CUgraphExecUpdate
     UPDATE(exec, graph, cuGraphExecUpdate_v2, exec, graph, info);
 }
 
+/* Another kernel in the place of one: a launch is a first one again only where that wants more memory for its threads.
+ */
+#define SET_KERNEL(exec, kernel, symbol, ...)                                                                          \
+    do {                                                                                                               \
+        CUresult result;                                                                                               \
+        VGPU_ENTER(symbol, __VA_ARGS__);                                                                               \
+        VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
+        if (result == CUDA_SUCCESS && vgpu__attached() && vgpu__local_graph_more(exec, kernel))                        \
+            vgpu__launch_renew(vgpu__launch_key(exec, 0));                                                             \
+        return result;                                                                                                 \
+    } while (0)
+
+CUresult cuGraphExecKernelNodeSetParams(CUgraphExec exec, CUgraphNode node, const CUDA_KERNEL_NODE_PARAMS_v1 *params) {
+    SET_KERNEL(exec, params->func, cuGraphExecKernelNodeSetParams, exec, node, params);
+}
+
+static void *kernel_of(const CUDA_KERNEL_NODE_PARAMS_v2 *params) {
+    return params->kern != NULL ? (void *)params->kern : (void *)params->func;
+}
+
+CUresult cuGraphExecKernelNodeSetParams_v2(CUgraphExec exec, CUgraphNode node,
+                                           const CUDA_KERNEL_NODE_PARAMS_v2 *params) {
+    SET_KERNEL(exec, kernel_of(params), cuGraphExecKernelNodeSetParams_v2, exec, node, params);
+}
+
+CUresult cuGraphExecNodeSetParams(CUgraphExec exec, CUgraphNode node, CUgraphNodeParams *params) {
+    SET_KERNEL(exec, params->type == CU_GRAPH_NODE_TYPE_KERNEL ? kernel_of(&params->kernel) : NULL,
+               cuGraphExecNodeSetParams, exec, node, params);
+}
+
 CUresult cuGraphExecDestroy(CUgraphExec exec) {
     CUresult result;
     if (!VGPU_BY_DRIVER() && vgpu__attached())

@@ -21,6 +21,7 @@ enum vgpu_kind {
     VGPU_KIND_BLOCK,    /* of small allocations; for bytes: how many lie in it */
     VGPU_KIND_LOCAL,    /* memory of the threads of a context */
     VGPU_KIND_THREAD,   /* an executable graph: what each thread of its kernels needs; nothing is charged */
+    VGPU_KIND_LAUNCHED, /* a function that has no estimate of its own; nothing is charged */
     VGPU_KIND_KERNEL,   /* a function of a library, which owns it; nothing is charged */
     VGPU_KIND_HANDLE,   /* of memory of cuMemCreate, or a multicast object: its owner is the record, its bytes how often
                          */

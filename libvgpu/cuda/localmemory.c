@@ -228,3 +228,16 @@ void vgpu__local_graph(CUgraphExec exec, uint64_t thread_bytes) {
     else
         vgpu_ptrmap_take((uintptr_t)exec, VGPU_KIND_THREAD, &replaced);
 }
+
+bool vgpu__local_graph_more(CUgraphExec exec, void *function) {
+    struct vgpu_charge graph = {.bytes = 0};
+    uint64_t thread_bytes = 0;
+    if (function == NULL)
+        return false;
+    ask_local(function, is_kernel(function), &thread_bytes);
+    vgpu_ptrmap_look((uintptr_t)exec, VGPU_KIND_THREAD, &graph);
+    if (thread_bytes <= graph.bytes)
+        return false;
+    vgpu__local_graph(exec, thread_bytes);
+    return true;
+}

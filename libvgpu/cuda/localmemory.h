@@ -28,6 +28,9 @@ CUresult vgpu__local_first(struct vgpu_device *device, void *handle, bool kernel
 uint64_t vgpu__local_of_node(CUgraphNode node);
 void vgpu__local_graph(CUgraphExec exec, uint64_t thread_bytes);
 
+/* A node of it is another function now. True if its threads need more than those of the others. */
+bool vgpu__local_graph_more(CUgraphExec exec, void *function);
+
 /* Bring a function's code to the device, and charge it. CUDA_ERROR_OUT_OF_MEMORY: it is there, but there was no room:
  * it cannot be unloaded alone, so nothing new is launched then. */
 CUresult vgpu__local_load(struct vgpu_device *device, CUfunction function);

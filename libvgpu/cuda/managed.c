@@ -5,6 +5,7 @@
 #include "core/quota.h"
 #include "cuda/memory.h"
 #include "cuda/oversubscribe.h"
+#include "cuda/pools.h"
 
 #include <stddef.h>
 #include <stdlib.h>
@@ -51,7 +52,8 @@ static CUresult visit(CUdeviceptr base, uint64_t bytes, CUdevice ordinal, struct
     struct vgpu_device *device = vgpu__cuda_device(ordinal, &result);
     if (device == NULL)
         return result;
-    if (!vgpu_ptrmap_look(base, VGPU_KIND_MANAGED, &own) || own.device == device)
+    bool moves = vgpu_ptrmap_look(base, VGPU_KIND_MANAGED, &own) || vgpu__pool_moves(base, &own);
+    if (!moves || own.device == device)
         return CUDA_SUCCESS;
     charge = (struct vgpu_charge){
         .key = key_of(base, ordinal), .kind = VGPU_KIND_VISITING, .bytes = bytes, .device = device, .owner = own.owner};

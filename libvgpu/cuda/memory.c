@@ -325,7 +325,9 @@ CUresult cuMemFree_v2(CUdeviceptr dptr) {
     struct vgpu_charge charge = vgpu__give(VGPU_KIND_POINTER, dptr);
     if (charge.device == NULL)
         charge = vgpu__give(VGPU_KIND_POOLED, dptr);
-    if (charge.device == NULL && (charge = vgpu__give(VGPU_KIND_MANAGED, dptr)).device != NULL)
+    if (charge.device == NULL)
+        charge = vgpu__give(VGPU_KIND_MANAGED, dptr);
+    if (charge.kind == VGPU_KIND_MANAGED || charge.kind == VGPU_KIND_POOLED)
         vgpu__visits_give(dptr, &visits);
     if (charge.device == NULL)
         charge = vgpu__give(VGPU_KIND_HOSTED, dptr);

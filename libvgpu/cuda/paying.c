@@ -5,7 +5,9 @@
  */
 #include "core/clock.h"
 #include "core/limiter.h"
+#include "core/ptrmap.h"
 #include "cuda/footprint.h"
+#include "cuda/kinds.h"
 #include "cuda/launch.h"
 #include "cuda/localmemory.h"
 #include "cuda/place.h"
@@ -51,7 +53,10 @@ void vgpu__launch_renew(uint64_t key) {
     vgpu_estimate_renew(estimate);
 }
 
+static uint64_t handles; /* how often they may have come again */
+
 void vgpu__launch_renew_all(void) {
+    __atomic_fetch_add(&handles, 1, __ATOMIC_RELAXED);
     vgpu__sample_disown(NULL);
     vgpu_estimator_renew();
 }
@@ -227,6 +232,22 @@ static void pay_at_once(struct vgpu_device *device, uint64_t key) {
     vgpu_limiter_account(device, 1, gpu_ns, throttled_ns);
 }
 
+/* The functions that were launched are told by their estimates, of which there are so many: beyond, they are remembered
+ * one by one, until handles may come again. */
+static bool is_first(const struct vgpu_estimate *estimate, uint64_t key) {
+    struct vgpu_charge replaced, launched;
+    if (vgpu_estimate_unlaunched(estimate))
+        return true;
+    if (__atomic_load_n(&estimate->key, __ATOMIC_RELAXED) == key)
+        return false;
+    uint64_t now = __atomic_load_n(&handles, __ATOMIC_RELAXED) + 1;
+    if (vgpu_ptrmap_look(key, VGPU_KIND_LAUNCHED, &launched) && launched.bytes == now)
+        return false;
+    launched = (struct vgpu_charge){.key = key, .kind = VGPU_KIND_LAUNCHED, .bytes = now};
+    vgpu_ptrmap_put(&launched, &replaced);
+    return true;
+}
+
 /* Work that was never launched brings its code to the device, and memory for its threads: nobody knows before how much
  * code that is, but there is room for the other. */
 static CUresult first_coming(struct vgpu__launch *launch, struct vgpu_device *device, uint64_t key) {
@@ -277,7 +298,7 @@ static CUresult begin(struct vgpu__launch *launch, uint64_t key, CUstream stream
         thread.key = key;
         thread.estimate = vgpu_estimate_of(key);
     }
-    launch->first = code && vgpu_estimate_unlaunched(thread.estimate);
+    launch->first = code && is_first(thread.estimate, key);
     if (launch->first && (result = first_coming(launch, device, key)) != CUDA_SUCCESS) {
         thread.busy--;
         return result;

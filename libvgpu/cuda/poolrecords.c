@@ -3,6 +3,8 @@
 
 #include "core/quota.h"
 #include "cuda/device.h"
+#include "cuda/footprint.h"
+#include "cuda/kinds.h"
 #include "cuda/pools.h"
 
 #include <stddef.h>
@@ -140,6 +142,13 @@ static CUresult end(struct vgpu__pool *pool) {
     return result;
 }
 
+/* What is managed may lie on the device or not. */
+static void set_charged(struct vgpu__pool *pool, uint64_t bytes) {
+    if (pool->managed)
+        vgpu__footprint_managed(pool->device, (int64_t)bytes - (int64_t)pool->charged_bytes);
+    pool->charged_bytes = bytes;
+}
+
 bool vgpu__pool_settle(struct vgpu__pool *pool) {
     uint64_t held;
     if (pool->device == NULL || !ask_held(pool, &held))
@@ -147,7 +156,7 @@ bool vgpu__pool_settle(struct vgpu__pool *pool) {
     bool progress = held < pool->charged_bytes;
     if (progress) {
         vgpu_credit(pool->device, pool->charged_bytes - held);
-        pool->charged_bytes = held;
+        set_charged(pool, held);
     }
     if (pool->destroyed && held == 0 && pool->live_bytes == 0)
         end(pool);
@@ -213,11 +222,21 @@ bool vgpu__pool_charge_growth(struct vgpu__pool *pool, uint64_t reserved) {
         vgpu_charge(pool->device, held - have);
     if (held < have)
         vgpu_credit(pool->device, have - held);
-    pool->charged_bytes = held;
+    set_charged(pool, held);
     return fits;
 }
 
 /* ---- For the other files of this folder ---- */
+
+bool vgpu__pool_moves(CUdeviceptr dptr, struct vgpu_charge *charge) {
+    vgpu__pools_enter();
+    bool known = vgpu_ptrmap_look(dptr, VGPU_KIND_POOLED, charge);
+    const struct vgpu__pool *pool = known ? charge->owner : NULL;
+    bool managed = pool != NULL && pool->managed;
+    vgpu__pools_leave();
+    charge->owner = NULL; /* the memory outlives contexts */
+    return managed;
+}
 
 /* Whoever interrupts a call of the driver that is made between enter and leave does without. */
 static bool nothing_to_do(void) {

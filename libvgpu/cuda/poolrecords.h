@@ -20,6 +20,7 @@ struct vgpu__pool {
     CUmemoryPool handle; /* NULL: the memory of a device's graphs */
     bool of_graphs;
     bool made;                  /* by the application, which may destroy it */
+    bool managed;               /* its memory moves between devices and the host */
     bool destroyed;             /* for the application; the driver's pool goes when it holds nothing any more */
     CUdevice ordinal;           /* of_graphs */
     struct vgpu_device *device; /* NULL: not on a device (host memory) */

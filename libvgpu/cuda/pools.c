@@ -238,6 +238,7 @@ CUresult cuMemPoolCreate(CUmemoryPool *handle, const CUmemPoolProps *props) {
     struct vgpu__pool *pool = result == CUDA_SUCCESS ? vgpu__pool_remember(made, device) : NULL;
     if (pool != NULL) {
         pool->made = true;
+        pool->managed = kept.allocType == CU_MEM_ALLOCATION_TYPE_MANAGED;
         pool->ordinal = kept.location.id;
     }
     vgpu__pools_leave();

@@ -15,6 +15,9 @@ void vgpu__pools_settle(struct vgpu_device *device);
 /* The same, and let pools let go of what they keep for later. True if anything came back. */
 bool vgpu__pools_shrink(struct vgpu_device *device);
 
+/* True if memory lies in a pool of managed memory: its charge, without an owner. */
+bool vgpu__pool_moves(CUdeviceptr dptr, struct vgpu_charge *charge);
+
 /* An allocation of a pool was freed (charge->owner is ours): the driver has taken it back, or will in stream order. */
 void vgpu__pooled_freed(const struct vgpu_charge *charge);
 

@@ -134,6 +134,12 @@ CUresult stub_cuGraphExecKernelNodeSetParams_v2(CUgraphExec exec, CUgraphNode no
     return CUDA_ERROR_INVALID_VALUE;
 }
 
+CUresult stub_cuGraphExecNodeSetParams(CUgraphExec exec, CUgraphNode node, CUgraphNodeParams *params) {
+    REQUIRE(params, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(params->type == CU_GRAPH_NODE_TYPE_KERNEL, CUDA_ERROR_NOT_SUPPORTED);
+    return stub_cuGraphExecKernelNodeSetParams_v2(exec, node, &params->kernel);
+}
+
 CUresult stub_cuGraphExecKernelNodeSetParams(CUgraphExec exec, CUgraphNode node,
                                              const CUDA_KERNEL_NODE_PARAMS_v1 *params) {
     REQUIRE(params, CUDA_ERROR_INVALID_VALUE);

@@ -27,8 +27,24 @@ CUresult stub_cuMemAllocManaged(CUdeviceptr *dptr, size_t bytes, unsigned flags)
     return CUDA_SUCCESS;
 }
 
+/* Its pool keeps what it has on its own card. */
+static void pooled_move(struct allocation *record, struct device *to) {
+    if (record->charged && to != record->charged_on) {
+        card_credit(&record->charged_on->card, record->charged);
+        record->charged = 0;
+    }
+    if (record->charged || !to || to == record->pool->device || !card_charge(&to->card, record->size))
+        return;
+    record->charged = record->size;
+    record->charged_on = to;
+}
+
 /* Moves a managed allocation to a card, if there is room, or to the host (NULL). */
 static void managed_move(struct allocation *record, struct device *to) {
+    if (record->pool) {
+        pooled_move(record, to);
+        return;
+    }
     uint64_t *host_bytes = &record->device->card.slot->host_bytes;
     struct device *from = record->charged ? record->charged_on : NULL;
     if (to == from || (to && !card_charge(&to->card, record->size)))
@@ -66,7 +82,9 @@ static CUresult managed_at(CUdeviceptr dptr, struct allocation **record) {
     pthread_mutex_lock(&memory_lock);
     *record = arena_find(dptr);
     pthread_mutex_unlock(&memory_lock);
-    return *record && (*record)->kind == ALLOCATION_MANAGED ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    bool managed = *record && ((*record)->kind == ALLOCATION_MANAGED ||
+                               ((*record)->pool && (*record)->pool->props.allocType == CU_MEM_ALLOCATION_TYPE_MANAGED));
+    return managed ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
 CUresult stub_cuMemPrefetchAsync_v2(CUdeviceptr dptr, size_t bytes, CUmemLocation location, unsigned flags,

@@ -215,7 +215,9 @@ CUresult stub_cuDeviceSetMemPool(CUdevice ordinal, CUmemoryPool pool) {
 
 CUresult stub_cuMemPoolCreate(CUmemoryPool *out, const CUmemPoolProps *props) {
     struct device *device;
-    REQUIRE(out && props && props->allocType == CU_MEM_ALLOCATION_TYPE_PINNED, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(out && props, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(props->allocType == CU_MEM_ALLOCATION_TYPE_PINNED || props->allocType == CU_MEM_ALLOCATION_TYPE_MANAGED,
+            CUDA_ERROR_INVALID_VALUE);
     REQUIRE(props->location.type == CU_MEM_LOCATION_TYPE_DEVICE, CUDA_ERROR_NOT_SUPPORTED);
     TRY(device_of(props->location.id, &device));
     pthread_mutex_lock(&driver.lock);

@@ -344,6 +344,20 @@ if executable is not None:
         ("cuGraphLaunch", "cuGraphLaunch_ptsz", "cuGraphUpload", "cuGraphUpload_ptsz"),
         after=_TRIM,
     ),
+    "graph, with another kernel": Scenario(
+        """
+graph, node, p = c_void_p(), c_void_p(), Pointer()
+params = (c_ulonglong * 9)(function.value, 1 << 32 | 1, 1 << 32 | 1, 1 << 32 | 1, 0, 0, 0, 0, 0)
+if take(lambda: cuda.cuGraphDestroy(graph), cuda.cuGraphCreate, byref(graph), 0):
+    cuda.cuGraphAddKernelNode_v2(byref(node), graph, None, c_size_t(0), params)
+    executable = instantiated(graph)
+    if executable is not None and node.value is not None:
+        fn(v)(executable, node, (c_ulonglong * 32)(0, 0, *params) if v == "cuGraphExecNodeSetParams" else params)
+        cuda.cuGraphLaunch(executable, None)
+""",
+        ("cuGraphExecKernelNodeSetParams", "cuGraphExecKernelNodeSetParams_v2", "cuGraphExecNodeSetParams"),
+        setup="context = start()\nfunction = kernel('none')",
+    ),
     "graph, updated": Scenario(
         """
 stream = new_stream()

@@ -134,6 +134,56 @@ assert exact() == {128 * MIB}
     assert read_card(threads.card).peak_bytes == 128 * MIB
 
 
+@pytest.mark.parametrize(
+    "way", ["cuGraphExecKernelNodeSetParams", "cuGraphExecKernelNodeSetParams_v2", "cuGraphExecNodeSetParams"]
+)
+def test_a_kernel_that_takes_the_place_of_another_in_a_graph_has_to_fit_too(way: str, machine: "Machine") -> None:
+    create_card(machine.card, 0, GPU)
+    _run(
+        machine,
+        machine.share(256 * MIB),
+        f"""
+graph, node, executable = c_void_p(), c_void_p(), c_void_p()
+def params(function):
+    return (c_ulonglong * 9)(function.value, 1 << 32 | 1, 1 << 32 | 1, 1 << 32 | 1, 0, 0, 0, 0, 0)
+def replace(function):
+    given = (c_ulonglong * 32)(0, 0, *params(function))  # CUgraphNodeParams: its type, then those of a kernel
+    check(cuda.{way}(executable, node, given if "{way}" == "cuGraphExecNodeSetParams" else params(function)))
+check(cuda.cuGraphCreate(byref(graph), 0))
+check(cuda.cuGraphAddKernelNode_v2(byref(node), graph, None, c_size_t(0), params(wide(16))))
+check(cuda.cuGraphInstantiateWithFlags(byref(executable), graph, c_ulonglong(0)))
+check(cuda.cuGraphLaunch(executable, None))
+assert exact() == 0
+replace(wide(5000))
+check(cuda.cuGraphLaunch(executable, None))
+assert exact() == {128 * MIB}
+replace(wide(100_000))
+assert cuda.cuGraphLaunch(executable, None) == OUT_OF_MEMORY
+""",
+    )
+    assert read_card(machine.card).peak_bytes == 128 * MIB
+
+
+def test_functions_that_are_too_many_to_have_an_estimate_each_are_asked_for_what_they_need(machine: "Machine") -> None:
+    create_card(machine.card, 0, GPU)
+    _run(
+        machine,
+        machine.share(256 * MIB),
+        """
+head = ".version 8.0\\n.target sm_80\\n.address_size 64\\n"
+entries = "".join(f".visible .entry instant{number}() {{ ret; }}\\n" for number in range(9000))
+module = c_void_p()
+check(cuda.cuModuleLoadData(byref(module), (head + entries).encode()))
+for number in range(9000):
+    function = c_void_p()
+    check(cuda.cuModuleGetFunction(byref(function), module, b"instant%d" % number))
+    check(try_launch(function, 0))
+assert [try_launch(wide(100_000 + number), 0) for number in range(4)] == [OUT_OF_MEMORY] * 4
+""",
+    )
+    assert read_card(machine.card).peak_bytes == 0
+
+
 def test_a_larger_limit_of_stacks_is_reserved_before_it_is_set(threads: "Machine") -> None:
     _run(
         threads,

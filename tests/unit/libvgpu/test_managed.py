@@ -146,3 +146,52 @@ def test_memory_of_the_application_stays_on_the_host_where_a_card_could_take_it(
         check(cuda.cuMemPrefetchAsync(Pointer(ctypes.addressof(block)), c_size_t({100 * MIB}), 0, None))
     """)
     assert read_card(machine.card).peak_bytes == 0
+
+
+def test_memory_of_a_managed_pool_is_charged_on_another_card_that_it_is_moved_to(
+    machine: "Machine", shares: tuple[Path, Path]
+) -> None:
+    machine.run(
+        HELPERS
+        + f"""
+MANAGED = 2
+pool = c_void_p()
+check(cuda.cuMemPoolCreate(byref(pool), (c_int * 22)(MANAGED, 0, 1, 0)))
+def pooled():
+    pointer = Pointer()
+    check(cuda.cuMemAllocFromPoolAsync(byref(pointer), c_size_t({40 * MIB}), pool, None))
+    return pointer
+for give_back in (free, lambda pointer: check(cuda.cuMemFreeAsync(pointer, None))):
+    first, other = pooled(), pooled()
+    for name in ("cuMemPrefetchAsync", "cuMemPrefetchAsync_v2", "cuMemAdvise"):
+        check(WAYS[name](first, location))
+        start(1)
+        assert info()[0] == {24 * MIB}, info()
+        start(0)
+        assert WAYS[name](other, location) == OUT_OF_MEMORY
+    give_back(first)
+    synchronize()
+    start(1)
+    assert info()[0] == {64 * MIB}, info()
+    start(0)
+    check(WAYS["cuMemPrefetchAsync"](other, location))
+    give_back(other)
+    synchronize()
+check(cuda.cuMemPoolDestroy(pool))
+"""
+    )
+    assert read_card(_second(machine)).peak_bytes == 40 * MIB
+    assert [read_books(share).used_bytes for share in shares] == [0, 0]
+
+
+def test_a_managed_pool_whose_memory_lies_on_the_host_does_not_hide_modules(machine: "Machine") -> None:
+    change_settings(machine.card, module_bytes=50 * MIB, context_bytes=10 * MIB)
+    machine.share(200 * MIB)
+    machine.run(f"""
+        start()
+        pool, pointer = c_void_p(), Pointer()
+        check(cuda.cuMemPoolCreate(byref(pool), (c_int * 22)(2, 0, 1, 0)))
+        check(cuda.cuMemAllocFromPoolAsync(byref(pointer), c_size_t({100 * MIB}), pool, None))
+        kernel()
+        assert info()[0] == {40 * MIB}, info()
+    """)
