@@ -1,12 +1,14 @@
 """The command line of `dra-driver` (as a kubectl plug-in: `kubectl vgpu`).
 
 Parses, loads what the command needs and hands over; decides nothing. Exit status: 0, 2 for wrong input (with a line
-that says what is expected), 1 for everything else; `run` ends with the status of its command.
+that says what is expected), 1 for everything else, as if the signal had ended it after Ctrl-C or where nobody reads on;
+`run` ends with the status of its command.
 """
 
 import argparse
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,17 +23,29 @@ from dra_driver import __version__, devicecommands, faultcommands, sharecommands
 from dra_driver.parsers import Command, Commands, add_cluster, add_command, add_settings
 from dra_driver.settings import ControllerOptions, NodeAgentOptions
 
+_PIPE_CLOSED, _INTERRUPTED = 128 + signal.SIGPIPE, 128 + signal.SIGINT
+"""Exit statuses as of programs that these signals end: `| head` has read enough, or Ctrl-C."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit status."""
     options = _parser().parse_args(arguments)
     command: Command = options.command_function
     try:
-        return command(options)
+        status = command(options)
+        sys.stdout.flush()
     except ConfigError as error:
         return _fail(error, 2)
     except VGPUError as error:
         return _fail(error, 1)
+    except PermissionError as error:
+        return _fail(VGPUError(f"{error.filename}: found {error.strerror}, expected to be run by root"), 1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries once more at its end
+        return _PIPE_CLOSED
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    return status
 
 
 def _fail(error: VGPUError, status: int) -> int:

@@ -62,7 +62,7 @@ def format_table(shares: list[ShareReport]) -> str:
 
 def format_share(share: ShareReport) -> str:
     """Return all that is known of a share, a fact a line."""
-    return "\n".join(f"{key}: {value}" for key, value in _flatten(as_json(share)))
+    return "\n".join(f"{key}: {_plain(value)}" for key, value in _flatten(as_json(share)))
 
 
 def as_json(share: ShareReport) -> dict[str, Any]:
@@ -122,3 +122,8 @@ def _flatten(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, obj
                 yield from _flatten(entry, f"{prefix}{key}[{index}].")
         else:
             yield f"{prefix}{key}", content
+
+
+def _plain(value: object) -> str:
+    """Return a value for a terminal: what a tenant calls its processes must not command it."""
+    return "".join(sign if sign.isprintable() else f"\\x{ord(sign):02x}" for sign in str(value))

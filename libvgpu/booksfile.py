@@ -3,6 +3,8 @@
 Called by libvgpu.shares. The file belongs to the tenant, so nothing here trusts or maps it.
 """
 
+import contextlib
+import errno
 import functools
 import os
 from dataclasses import dataclass
@@ -77,7 +79,7 @@ class BooksReader:
         self._former: tuple[bytes, tuple[bool, ...], Books] | None = None
         self._length = _SLOTS_AT
         self.swells = False
-        """Whether the file took more of the disk at the last look than it has bytes."""
+        """Whether the file took more of the disk at the last look than it has bytes, or had attributes."""
 
     def read(self) -> Books:
         """Return what the share uses; the same object as before while nothing has changed.
@@ -102,12 +104,26 @@ class BooksReader:
             self._former = raw, owned, _decode(books, used, owned)
         return self._former[2]
 
+    def look_at_size(self) -> None:
+        """Bring `swells` up to date, at little cost however the books are; leave it where they cannot be opened."""
+        try:
+            descriptor = open_shared(self._path, os.O_RDONLY)
+        except OSError:
+            return
+        try:
+            self._size(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _size(self, descriptor: int) -> int:
+        status = os.fstat(descriptor)
+        self.swells = _behind(status) > 0 or _attributes(descriptor) != []
+        return status.st_size
+
     def _read_used(self, descriptor: int) -> bytes:
         """Return the books up to the last slot that was ever used."""
         raw = os.pread(descriptor, self._length, 0)
-        status = os.fstat(descriptor)
-        self.swells = _behind(status) > 0
-        _check_size(Path(self._path), status.st_size)
+        _check_size(Path(self._path), self._size(descriptor))
         if len(raw) < _SLOTS_AT:  # whole again since it was read
             raise StateError(f"{self._path}: found {len(raw)} bytes, expected at least {_SLOTS_AT}")
         if self._former is None or raw[:_CHECKED_BYTES] != self._former[0][:_CHECKED_BYTES]:
@@ -185,10 +201,11 @@ def _check_header(path: Path, raw: bytes) -> None:
 
 
 def cut_back(directory: Path) -> int:
-    """Take from the books of a share what somebody has put behind their end; return how many bytes that was.
+    """Take from the books of a share what somebody has put behind or beside them; return how many bytes that gave back.
 
     Containers may write their books, which lie on the node's disk and count for no pod's ephemeral storage. Room behind
-    the end can be taken without any length (fallocate(2), FALLOC_FL_KEEP_SIZE).
+    the end can be taken without any length (fallocate(2), FALLOC_FL_KEEP_SIZE), and beside it by extended attributes,
+    of which some file systems take any number.
     """
     expected: int = layout().constants.VGPU_BOOKS_FILE_BYTES
     try:
@@ -197,14 +214,25 @@ def cut_back(directory: Path) -> int:
         return 0
     try:
         behind = _behind(os.fstat(descriptor))
+        for name in _attributes(descriptor) or ():
+            with contextlib.suppress(OSError):  # it is gone meanwhile
+                os.removexattr(descriptor, name)
         if behind:
             os.ftruncate(descriptor, expected)
             if _behind(os.fstat(descriptor)):  # a file system that does nothing where the length is right
                 os.ftruncate(descriptor, expected + 1)
                 os.ftruncate(descriptor, expected)
+        return max(behind - _behind(os.fstat(descriptor)), 0)
     finally:
         os.close(descriptor)
-    return behind
+
+
+def _attributes(descriptor: int) -> list[str] | None:
+    """Return the extended attributes that anybody may set who may write; None: there are too many to be listed."""
+    try:
+        return [name for name in os.listxattr(descriptor) if name.startswith("user.")]
+    except OSError as error:
+        return None if error.errno == errno.E2BIG else []
 
 
 def _behind(status: os.stat_result) -> int:

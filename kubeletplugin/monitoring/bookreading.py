@@ -43,6 +43,8 @@ class _Share:
         self.books = BooksReader(folder)
         self.failures = 0
         """Rounds in which it could not be read."""
+        self.swollen_rounds = 0
+        """In a row, in which nothing could be given back of what its books take of the disk."""
         self._read_s = 0.0
         self._due_s = 0.0
         """When its books are to be looked at again, if that was dear."""
@@ -57,6 +59,7 @@ class _Share:
         """
         former, began_s = self.reading, time.monotonic()
         if began_s < self._due_s:
+            self.books.look_at_size()  # they can swell meanwhile
             if former is not None:
                 self.reading = replace(former, claim=claim, limits=self.limits.read())
             return
@@ -118,19 +121,26 @@ class Monitor:
         try:
             share.read(claim)
         except Exception as error:  # noqa: BLE001 - a tenant writes books: whatever it is, it costs that share alone
-            self._cut_back(name, claim)
+            self._cut_back(name, share, claim)
             # Once is not worth a word: the claim may be half-way through being prepared or undone.
             share.failures += 1
             if share.failures == _ROUNDS_TO_WARN:
                 _log.warning("share cannot be read", extra={"claim_uid": claim.uid, "share": name, "error": str(error)})
         else:
             if share.books.swells:
-                self._cut_back(name, claim)
+                self._cut_back(name, share, claim)
+            else:
+                share.swollen_rounds = 0
 
-    def _cut_back(self, name: str, claim: PreparedClaim) -> None:
+    def _cut_back(self, name: str, share: _Share, claim: PreparedClaim) -> None:
+        facts = {"claim_uid": claim.uid, "share": name}
         if behind := cut_back(self._shares_dir / name):
-            extra = {"claim_uid": claim.uid, "share": name, "bytes": behind}
-            _log.warning("a container wrote behind the end of its books; cut back", extra=extra)
+            share.swollen_rounds = 0
+            _log.warning("a container wrote behind the end of its books; cut back", extra=facts | {"bytes": behind})
+        elif share.books.swells:
+            share.swollen_rounds += 1
+            if share.swollen_rounds == _ROUNDS_TO_WARN:
+                _log.error("the books of a share fill the disk until its claim ends: end its pods", extra=facts)
 
 
 def _utilization(books: Books, former: Books | None, passed_s: float) -> float:

@@ -1,5 +1,9 @@
 """The command line: what it takes, and what it says to who gets it wrong."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from dra_driver.cli import main
@@ -60,3 +64,14 @@ def test_explain_refuses_what_cannot_be_a_name(
     line = capsys.readouterr().err.splitlines()[-1]
     expected = f"found {found}, expected the name of an object in the cluster"
     assert line == f"dra-driver explain: error: argument {argument}: {expected}"
+
+
+def test_who_reads_no_further_ends_the_program_without_a_word() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        program = [sys.executable, "-m", "dra_driver", "crds"]
+        ended = subprocess.run(program, stdout=writer, stderr=subprocess.PIPE, check=False)
+    finally:
+        os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, b"")

@@ -1,12 +1,17 @@
 """`dra-driver share`: what an operator sees of the shares of a node."""
 
+import errno
 import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from dra_driver import sharing
 from dra_driver.cli import main
-from libvgpu.shares import Limits, Policy, create_share
+from libvgpu.shares import Limits, Policy, ProcessUsage, create_share, read_books
 
 
 @pytest.fixture
@@ -55,3 +60,25 @@ def test_a_name_on_a_node_without_shares_is_told_so(tmp_path: Path, capsys: pyte
     assert main(["share", "show", "claim", "--state-dir", str(tmp_path)]) == 2
     expected = f"dra-driver: share: found 0 with the name 'claim', expected one, but {tmp_path} has no shares\n"
     assert capsys.readouterr().err == expected
+
+
+def test_who_may_not_read_the_shares_is_told_so(
+    state: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def iterdir(folder: Path) -> Iterator[Path]:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert main(["share", "list", "--state-dir", str(state)]) == 1
+    expected = f"dra-driver: {state}/shares: found Permission denied, expected to be run by root\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_what_a_tenant_calls_its_processes_does_not_command_the_terminal(
+    state: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    process = ProcessUsage(7, 1, 1, 0, 0, 0, 0, 0, command="\x1b]2;evil\a\n")
+    books = replace(read_books(state / "shares" / "claim-a-0"), processes=(process,))
+    monkeypatch.setattr(sharing, "read_books", lambda _directory: books)
+    assert main(["share", "show", "claim-a", "--state-dir", str(state)]) == 0
+    assert "books.processes[0].command: \\x1b]2;evil\\x07\\x0a\n" in capsys.readouterr().out

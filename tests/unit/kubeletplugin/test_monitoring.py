@@ -1,7 +1,9 @@
 """Reading books: metrics of each share, and what Burst shares are granted."""
 
 import ctypes
+import errno
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -136,6 +138,35 @@ def test_room_that_a_container_takes_behind_the_end_of_its_books_without_a_lengt
     ]
 
 
+def test_attributes_of_books_are_taken_away(node: Node) -> None:
+    """Who may write a file may give it attributes; XFS and btrfs take any number, of 64 KiB each."""
+    share = node.add("swollen", 20, Policy.FIXED)
+    for number in range(20):
+        os.setxattr(share / "books", f"user.{number}", b"x" * 100)
+
+    node.monitor.run_once()
+
+    assert [name for name in os.listxattr(share / "books") if name.startswith("user.")] == []
+
+
+def test_books_that_cannot_be_cut_back_are_told_of_once(
+    node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on XFS with attributes that are too many to be listed."""
+
+    def too_many(_descriptor: int) -> list[str]:
+        raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
+
+    node.add("swollen", 20, Policy.FIXED)
+    monkeypatch.setattr(os, "listxattr", too_many)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(6):
+            node.monitor.run_once()
+    assert [record.getMessage() for record in caplog.records] == [
+        "the books of a share fill the disk until its claim ends: end its pods"
+    ]
+
+
 def test_books_that_are_dear_to_look_at_are_left_alone_for_a_while_and_the_limits_are_not(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,7 +187,9 @@ def test_books_that_are_dear_to_look_at_are_left_alone_for_a_while_and_the_limit
         node.monitor.run_once()
         now_s[0] += 1.0
     change_limits(share, lambda limits: replace(limits, memory_bytes=GIB))
+    os.setxattr(share / "books", "user.swollen", b"meanwhile")
     node.monitor.run_once()
 
+    assert "user.swollen" not in os.listxattr(share / "books")
     assert len(reads) == 2  # 30 ms each: half a thousandth of a processor
     assert [reading.limits.memory_bytes for reading in node.monitor.readings()] == [GIB]
