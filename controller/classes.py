@@ -6,14 +6,15 @@ whatever version is served. Its ClusterRole owns the classes, so that they go wi
 """
 
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from api import kube as kube_api
 from api import names
 from api.claims import Object
-from api.errors import NotFoundError
+from api.errors import ConfigError, NotFoundError
 from api.kube import KubeClient, Resource, Selection
 
 log = logging.getLogger(__name__)
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 _CLUSTER_ROLES = Resource("rbac.authorization.k8s.io", "v1", "clusterroles", namespaced=False)
 _MADE_BY = "app.kubernetes.io/managed-by"
 """Its value is the driver's name."""
+_MEND_AGAIN_S = 30.0
+"""Least time between two writes of a class that somebody else changes back: each makes the scheduler look again."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,19 @@ class ClassSettings:
 class ClassKeeper:
     """Brings one DeviceClass after the other in order. One thread at a time may work on it."""
 
-    def __init__(self, kube: KubeClient, driver: str, version: str, settings: ClassSettings) -> None:
+    def __init__(
+        self,
+        kube: KubeClient,
+        driver: str,
+        version: str,
+        settings: ClassSettings,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Write in the version `version` of resource.k8s.io."""
         self._kube = kube
+        self._clock = clock
+        self._mended_s: dict[str, float] = {}
+        """By class, when it was mended last."""
         self._driver = driver
         self._resource = kube_api.device_classes(version)
         self._wanted = settings.wanted(driver)
@@ -61,34 +74,72 @@ class ClassKeeper:
         Raises:
             KubeError: the API server refused or did not answer; try again later.
         """
-        for obj in self._kube.list(self._resource, Selection(labels=f"{_MADE_BY}={self._driver}"))["items"]:
-            if obj["metadata"]["name"] not in self._wanted:
+        for obj in self._made():
+            if obj["metadata"]["name"] not in self._wanted and not self._other_owner(obj):
                 self._kube.delete(self._resource, obj)
                 log.info("DeviceClass deleted", extra={"device_class": obj["metadata"]["name"]})
         for name in self._wanted:
             self.sync(name)
 
-    def sync(self, name: str) -> None:
+    def sync(self, name: str) -> float | None:
         """Make a class, or what somebody changed of it, as it should be. One that somebody else made stays as it is.
+
+        Returns:
+            After how many seconds to come again; None: when it changes.
 
         Raises:
             KubeError: as above; also while the ClusterRole that should own it is not there.
         """
         if name not in self._wanted:
-            return
+            return None
         try:
-            stored = self._kube.get(self._resource, name)
+            return self._mend(name, self._kube.get(self._resource, name))
         except NotFoundError:
             self._kube.create(self._resource, self._render(name, {}))
             log.info("DeviceClass created", extra={"device_class": name})
-            return
+            return None
+
+    def check_alone(self) -> None:
+        """Raise a ConfigError where another release of this driver is at work: both would publish, each its own way.
+
+        Raises:
+            KubeError: as with `sync_all`.
+        """
+        for obj in self._made():
+            other = self._other_owner(obj)
+            if other:
+                raise ConfigError(
+                    f"driver {self._driver}: found DeviceClass {obj['metadata']['name']} of another release "
+                    f"(ClusterRole {other}), expected none: a cluster has one release with a driver's name; remove "
+                    "one, or give one another driverName"
+                )
+
+    def _made(self) -> list[Object]:
+        return list(self._kube.list(self._resource, Selection(labels=f"{_MADE_BY}={self._driver}"))["items"])
+
+    def _mend(self, name: str, stored: Mapping[str, Any]) -> float | None:
         if (stored["metadata"].get("labels") or {}).get(_MADE_BY) != self._driver:
             log.warning("DeviceClass left as it is: another made it", extra={"device_class": name})
-            return
+            return None
         wanted = self._render(name, stored)
-        if wanted != stored:
-            self._kube.replace(self._resource, wanted)
-            log.info("DeviceClass mended", extra={"device_class": name})
+        if wanted == stored or self._other_owner(stored):
+            return None
+        wait_s = self._mended_s.get(name, float("-inf")) + _MEND_AGAIN_S - self._clock()
+        if wait_s > 0:
+            return wait_s
+        self._kube.replace(self._resource, wanted)
+        self._mended_s[name] = self._clock()
+        log.info("DeviceClass mended", extra={"device_class": name})
+        return None
+
+    def _other_owner(self, stored: Object) -> str:
+        """Return the ClusterRole of another release with which a class goes; empty: there is none.
+
+        When that release goes, so does the class, and another one is made.
+        """
+        owners = stored["metadata"].get("ownerReferences") or []
+        roles = (str(owner["name"]) for owner in owners if owner["kind"] == "ClusterRole")
+        return next((role for role in roles if self._owner and role != self._owner), "")
 
     def _render(self, name: str, stored: Mapping[str, Any]) -> Object:
         """Return a class with all that is ours of it; what others added (an extended resource, say) stays."""

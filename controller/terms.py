@@ -180,6 +180,7 @@ class Term:
                 if self._settings.update_crd:
                     self._had_old_crd |= update_crd(self._kube)
                 version = self._kube.resource_api_version()
+                ClassKeeper(self._kube, self._settings.driver, version, self._settings.classes).check_alone()
                 return version, *self._chooser.choose(version)
             except VGPUError as error:
                 failures += 1
@@ -226,8 +227,8 @@ class Term:
         if topic == _ALL_CLASSES:
             classes.sync_all()
             return None
-        classes.sync(topic.key[1])
-        return pending.sync(topic)
+        delays = classes.sync(topic.key[1]), pending.sync(topic)
+        return min((delay for delay in delays if delay is not None), default=None)
 
     def _set_mode(
         self,

@@ -10,7 +10,18 @@ from api.errors import NotFoundError
 from api.kube import Resource
 from api.kubefake import FakeKube
 from controller.classes import ClassKeeper, ClassSettings
-from tests.unit.controller.builders import CLASSES, DRIVER, device_class
+from tests.unit.controller.builders import (
+    CLASSES,
+    DRIVER,
+    SLICES,
+    add_node,
+    device_class,
+    facts,
+    make_controller,
+    state_inventory,
+    status,
+    wait_until,
+)
 
 ROLES = Resource("rbac.authorization.k8s.io", "v1", "clusterroles", namespaced=False)
 
@@ -66,6 +77,52 @@ def test_a_class_that_somebody_else_made_stays_as_it_is(caplog: pytest.LogCaptur
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
         "DeviceClass left as it is: another made it"
     ]
+
+
+def test_what_somebody_changes_back_at_once_is_not_mended_in_a_loop() -> None:
+    kube, now_s = FakeKube(), [1000.0]
+    kept = ClassKeeper(kube, DRIVER, "v1", ClassSettings(()), lambda: now_s[0])
+    kept.sync_all()
+    for mended in (True, False):
+        change(kube, "vgpu", selectors=[{"cel": {"expression": "true"}}])
+        assert kept.sync("vgpu") == (None if mended else 30.0)
+        assert (selectors(kube)["vgpu"] == OURS["vgpu"]) is mended
+    now_s[0] += 30.0
+    assert kept.sync("vgpu") is None
+    assert selectors(kube)["vgpu"] == OURS["vgpu"]
+
+
+def test_classes_of_another_release_with_this_driver_name_stay_its_own() -> None:
+    kube = FakeKube()
+    for role in ("theirs", "ours"):
+        kube.create(ROLES, {"metadata": {"name": role}})
+    keeper(kube, "nvidia", "amd", owner="theirs").sync_all()
+    before = kube.objects(CLASSES)
+    keeper(kube, "nvidia", owner="ours").sync_all()
+    assert kube.objects(CLASSES) == before
+
+
+def test_nothing_is_offered_beside_another_release_with_this_driver_name() -> None:
+    kube = FakeKube()
+    for role in ("theirs", "ours"):
+        kube.create(ROLES, {"metadata": {"name": role}})
+    keeper(kube, owner="theirs").sync_all()
+    add_node(kube)
+    state_inventory(kube, "n1", status(facts(0)))
+    controller = make_controller(kube, classes=ClassSettings(("nvidia",), "ours"))
+    controller.start()
+    try:
+        wait_until(lambda: "another release" in controller.ready())
+        assert controller.ready() == (
+            f"driver {DRIVER}: found DeviceClass vgpu of another release (ClusterRole theirs), expected none: a "
+            "cluster has one release with a driver's name; remove one, or give one another driverName"
+        )
+        assert kube.objects(SLICES) == []
+        kube.delete(CLASSES, kube.get(CLASSES, "vgpu"))  # as Kubernetes does when the role that owns it is gone
+        wait_until(lambda: kube.objects(SLICES))
+    finally:
+        controller.stop()
+        kube.set_down(True)
 
 
 def test_classes_of_former_settings_go_and_those_of_others_stay() -> None:
