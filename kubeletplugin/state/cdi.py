@@ -31,6 +31,10 @@ _BOOKS = ["rw", "nosuid", "nodev", "noexec", "rbind", "rprivate"]
 _CARD = ["rw", "nosuid", "noexec", "rbind", "rprivate"]
 # A runtime hook of the vendor's own toolkit adds all GPUs to an image that asks for them; "void" tells it to keep out.
 _NO_LEGACY_HOOK = "NVIDIA_VISIBLE_DEVICES=void"
+# Triton (torch.compile) looks for the driver in the loader's cache alone. The toolkit has a hook that brings an image's
+# cache up to date; without it Triton has to be told.
+_CACHE_HOOK = "update-ldcache"
+_TRITON = f"TRITON_LIBCUDA_PATH={CONTAINER_LIBRARY_FOLDERS[0]}"
 
 
 def gpu_id(vendor: str, device_name: str) -> str:
@@ -50,7 +54,7 @@ def gpu_spec(vendor: str, devices: Iterable[Device], driver: Driver) -> Spec | N
         for device in devices
         if device.files
     ]
-    common = _with(driver.toolkit, _edits([*driver.files, *_private(driver)])) | {"env": [_NO_LEGACY_HOOK]}
+    common = _with(driver.toolkit, _edits([*driver.files, *_private(driver)])) | {"env": _environment(driver)}
     if not entries:
         return None
     spec = _spec(f"{vendor}/{names.CDI_CLASS_GPU}", entries, common)
@@ -102,6 +106,11 @@ def _library_edits(library: InstalledLibrary) -> dict[str, Any]:
 def _merging(hook: Path, library: InstalledLibrary) -> dict[str, Any]:
     """Return the hook that puts what an image preloads by itself behind our library (libvgpu/hook)."""
     return {"hookName": "createContainer", "path": str(hook), "args": [str(hook), library.preload_path.name]}
+
+
+def _environment(driver: Driver) -> list[str]:
+    cached = any(_CACHE_HOOK in hook.get("args", ()) for hook in driver.toolkit.get("hooks", ()))
+    return [_NO_LEGACY_HOOK] if cached else [_NO_LEGACY_HOOK, _TRITON]
 
 
 def _private(driver: Driver) -> Iterator[DeviceFile]:

@@ -49,7 +49,19 @@ def test_every_gpu_is_a_device_and_the_driver_comes_with_each() -> None:
 
 
 def test_a_legacy_runtime_hook_is_told_to_add_nothing() -> None:
-    assert gpus(gpu(0))["containerEdits"]["env"] == ["NVIDIA_VISIBLE_DEVICES=void"]
+    assert "NVIDIA_VISIBLE_DEVICES=void" in gpus(gpu(0))["containerEdits"]["env"]
+
+
+def test_triton_is_told_where_the_driver_is_where_nobody_brings_the_loaders_cache_up_to_date() -> None:
+    found = discovery(gpu(0))
+    paths = [each.removeprefix("TRITON_LIBCUDA_PATH=") for each in gpus(gpu(0))["containerEdits"]["env"][1:]]
+    library = replace(LIBRARY, gates=(Path(f"{LIBRARY.path}.libcuda.so.1"),))
+    claim = cdi.claim_spec(VENDOR, ["share"], Path("/shares"), library)
+    assert [f"{path}/libcuda.so.1" in mounts(claim["containerEdits"]) for path in paths] == [True]
+
+    hooks = {"hooks": [{"hookName": "createContainer", "path": "/x", "args": ["nvidia-cdi-hook", "update-ldcache"]}]}
+    told = valid(cdi.gpu_spec(VENDOR, found.devices, replace(found.driver, toolkit=hooks)))
+    assert told["containerEdits"]["env"] == ["NVIDIA_VISIBLE_DEVICES=void"]
 
 
 def test_a_simulated_card_is_mounted_writable() -> None:
