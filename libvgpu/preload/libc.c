@@ -180,16 +180,21 @@ static void *open_private(const char *library) {
     return open_library(path, RTLD_LAZY | RTLD_LOCAL);
 }
 
+static bool is_cuda(const char *library) {
+    return library[3] == 'c'; /* not libnvidia-ml.so.1 */
+}
+
 /* A gate with no driver behind it leads back to us. */
 static void *unless_gate(void *handle) {
     vgpu_dlsym_function look_up = vgpu__libc_dlsym();
     return handle != NULL && look_up != NULL && look_up(handle, "vgpu_is_gate") == NULL ? handle : NULL;
 }
 
-/* What the program has loaded is its driver, also where the agent mounted another: images bring newer ones for an older
- * kernel module (CUDA forward compatibility). */
+/* What the program has loaded is its driver of CUDA, also where the agent mounted another: images bring newer ones for
+ * an older kernel module (forward compatibility). There is no such NVML, so what NVML says comes from the agent's: a
+ * program that loads another first is not believed. */
 static void *open_driver(const char *library) {
-    void *handle = unless_gate(vgpu__libc_loaded(library));
+    void *handle = is_cuda(library) ? unless_gate(vgpu__libc_loaded(library)) : NULL;
     if (handle == NULL)
         handle = open_private(library);
     return handle != NULL ? handle : unless_gate(open_library(library, RTLD_LAZY | RTLD_LOCAL));
@@ -198,7 +203,7 @@ static void *open_driver(const char *library) {
 /* Decided once: functions of two drivers do not go together. */
 static void *driver_of(const char *library) {
     static void *cuda, *nvml;
-    void **driver = library[3] == 'c' ? &cuda : &nvml, *known = __atomic_load_n(driver, __ATOMIC_ACQUIRE);
+    void **driver = is_cuda(library) ? &cuda : &nvml, *known = __atomic_load_n(driver, __ATOMIC_ACQUIRE);
     if (known != NULL)
         return known;
     void *found = open_driver(library);

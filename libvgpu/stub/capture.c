@@ -24,6 +24,57 @@ void capture_let_go(void) {
     pthread_mutex_unlock(&lock);
 }
 
+/* ---- What may not be asked meanwhile ---- */
+
+static _Thread_local CUstreamCaptureMode thread_mode = CU_STREAM_CAPTURE_MODE_GLOBAL;
+static pthread_mutex_t open_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct {
+    CUstream stream;
+    pthread_t thread;
+    CUstreamCaptureMode mode;
+} open_captures[16];
+static int open_count;
+
+static void note_open(CUstream stream, CUstreamCaptureMode mode) {
+    pthread_mutex_lock(&open_lock);
+    if (open_count < 16) {
+        open_captures[open_count].stream = stream;
+        open_captures[open_count].thread = pthread_self();
+        open_captures[open_count].mode = mode;
+        __atomic_store_n(&open_count, open_count + 1, __ATOMIC_RELEASE);
+    }
+    pthread_mutex_unlock(&open_lock);
+}
+
+void capture_forget(CUstream stream) {
+    pthread_mutex_lock(&open_lock);
+    for (int i = 0; i < open_count; i++) {
+        if (open_captures[i].stream != stream)
+            continue;
+        open_captures[i] = open_captures[open_count - 1];
+        __atomic_store_n(&open_count, open_count - 1, __ATOMIC_RELEASE);
+    }
+    pthread_mutex_unlock(&open_lock);
+}
+
+CUresult capture_forbids(void) {
+    CUresult result = CUDA_SUCCESS;
+    if (__atomic_load_n(&open_count, __ATOMIC_ACQUIRE) == 0 || thread_mode == CU_STREAM_CAPTURE_MODE_RELAXED)
+        return CUDA_SUCCESS;
+    pthread_mutex_lock(&open_lock);
+    for (int i = 0; i < open_count; i++) {
+        bool here = pthread_equal(open_captures[i].thread, pthread_self()),
+             elsewhere = !here && thread_mode == CU_STREAM_CAPTURE_MODE_GLOBAL &&
+                         open_captures[i].mode == CU_STREAM_CAPTURE_MODE_GLOBAL;
+        if (!elsewhere && (!here || open_captures[i].mode == CU_STREAM_CAPTURE_MODE_RELAXED))
+            continue;
+        open_captures[i].stream->capture_failed = true;
+        result = CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    }
+    pthread_mutex_unlock(&open_lock);
+    return result;
+}
+
 static CUresult set_deps(CUstream stream, const CUgraphNode *deps, size_t count) {
     CUgraphNode *copy = NULL;
     if (count > 0) {
@@ -50,6 +101,7 @@ static CUresult add_dep(CUstream stream, CUgraphNode node) {
 }
 
 static void leave(CUstream stream) {
+    capture_forget(stream);
     set_deps(stream, NULL, 0);
     __atomic_store_n(&stream->capture, NULL, __ATOMIC_RELEASE);
     stream->capture_origin = stream->capture_borrowed = stream->capture_failed = false;
@@ -134,6 +186,7 @@ CUresult stub_cuStreamBeginCapture_v2(CUstream handle, CUstreamCaptureMode mode)
     REQUIRE(graph, CUDA_ERROR_OUT_OF_MEMORY);
     stream->capture_id = __atomic_add_fetch(&last_capture_id, 1, __ATOMIC_RELAXED);
     stream->capture_origin = true;
+    note_open(stream, mode);
     __atomic_store_n(&stream->capture, graph, __ATOMIC_RELEASE);
     return CUDA_SUCCESS;
 }
@@ -151,6 +204,7 @@ CUresult stub_cuStreamBeginCaptureToGraph(CUstream handle, CUgraph graph, const 
     stream->capture_id = __atomic_add_fetch(&last_capture_id, 1, __ATOMIC_RELAXED);
     stream->capture_origin = true;
     stream->capture_borrowed = true;
+    note_open(stream, mode);
     __atomic_store_n(&stream->capture, graph, __ATOMIC_RELEASE);
     return CUDA_SUCCESS;
 }
@@ -259,10 +313,9 @@ CUresult stub_cuStreamGetCaptureInfo(CUstream handle, CUstreamCaptureStatus *sta
 }
 
 CUresult stub_cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode *mode) {
-    static _Thread_local CUstreamCaptureMode current = CU_STREAM_CAPTURE_MODE_GLOBAL;
     REQUIRE(mode && *mode >= 0 && *mode <= CU_STREAM_CAPTURE_MODE_RELAXED, CUDA_ERROR_INVALID_VALUE);
-    CUstreamCaptureMode before = current;
-    current = *mode;
+    CUstreamCaptureMode before = thread_mode;
+    thread_mode = *mode;
     *mode = before;
     return CUDA_SUCCESS;
 }

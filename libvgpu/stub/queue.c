@@ -10,7 +10,7 @@
  * takes no time, on a device with nothing to do, is done on the spot.
  */
 #define _GNU_SOURCE
-#include "driver.h"
+#include "work.h"
 
 #include <signal.h>
 #include <stdlib.h>
@@ -375,6 +375,7 @@ void queue_stream_free(CUstream stream) {
         }
     }
     stream->gone = true;
+    capture_forget(stream);
     free(stream->ring);
     stream->ring = NULL;
     pthread_mutex_unlock(&executor->lock);

@@ -208,6 +208,7 @@ CUresult stub_cuEventQuery(CUevent event) {
     REQUIRE(driver.ready, CUDA_ERROR_NOT_INITIALIZED);
     REQUIRE(event, CUDA_ERROR_INVALID_HANDLE);
     REQUIRE(!event->capture, CUDA_ERROR_CAPTURED_EVENT);
+    TRY(capture_forbids());
     bool done =
         __atomic_load_n(&event->completed, __ATOMIC_ACQUIRE) >= __atomic_load_n(&event->recorded, __ATOMIC_ACQUIRE);
     done = done && event->time_ns <= now_ns(); /* not before what the link has to do */

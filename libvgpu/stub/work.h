@@ -55,6 +55,10 @@ CUresult graph_add_free(CUgraph graph, const CUgraphNode *deps, size_t count, CU
 /* True if the stream is being captured, and then no thread ends that before it is let go. */
 bool capture_hold(CUstream stream);
 void capture_let_go(void);
+
+/* Calls that could be about what is captured spoil a capture, by the modes of the capture and of the calling thread. */
+CUresult capture_forbids(void);
+void capture_forget(CUstream stream); /* it ends, or its capture does */
 CUresult capture_add(CUstream stream, const struct node_work *work, CUgraphNode *node);
 CUresult capture_allocate(CUstream stream, size_t bytes, CUdeviceptr *dptr);
 CUresult capture_free(CUstream stream, CUdeviceptr dptr);

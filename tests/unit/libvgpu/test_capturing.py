@@ -93,3 +93,67 @@ check(cuda.cuMulticastUnbind(group, 0, zero, size))
 assert info()[0] == {64 * MIB}, info()
 """)
     assert read_books(share).used_bytes == 0
+
+
+ELSEWHERE = """
+import threading
+
+class Between(ctypes.Structure):
+    _fields_ = [("function", ctypes.c_char_p), ("before", ctypes.CFUNCTYPE(None)), ("after", ctypes.CFUNCTYPE(None))]
+
+context, captured, stream, graph = start(), c_void_p(), c_void_p(), c_void_p()
+check(cuda.cuStreamCreate(byref(captured), 1))
+check(cuda.cuStreamCreate(byref(stream), 1))
+
+def elsewhere(function, *arguments):
+    def call():
+        check(cuda.cuCtxSetCurrent(context))
+        results.append(function(*arguments))
+    results = []
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+    return results[0]
+"""
+"""A capture in the mode that forbids other threads to ask for events."""
+
+
+def test_a_measurement_spoils_no_capture_that_another_thread_begins_meanwhile(machine: "Machine") -> None:
+    machine.share(MIB)
+    machine.run(
+        ELSEWHERE
+        + """
+between = Between.in_dll(cuda, "vgpu_stub_between")
+
+def begin():
+    between.function = None
+    check(elsewhere(cuda.cuStreamBeginCapture_v2, captured, 0))
+
+launch(kernel(), 1000, stream)
+between.before = ctypes.CFUNCTYPE(None)(begin)
+between.function = b"cuEventQuery"
+check(cuda.cuStreamSynchronize(stream))
+assert between.function is None
+check(elsewhere(cuda.cuStreamEndCapture, captured, byref(graph)))
+"""
+    )
+
+
+def test_a_launch_of_a_graph_with_memory_spoils_no_capture_of_another_thread(machine: "Machine") -> None:
+    machine.share(64 * MIB)
+    machine.run(
+        HELPERS
+        + ELSEWHERE
+        + f"""
+pointer = Pointer()
+check(cuda.cuStreamBeginCapture_v2(stream, 2))
+check(cuda.cuMemAllocAsync(byref(pointer), c_size_t({MIB}), stream))
+check(cuda.cuMemFreeAsync(pointer, stream))
+check(cuda.cuStreamEndCapture(stream, byref(graph)))
+executable = instantiate(graph)
+check(cuda.cuGraphLaunch(executable, stream))
+check(elsewhere(cuda.cuStreamBeginCapture_v2, captured, 0))
+check(cuda.cuGraphLaunch(executable, stream))
+check(elsewhere(cuda.cuStreamEndCapture, captured, byref(graph)))
+"""
+    )
