@@ -237,15 +237,20 @@ void vgpu__contexts_see(CUcontext context, struct vgpu_device *device, CUdevice 
     CUcontext primary;
     if (__builtin_expect(seen.context == context && seen.endings == now, 1) || vgpu__holding > 0 || vgpu__inside > 0)
         return;
-    seen.context = context;
-    seen.endings = now;
     vgpu__enter(&primaries);
-    if (!vgpu_ptrmap_look((uintptr_t)context, VGPU_KIND_CONTEXT, &known) &&
-        find_primary(ordinal, &primary) == CUDA_SUCCESS && primary == context) {
-        vgpu__footprint_found(device);
-        remember(context, device);
+    bool looked = vgpu_ptrmap_look((uintptr_t)context, VGPU_KIND_CONTEXT, &known);
+    if (!looked && find_primary(ordinal, &primary) == CUDA_SUCCESS) {
+        looked = primary != NULL; /* one that is current may not be active yet */
+        if (primary == context) {
+            vgpu__footprint_found(device);
+            remember(context, device);
+        }
     }
     vgpu__leave(&primaries);
+    if (looked) {
+        seen.context = context;
+        seen.endings = now;
+    }
 }
 
 /* ---- Green contexts: a part of a device's multiprocessors, on top of its primary context, which they keep alive ----

@@ -22,6 +22,8 @@ _OF_OTHERS = {
     "No space left on device",
     "ASan runtime does not come first",
     "cannot be preloaded (wrong ELF class: ELFCLASS64): ignored",
+    "libcuda.so cannot found!",
+    "cannot find -lcuda",
 }
 """Messages on docs/troubleshooting.md of the kernel, of a sanitizer and of the loader: not to be found in our code."""
 

@@ -142,8 +142,7 @@ check(elsewhere(cuda.cuStreamEndCapture, captured, byref(graph)))
 def test_a_launch_of_a_graph_with_memory_spoils_no_capture_of_another_thread(machine: "Machine") -> None:
     machine.share(64 * MIB)
     machine.run(
-        HELPERS
-        + ELSEWHERE
+        ELSEWHERE
         + f"""
 pointer = Pointer()
 check(cuda.cuStreamBeginCapture_v2(stream, 2))
