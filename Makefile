@@ -71,8 +71,8 @@ sanitize: build ## The tests of the library with ASan, UBSan and TSan
 	done
 
 .PHONY: e2e
-e2e: cluster ## The end-to-end tests on a real node (K8S=1.34 GATES=DRAConsumableCapacity=true, for example)
-	$(BIN)/pytest tests/e2e
+e2e: cluster ## The end-to-end tests on a real node (K8S=1.34 GATES=DRAConsumableCapacity=true TESTS=tests/e2e/test_claims.py, for example)
+	$(BIN)/pytest $(or $(TESTS),tests/e2e)
 
 .PHONY: gpu
 gpu: build ## The tests on this machine's NVIDIA GPU (GPU=stub tries the tests themselves)
@@ -84,19 +84,21 @@ soak: build ## Kill the node agent at each of its changes, and 1,000 times at ra
 
 # Versions, and the gates by which a version has another offer mode: consumable, counters or slots.
 # Pods tell the health of their devices by themselves from 1.36 on, in 1.35 with the gate ResourceHealthStatus.
+# A third part names the only tests that a row is for.
 E2E_ALL := 1.32 \
   1.33 1.33:DRAPartitionableDevices=true \
   1.34 1.34:DRAPartitionableDevices=true 1.34:DRAConsumableCapacity=true \
   1.35:ResourceHealthStatus=true 1.35:DRAPartitionableDevices=true 1.35:DRAConsumableCapacity=true \
   1.36 1.36:DRAConsumableCapacity=false 1.36:DRAConsumableCapacity=false,DRAPartitionableDevices=false \
+  1.36:DRADeviceTaints=false:tests/e2e/test_draining.py \
   1.37
 
 .PHONY: e2e-all
 e2e-all: build ## The end-to-end tests on each version and in each offer mode, and an upgrade through the versions
 	for run in $(E2E_ALL); do \
-	  IFS=: read -r version gates <<<"$$run"; \
+	  IFS=: read -r version gates tests <<<"$$run"; \
 	  echo "==> Kubernetes $$version $$gates"; \
-	  $(MAKE) --no-print-directory e2e K8S="$$version" GATES="$$gates"; \
+	  $(MAKE) --no-print-directory e2e K8S="$$version" GATES="$$gates" TESTS="$$tests"; \
 	done
 	$(MAKE) --no-print-directory upgrade
 

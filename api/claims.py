@@ -7,7 +7,7 @@ driver explain`. Source: k8s.io/api/resource/{v1,v1beta1,v1beta2}/types.go.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from sys import intern  # of many claims in memory at once, most name the same few namespaces, pools and devices
 from typing import Any
@@ -16,7 +16,6 @@ from api import names
 from api.errors import ClaimError, ConfigError
 from api.names import ClaimUID
 from api.quantities import parse_count_up
-from api.vgpuconfig import VGPUConfig, parse_config
 
 Object = Mapping[str, Any]
 """A Kubernetes object as JSON gave it."""
@@ -172,42 +171,6 @@ class ClaimView:
             if isinstance(error, ConfigError):
                 raise ClaimError(str(error)) from error
             raise ClaimError(f"{where}: expected the fields of {names.RESOURCE_GROUP}, found {error!r}") from error
-
-
-_NOTHING_SAID = VGPUConfig(apiVersion="vgpu.dra-driver.io/v1alpha1", kind="VGPUConfig")
-
-
-def vgpu_config(configs: tuple[OpaqueConfig, ...], request: str, driver: str, where: str) -> VGPUConfig:
-    """Return the parameters that hold for a request: field by field, the last config that sets it wins.
-
-    What an administrator wrote into a DeviceClass binds: see `VGPUConfig.within`.
-
-    Args:
-        configs: of an allocation (classes first, then the claim), or of a claim's spec.
-        request: name of the request, `parent/name` for an alternative.
-        driver: our driver name; parameters of others are not ours to read.
-        where: names the claim, for messages.
-
-    Raises:
-        ConfigError: one of them is not a valid VGPUConfig.
-    """
-    of_class = class_config(configs, request, driver, where)
-    of_claim = [config for config in configs if not config.from_class]
-    return _merged(of_claim, request, driver, of_class, where).within(of_class)
-
-
-def class_config(configs: tuple[OpaqueConfig, ...], request: str, driver: str, where: str) -> VGPUConfig:
-    """Return what the DeviceClass of a request says; arguments and errors as for `vgpu_config`."""
-    of_class = [config for config in configs if config.from_class]
-    return _merged(of_class, request, driver, _NOTHING_SAID, f"{where}: parameters of its DeviceClass")
-
-
-def _merged(configs: Iterable[OpaqueConfig], request: str, driver: str, found: VGPUConfig, where: str) -> VGPUConfig:
-    for config in configs:
-        if config.driver == driver and config.applies_to(request):
-            given = parse_config(config.parameters, where)
-            found = found.model_copy(update=given.model_dump(exclude_unset=True, exclude_none=True))
-    return found
 
 
 def amounts(quantities: Mapping[str, object], where: str) -> dict[str, int]:

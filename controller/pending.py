@@ -6,7 +6,7 @@ parameters is `checking`; when an event is due is `eventing.due_in_s`. All three
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from api import names
@@ -21,6 +21,7 @@ from controller.eventing import Said
 from controller.looking import Looks
 from controller.metrics import Metrics
 from controller.offers.deciding import HEARTBEAT_LIMIT_S
+from controller.reasons.checking import check_allocated
 from controller.reasons.describing import describe
 from controller.reasons.reasoning import explain, of_classes
 from controller.telling import kept_for
@@ -101,12 +102,18 @@ class PendingKeeper:
         record = self._cache.claim(key)
         if record is None or record.allocated:
             self._forget(topic)
-            return None
+            return self._sync_problem(topic, names.EVENT_CONFIG_INVALID, self._as_allocated(record))
         delays = [
             self._sync_problem(topic, names.EVENT_CONFIG_INVALID, record),
             self._explain(topic, key, record),
         ]
         return min((delay for delay in delays if delay is not None), default=None)
+
+    def _as_allocated(self, record: ClaimRecord | None) -> ClaimRecord | None:
+        """Return a claim with what is wrong with its allocation, the sizes of GPUs that have none in it included."""
+        if record is None or record.view is None or not record.is_odd or record.problem:
+            return record
+        return replace(record, problem=check_allocated(record.view, self._cache.driver, self._cache.gpu_bytes))
 
     def _sync_problem(
         self, topic: Topic, reason: str, wrong: ClaimRecord | ClassRecord | TemplateRecord | InventoryRecord | None
@@ -173,8 +180,7 @@ class PendingKeeper:
 
     def _forget(self, topic: Topic) -> None:
         self._looks.forget(topic)
-        for reason in (names.EVENT_CONFIG_INVALID, names.EVENT_UNSATISFIABLE):
-            self._said.pop((topic, reason), None)
+        self._said.pop((topic, names.EVENT_UNSATISFIABLE), None)
         self._quiet.pop(topic, None)
         self._note_waiting(topic.key, waits=False)
 

@@ -150,6 +150,12 @@ class ClusterCache:
         """Return a claim."""
         return self._kinds.claims.get(key)
 
+    def gpu_bytes(self, node: str, gpu: str) -> int | None:
+        """Return the memory of a GPU as its node states it; None: it does not."""
+        record = self.inventory(node)
+        devices = record.status.devices if record and record.status else []
+        return next((facts.memory_bytes for facts in devices if facts.name == gpu), None)
+
     def template(self, key: Key) -> TemplateRecord | None:
         """Return a template that is wrong."""
         return self._kinds.templates.get(key)
@@ -176,7 +182,7 @@ class ClusterCache:
         return tainted(found, self._rules.rules())
 
     def device_counts(self) -> tuple[int, int]:
-        """Return the number of devices offered and withheld."""
+        """See DeviceIndex.counts."""
         with self._lock:
             return self._index.counts()
 
@@ -243,7 +249,7 @@ class ClusterCache:
         for pool in pools:
             self._listeners.pool(pool)
         # Of most claims there is nothing to say, from their first day to their last.
-        if waits or any(record is not None and record.problem for record in (old, new)):
+        if waits or any(record is not None and record.is_odd for record in (old, new)):
             self._listeners.claim(key)
 
     def on_pod(self, key: Key, old: PodRecord | None, new: PodRecord | None) -> None:

@@ -15,7 +15,14 @@ from api.errors import PermanentError, StateError
 from api.events import Subject
 from api.nodeinventory import InventorySpec, InventoryStatus, NodeInventory
 from controller.cluster.watching import Key
-from controller.reasons.checking import check_class, check_configs, check_cordons, check_template
+from controller.reasons.checking import (
+    asks_beside,
+    check_allocated,
+    check_class,
+    check_configs,
+    check_cordons,
+    check_template,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +41,11 @@ class ClaimRecord:
     def allocated(self) -> bool:
         """Say whether the scheduler has given it its devices."""
         return self.view is not None and self.view.allocation is not None
+
+    @property
+    def is_odd(self) -> bool:
+        """Say whether there is something wrong with it, or may be: it asks beside what it was allocated."""
+        return bool(self.problem) or (self.view is not None and self.allocated and bool(self.view.requests))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +112,18 @@ def claim_trimmer(driver: str) -> Callable[[Object], ClaimRecord | None]:
             held = replace(view.allocation, results=results, configs=())
             if not results:
                 return None
+            problem = check_allocated(view, driver)
+            requests = view.requests if any(asks_beside(view, result) for result in results) else ()
             bare = replace(
-                view, requests=(), configs=(), allocation=held, reserved_for=(), limits_annotation=None, constraints=()
+                view,
+                requests=requests,
+                configs=(),
+                allocation=held,
+                reserved_for=(),
+                limits_annotation=None,
+                constraints=(),
             )
-            return ClaimRecord(subject, bare, "", view.digest())
+            return ClaimRecord(subject, bare, problem, view.digest())
         problem = check_configs(view.configs, driver, str(view))
         return ClaimRecord(subject, replace(view, configs=(), reserved_for=(), limits_annotation=None), problem)
 

@@ -1,18 +1,23 @@
 """Is what users and operators wrote readable, and does it mean anything? Pure; `pending` makes events of it.
 
-Said as soon as the object exists: a pod with a typing error in its claim would otherwise be scheduled and then wait in
-ContainerCreating for ever.
+Said as soon as the object exists, or has its devices: a pod with a typing error in its claim would otherwise be
+scheduled and then wait in ContainerCreating for ever.
 """
 
 import re
+from collections.abc import Callable
 
-from api.claims import ClaimView, Object, OpaqueConfig
+from api.allotments import consumed, given_whole, narrowed
+from api.claims import AllocationResult, ClaimView, Object, OpaqueConfig
 from api.errors import ConfigError, PermanentError
 from api.nodeinventory import NodeInventory
+from api.slots import parse_slot
 from api.vgpuconfig import MOST_PROBLEMS, parse_config
 
 _UUID = re.compile(r"[a-z-]+-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(/\d+/\d+)?")
 """How names and UUIDs of devices look, in lower case."""
+SizeOf = Callable[[str, str], int | None]
+"""Returns the bytes of a GPU, by its pool and name; None: it is not known."""
 
 
 def check_configs(configs: tuple[OpaqueConfig, ...], driver: str, where: str) -> str:
@@ -43,6 +48,43 @@ def check_template(template: Object, driver: str) -> str:
     except PermanentError as error:
         return str(error).replace("ResourceClaim ", "ResourceClaimTemplate ", 1)
     return check_configs(view.configs, driver, where)
+
+
+def check_allocated(claim: ClaimView, driver: str, size_of: SizeOf = lambda _pool, _gpu: None) -> str:
+    """Return why the node agent will refuse what a claim was allocated; empty: as far as can be told, it will not.
+
+    Args:
+        claim: with its allocation.
+        driver: ours.
+        size_of: of GPUs that were allocated without amounts.
+    """
+    assert claim.allocation is not None
+    problems = []
+    for result in claim.allocation.results:
+        if result.driver == driver and not result.admin_access:
+            try:
+                amounts = _allocated(claim, result, size_of)
+                if amounts is not None:
+                    narrowed(claim, result, *amounts)
+            except PermanentError as error:
+                problems.append(str(error))
+    return "\n".join(problems)
+
+
+def asks_beside(claim: ClaimView, result: AllocationResult) -> bool:
+    """Say whether a claim asks for amounts of a device that it was allocated without any."""
+    without = not result.consumed and result.share_id is None and parse_slot(result.device) is None
+    return without and bool(claim.asked(result))
+
+
+def _allocated(claim: ClaimView, result: AllocationResult, size_of: SizeOf) -> tuple[int, int] | None:
+    slot = parse_slot(result.device)
+    if slot is not None:
+        return slot.memory_bytes, slot.cores_percent
+    if result.consumed:
+        return consumed(claim, result)
+    size_bytes = size_of(result.pool, result.device) if asks_beside(claim, result) else None
+    return None if size_bytes is None else given_whole(claim, result, result.device, size_bytes)
 
 
 def check_class(device_class: Object, driver: str) -> str:

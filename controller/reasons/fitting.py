@@ -197,7 +197,9 @@ def _lacking(request: DeviceRequest, device: OfferedDevice, usage: Usage) -> Ite
         names.CAPACITY_CORES: usage.cores_percent,
         names.CAPACITY_SHARES: usage.shares,
     }
-    for name in sorted(device.capacity, key=lambda name: (list(used).index(name) if name in used else len(used), name)):
+    for name in (*used, *sorted(device.capacity.keys() - used.keys())):
+        if name not in device.capacity:
+            continue
         policy, whole = device.policies.get(name, ANY), device.capacity[name]
         reason = _INSUFFICIENT.get(name, names.REASON_NOT_SELECTED)
         if taken[name] <= whole and not policy.has(taken[name]):

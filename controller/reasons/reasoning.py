@@ -130,13 +130,15 @@ def _give_one(wish: Wish, attempt: Attempt) -> list[Finding]:
 
 def _fits_otherwise(wishes: Sequence[Wish], attempt: Attempt, tries: Tries) -> bool:
     """Say whether another choice of devices than the first that fit serves all, if that may be at all."""
+    if len(wishes) == 1 and all(request.count == 1 for request in wishes[0].alternatives):
+        return False
     wanted = 0
     for wish in wishes:
         enough = [count for request in wish.alternatives if (count := _count_alone(wish, request, attempt))]
         if not enough:
             return False
         wanted += max(enough)
-    return 1 < wanted <= _MOST_DEVICES and fits(wishes, attempt, tries)
+    return wanted <= _MOST_DEVICES and fits(wishes, attempt, tries)
 
 
 def _count_alone(wish: Wish, request: DeviceRequest, attempt: Attempt) -> int:

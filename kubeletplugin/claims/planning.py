@@ -8,7 +8,8 @@ device has; what is not said never means unlimited.
 from dataclasses import replace
 
 from api import names
-from api.claims import AllocationResult, ClaimView, class_config, vgpu_config
+from api.allotments import class_config, consumed, given_whole, narrowed, vgpu_config
+from api.claims import AllocationResult, ClaimView
 from api.errors import CapacityError, ClaimError
 from api.nodeinventory import OfferedRoom
 from api.quantities import format_bytes
@@ -149,7 +150,7 @@ def _plan_device(
     if before is not None:
         room = room.model_copy(update={"memory_bytes": max(room.memory_bytes, before.holds().memory_bytes)})
     memory_bytes, cores = _allocated(claim, result, device, room)
-    limits = _plan_limits(claim, result, device, node.driver_name, room)
+    limits = _plan_limits(claim, result, device, room)
     whole = _takes_all(claim, result, node, Held(memory_bytes, cores))
     held = Held(memory_bytes, cores, whole, _bounds(claim, result, node.driver_name))
     return _keeping(replace(planned, limits=limits, held=held), before)
@@ -190,24 +191,9 @@ def _bounds(claim: ClaimView, result: AllocationResult, driver_name: str) -> Bou
     return Bounds(said.memory, said.cores, said.most_priority)
 
 
-def _plan_limits(
-    claim: ClaimView, result: AllocationResult, device: Device, driver_name: str, room: OfferedRoom
-) -> Limits:
-    where = f"{claim}: request {result.request}"
-    assert claim.allocation is not None
-    config = vgpu_config(claim.allocation.configs, result.request, driver_name, where=str(claim))
-    allocated_memory_bytes, allocated_cores = _allocated(claim, result, device, room)
-    most = _bounds(claim, result, driver_name)
-    memory_bytes = allocated_memory_bytes
-    if config.memory is not None:
-        # What a DeviceClass says at most may be more than a claim asks for.
-        if config.memory > allocated_memory_bytes and config.memory != most.memory_bytes:
-            raise ClaimError(
-                f"{where}: memory: found {format_bytes(config.memory)}, expected at most the "
-                f"{format_bytes(allocated_memory_bytes)} that were allocated"
-            )
-        memory_bytes = min(config.memory, allocated_memory_bytes)
-    cores, ceiling, policy = _compute_share(allocated_cores, config, most, where)
+def _plan_limits(claim: ClaimView, result: AllocationResult, device: Device, room: OfferedRoom) -> Limits:
+    config, memory_bytes, narrow = narrowed(claim, result, *_allocated(claim, result, device, room))
+    cores, ceiling, policy = _compute_share(narrow, config)
     return Limits(
         share=names.share_name(claim.uid, result.index),
         device_uuid=device.uuid,
@@ -236,11 +222,8 @@ def _allocated(claim: ClaimView, result: AllocationResult, device: Device, room:
             )
         return slot.memory_bytes, slot.cores_percent
     if not result.consumed and result.share_id is None:
-        return _given_whole(claim, result, device)
-    memory_bytes = result.consumed.get(names.CAPACITY_MEMORY, 0)
-    cores = result.consumed.get(names.CAPACITY_CORES, 0)
-    if cores == names.CORES_OF_A_PLACE and not claim.asked(result).get(names.CAPACITY_CORES):
-        cores = 0
+        return given_whole(claim, result, device.name, device.memory_bytes)
+    memory_bytes, cores = consumed(claim, result)
     if not 0 < memory_bytes <= room.memory_bytes:
         raise ClaimError(
             f"{where}: consumedCapacity of {names.CAPACITY_MEMORY}: found {format_bytes(memory_bytes)}, expected "
@@ -254,35 +237,11 @@ def _allocated(claim: ClaimView, result: AllocationResult, device: Device, room:
     return memory_bytes, cores
 
 
-def _given_whole(claim: ClaimView, result: AllocationResult, device: Device) -> tuple[int, int]:
-    """Return what a claim has of a device that was allocated without amounts, to it alone.
-
-    A scheduler without consumable capacity does not see what a claim asks for, but the claim has no more than that: its
-    memory rounded up as the device's steps have it, and no guaranteed time unless it asks for some.
-    """
-    asked = claim.asked(result)
-    if not asked.keys() & {names.CAPACITY_MEMORY, names.CAPACITY_CORES}:
-        return device.memory_bytes, names.CORES_PER_DEVICE
-    memory_bytes = max(asked.get(names.CAPACITY_MEMORY, device.memory_bytes), 1)
-    cores = asked.get(names.CAPACITY_CORES, 0)
-    if memory_bytes > device.memory_bytes or cores > names.CORES_PER_DEVICE:
-        raise ClaimError(
-            f"{claim}: request {result.request}: found {format_bytes(memory_bytes)} of memory and {cores} cores asked "
-            f"for, expected at most the {format_bytes(device.memory_bytes)} and {names.CORES_PER_DEVICE} of "
-            f"{device.name}: the scheduler allocated it without amounts (feature gate DRAConsumableCapacity)"
-        )
-    return min(memory_bytes + -memory_bytes % names.MEMORY_STEP_BYTES, device.memory_bytes), cores
-
-
-def _compute_share(allocated: int, config: VGPUConfig, most: Bounds, where: str) -> tuple[int, int, Policy]:
+def _compute_share(cores: int, config: VGPUConfig) -> tuple[int, int, Policy]:
     """Return guaranteed percent, ceiling and policy."""
-    if allocated == 0:
+    if cores == 0:
         # Idle time only; `cores` can say how much of it at most.
         return 0, config.cores or names.CORES_PER_DEVICE, Policy.BURST
-    cores = allocated if config.cores is None else config.cores
-    if cores > allocated and cores != most.cores_percent:
-        raise ClaimError(f"{where}: cores: found {cores}, expected at most the {allocated} that were allocated")
-    cores = min(cores, allocated)
     if config.policy is Policy.BURST:
         return cores, names.CORES_PER_DEVICE, Policy.BURST
     return cores, cores, Policy.FIXED

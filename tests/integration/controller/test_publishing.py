@@ -238,19 +238,34 @@ def restart_api_server(api_server: LocalCluster, controller: Controller, *flags:
     wait_until(controller.is_leading)
 
 
+def refresh(api_server: LocalCluster) -> None:
+    """Start anew what is Kubernetes' own and lost the API server, for the tests that come later.
+
+    It would ask for each kind again at a time of its own, up to half a minute later.
+    """
+    for name in ("kube-scheduler", "kube-controller-manager"):
+        running = processes.running(processes.record_path(api_server.layout.state, name))
+        if running is not None:
+            processes.stop(running)
+    api_server.up(nodes=0)
+
+
 def test_restarts_of_the_api_server_are_survived_and_the_offer_mode_follows_its_gates(
     api_server: LocalCluster, cluster: Cluster, start_controller: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
     cluster.add_node("gated", facts())
     controller = start_controller("a", lease_duration_s=3, renew_deadline_s=2)
     published(cluster, "gated")
-    restart_api_server(api_server, controller, "--feature-gates=DRAConsumableCapacity=false")
-    menu = 6 + 1  # halves and quarters, and the whole GPU as soon as nobody can get a share of it any more
-    wait_until(lambda: sum(len(obj["spec"].get("devices") or []) for obj in cluster.slices("gated")) == menu)
-    counters, devices = cluster.slices("gated")
-    assert counters["spec"]["sharedCounters"][0]["name"] == facts().name
-    assert all(device["consumesCounters"] for device in devices["spec"]["devices"])
-    restart_api_server(api_server, controller)
+    try:
+        restart_api_server(api_server, controller, "--feature-gates=DRAConsumableCapacity=false")
+        menu = 6 + 1  # halves and quarters, and the whole GPU as soon as nobody can get a share of it any more
+        wait_until(lambda: sum(len(obj["spec"].get("devices") or []) for obj in cluster.slices("gated")) == menu)
+        counters, devices = cluster.slices("gated")
+        assert counters["spec"]["sharedCounters"][0]["name"] == facts().name
+        assert all(device["consumesCounters"] for device in devices["spec"]["devices"])
+    finally:
+        restart_api_server(api_server, controller)
+        refresh(api_server)
     state_inventory(cluster.kube, "gated", status(facts(0), facts(1)))
     published(cluster, "gated", devices=2)
     assert controller.alive() == ""

@@ -7,8 +7,6 @@ import pytest
 from controller.cluster.rulewatching import served_rules
 from controller.controller import Controller
 from controller.explaining import explain_pod
-from deploy.local import processes
-from deploy.local.cluster import Cluster as LocalCluster
 from tests.integration.controller.conftest import Cluster
 from tests.integration.controller.test_modes import Tenant, asking, devices_of
 from tests.integration.controller.test_publishing import notes, published
@@ -19,20 +17,8 @@ pytestmark = pytest.mark.cluster
 Start = Callable[..., Controller]
 
 
-def restart_scheduler(api_server: LocalCluster) -> None:
-    """Start the scheduler anew: it reads all rules before it schedules a pod.
-
-    One that runs may not hear of a rule in time: after a restart of the API server it asks for the rules again only
-    half a minute later, and for slices at a time of their own.
-    """
-    running = processes.running(processes.record_path(api_server.layout.state, "kube-scheduler"))
-    assert running is not None
-    processes.stop(running)
-    api_server.up(nodes=0)
-
-
 def test_a_gpu_that_a_rule_taints_goes_to_claims_that_tolerate_it_and_the_others_are_told(
-    api_server: LocalCluster, cluster: Cluster, start_controller: Start
+    cluster: Cluster, start_controller: Start
 ) -> None:
     rules = served_rules(cluster.kube)
     if rules is None:
@@ -40,7 +26,6 @@ def test_a_gpu_that_a_rule_taints_goes_to_claims_that_tolerate_it_and_the_others
     rule = cluster.create(
         rules, taint_rule("repair-ruled", driver=DRIVER, pool="ruled") | {"apiVersion": rules.api_version}
     )
-    restart_scheduler(api_server)
     tenant = Tenant(cluster, "ruled", facts())
     start_controller("a")
     published(cluster, "ruled")

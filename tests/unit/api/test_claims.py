@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from api.claims import AllocationResult, ClaimView, OpaqueConfig, Toleration, vgpu_config
+from api.allotments import vgpu_config
+from api.claims import AllocationResult, ClaimView, OpaqueConfig, Toleration
 from api.errors import ClaimError, ConfigError
 from api.vgpuconfig import Policy
 

@@ -469,6 +469,46 @@ def events(kube: FakeKube, name: str) -> list[JSON]:
     return [obj for obj in kube.objects(kube_api.EVENTS) if obj["regarding"]["name"] == name]
 
 
+SKEW = "the scheduler allocated it without amounts (feature gate DRAConsumableCapacity)"
+LESS = {"apiVersion": "vgpu.dra-driver.io/v1alpha1", "kind": "VGPUConfig"}
+
+
+@pytest.mark.parametrize(
+    ("given", "config", "problem"),
+    [
+        (
+            result(facts().name, memory="4Gi", cores="20", shares="1"),
+            LESS | {"memory": "6Gi"},
+            "memory: found 6Gi, expected at most the 4Gi that were allocated",
+        ),
+        (
+            result(f"{facts().name}-slot-5120m-50c-0"),
+            LESS | {"cores": 60},
+            "cores: found 60, expected at most the 50 that were allocated",
+        ),
+        (
+            result(facts().name),
+            None,
+            f"found 12Gi of memory and 0 cores asked for, expected at most the 10Gi and 100 of {facts().name}: {SKEW}",
+        ),
+    ],
+)
+def test_a_claim_whose_pod_will_wait_on_its_node_is_told_why_as_soon_as_it_has_its_devices(
+    kube: FakeKube, controller: Controller, given: dict[str, Any], config: dict[str, Any] | None, problem: str
+) -> None:
+    add_node(kube)
+    state_inventory(kube, "n1", status(facts()))
+    wait_until(lambda: SLICE_N1 in slices(kube))
+    made = claim("c", memory="12Gi" if config is None else "4Gi", results=[given])
+    if config is not None:
+        parameters = {"source": "FromClaim", "opaque": {"driver": "vgpu.dra-driver.io", "parameters": config}}
+        made["status"]["allocation"]["devices"]["config"] = [parameters]
+    kube.create(CLAIMS, made)
+    wait_until(lambda: events(kube, "c"))
+    (event,) = events(kube, "c")
+    assert (event["reason"], event["note"]) == ("VGPUConfigInvalid", f"ResourceClaim demo/c: request gpu: {problem}")
+
+
 def test_a_claim_that_no_device_can_serve_gets_its_reasons_on_claim_and_pod(
     kube: FakeKube, controller: Controller
 ) -> None:
