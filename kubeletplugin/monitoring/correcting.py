@@ -7,6 +7,7 @@ correction: there is nothing that could oscillate.
 """
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 MEMORY_S = 3.0
@@ -27,17 +28,28 @@ _SETS = 64
 Neighbours = frozenset[str]
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a share since the time before."""
+
+    passed_s: float
+    real_s: float
+    """GPU time by the driver's count."""
+    predicted_s: float
+    """GPU time that the share predicted for the same."""
+
+
 @dataclass
 class _Sums:
     real_s: float = 0.0
     predicted_s: float = 0.0
     passed_s: float = 0.0
 
-    def add(self, passed_s: float, real_s: float, predicted_s: float, memory_s: float) -> None:
-        kept = math.exp(-passed_s / memory_s)
-        self.passed_s = self.passed_s * kept + passed_s
-        self.real_s = self.real_s * kept + real_s
-        self.predicted_s = self.predicted_s * kept + predicted_s
+    def add(self, measured: Measured, memory_s: float) -> None:
+        kept = math.exp(-measured.passed_s / memory_s)
+        self.passed_s = self.passed_s * kept + measured.passed_s
+        self.real_s = self.real_s * kept + measured.real_s
+        self.predicted_s = self.predicted_s * kept + measured.predicted_s
 
     def weight(self) -> float:
         """Say how far the ratio can be trusted: 0 to 1."""
@@ -74,23 +86,16 @@ class Correction:
         for name in gone:
             self._shares.pop(name, None)
 
-    def add(self, passed_s: float, real_s: dict[str, float], predicted_s: dict[str, float]) -> None:
-        """Take what was measured in the time since the call before.
-
-        Args:
-            passed_s: how long that was.
-            real_s: GPU time by the driver's count, by active share.
-            predicted_s: GPU time that the shares predicted for the same.
-        """
-        for name, share in self._shares.items():
-            if name not in real_s or name not in predicted_s:
-                continue
-            if predicted_s[name] < 0:
+    def add(self, measured: Mapping[str, Measured]) -> None:
+        """Take what was measured, by active share."""
+        for name in measured.keys() & self._shares.keys():
+            share = self._shares[name]
+            if measured[name].predicted_s < 0:
                 share.sums = _Sums()  # what was predicted before was far too much, and the share knows better now
             else:
-                share.sums.add(passed_s, real_s[name], predicted_s[name], self._memory_s)
-        common = self._common(real_s.keys() & predicted_s.keys())
-        for name in real_s.keys() & predicted_s.keys() & self._shares.keys():
+                share.sums.add(measured[name], self._memory_s)
+        common = self._common(measured.keys())
+        for name in measured.keys() & self._shares.keys():
             share = self._shares[name]
             ratio = _ratio(share.sums, common)
             if ratio is not None:
@@ -108,7 +113,7 @@ class Correction:
         known = self._shares.get(share)
         return known.sums.weight() if known else 0.0
 
-    def _common(self, names: set[str]) -> float:
+    def _common(self, names: Iterable[str]) -> float:
         """Return the ratio of those shares together that are seen well, as far as they are what uses the device."""
         sums = [self._shares[name].sums for name in names if name in self._shares]
         seen = [one for one in sums if one.weight() > _SEEN_WELL]

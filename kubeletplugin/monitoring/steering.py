@@ -17,7 +17,7 @@ from api import names
 from api.errors import StateError, VGPUError
 from api.vgpuconfig import Policy
 from kubeletplugin.hardware.gputimes import GpuTimes, GpuTimeSource
-from kubeletplugin.monitoring.correcting import Correction
+from kubeletplugin.monitoring.correcting import Correction, Measured
 from kubeletplugin.monitoring.granting import Activity, grants
 from kubeletplugin.monitoring.settling import Settlement, Span
 from libvgpu.meters import ProcessKey, ShareMeter, Work
@@ -27,6 +27,9 @@ _log = logging.getLogger(__name__)
 _HISTORY = 100
 """Looks that are remembered, about five seconds."""
 _UNSEEN_S = 0.1
+_SLOTS_A_SECOND = 10_000
+"""Slots of books that are looked at on the whole node, each active share having an equal part of that: about two
+hundredths of a core. Who has many processes, or says so, is looked at less often, and costs nobody else a look."""
 _SAY_AGAIN_NS = 3_000_000_000
 """A correction counts for ten seconds after it was said."""
 
@@ -83,6 +86,12 @@ class _Share:
     """At the look before."""
     history: deque[tuple[float, Work]] = field(default_factory=lambda: deque(maxlen=_HISTORY))
     """Moments, and what the share's processes had done up to then, altogether."""
+    due_s: float = float("-inf")
+    """When its books may be looked at again."""
+    waits: bool = False
+    """It was active, and not looked at, since the last look."""
+    unmatched: tuple[float, float] | None = None
+    """Since when, and how much GPU time, the driver counted for which the look is still to come."""
     settlement: Settlement = field(default_factory=Settlement)
 
     @property
@@ -90,15 +99,31 @@ class _Share:
         """What the share may use now."""
         return min(self.limits.granted_percent or 100, self.limits.ceiling_percent)
 
-    def look(self, now_s: float) -> None:
-        """Add the present to the history."""
-        before, self.work = self.work, self.meter.work(self.limits.charge_permille or 1000)
+    def is_active(self, now_s: float, linger_s: float) -> bool:
+        """Return whether it was seen at work a moment ago."""
+        return now_s - self.seen_s <= linger_s
+
+    def look(self, now_s: float, slots_a_second: float) -> None:
+        """Add the present to the history, unless the last look cost so much that it is too early for another."""
+        if now_s < self.due_s:
+            self.waits = True
+            return
+        found = self.meter.work(self.limits.charge_permille or 1000)
+        self.due_s = now_s + self.meter.cost / slots_a_second
+        before, self.work = self.work if self.history else found, found
         total = self.history[-1][1] if self.history else Work()
-        if self.history and now_s - self.history[-1][0] > _UNSEEN_S:
+        if self.history and now_s - self.history[-1][0] > _UNSEEN_S and not self.waits:
             self.history.append((now_s - _UNSEEN_S, total))  # it was idle until lately
+        self.waits = False
         predicted_s = sum(work.predicted_s - before.get(key, Work()).predicted_s for key, work in self.work.items())
         charged_s = sum(work.charged_s - before.get(key, Work()).charged_s for key, work in self.work.items())
         self.history.append((now_s, Work(total.predicted_s + predicted_s, total.charged_s + charged_s)))
+
+    def rest(self) -> None:
+        """Take note that it is idle: what it did before, and nobody looked at, belongs to no measurement any more."""
+        if self.waits or self.unmatched:
+            self.waits, self.unmatched = False, None
+            self.history.clear()
 
     def done(self, moment_s: float) -> Work:
         """Return what was done up to a moment, between two looks in proportion."""
@@ -176,8 +201,9 @@ class Steering:
         for share in self._shares.values():
             by_device.setdefault(share.limits.device_uuid, []).append(share)
         self._devices = {uuid: self._devices.get(uuid) or _Device() for uuid in by_device}
+        active = sum(share.is_active(now_s, self._pace.linger_s) for share in self._shares.values())
         for uuid, shares in by_device.items():
-            self._steer(uuid, shares, now_s)
+            self._steer(uuid, shares, now_s, _SLOTS_A_SECOND / max(active, 1))
 
     def _in_use(self) -> bool:
         return any(device.active for device in self._devices.values())
@@ -196,20 +222,23 @@ class Steering:
             known = self._shares.get(name)
             if known is None:
                 known = _Share(folder, limits, ShareMeter(folder))
-                known.look(now_s)
+                known.look(now_s, _SLOTS_A_SECOND)
             known.limits = limits
             found[name] = known
         self._shares = found
 
-    def _steer(self, uuid: str, shares: list[_Share], now_s: float) -> None:
+    def _steer(self, uuid: str, shares: list[_Share], now_s: float, slots_a_second: float) -> None:
         device = self._devices[uuid]
-        active = frozenset(one.limits.share for one in shares if now_s - one.seen_s <= self._pace.linger_s)
+        active = frozenset(one.limits.share for one in shares if one.is_active(now_s, self._pace.linger_s))
         if active != device.active:
             device.correction.meet(active)
             device.active = active
         users = [share for share in shares if share.limits.share in active]
-        for share in users:
-            share.look(now_s)
+        for share in shares:
+            if share.limits.share in active:
+                share.look(now_s, slots_a_second)
+            else:
+                share.rest()
         if users and now_s - device.measured_s >= self._pace.measure_s:
             device.measured_s = now_s
             self._measure(uuid, device, users)
@@ -225,23 +254,23 @@ class Steering:
         found_s = _by_share(times, self._owners)
         device.pids = frozenset(times.seconds)
         self._owners.keep(pid for one in self._devices.values() for pid in one.pids)
-        correction = device.correction
-        passed_s = times.to_s - times.from_s
-        real_s: dict[str, float] = {}
-        predicted_s: dict[str, float] = {}
+        measured: dict[str, Measured] = {}
         charged_s: dict[str, float] = {}
         for share in users:
-            if share.history[0][0] <= times.from_s:
-                name, start, end = share.limits.share, share.done(times.from_s), share.done(times.to_s)
-                real_s[name] = found_s.get(name, 0.0)
-                predicted_s[name] = end.predicted_s - start.predicted_s
+            name = share.limits.share
+            from_s, real_s = share.unmatched or (times.from_s, 0.0)
+            real_s += found_s.get(name, 0.0)
+            share.unmatched = (from_s, real_s) if share.waits else None
+            if not share.waits and share.history[0][0] <= from_s:
+                start, end = share.done(from_s), share.done(times.to_s)
+                measured[name] = Measured(times.to_s - from_s, real_s, end.predicted_s - start.predicted_s)
                 charged_s[name] = end.charged_s - start.charged_s
-        correction.add(passed_s, real_s, predicted_s)
+        device.correction.add(measured)
         for share in users:
             name, part = share.limits.share, share.rate_percent / names.CORES_PER_DEVICE
-            if name in real_s and part < 1:
-                weight = correction.weight(name)
-                share.settlement.add(Span(passed_s, real_s[name], charged_s[name], part, weight))
+            if name in measured and part < 1:
+                one, weight = measured[name], device.correction.weight(name)
+                share.settlement.add(Span(one.passed_s, one.real_s, charged_s[name], part, weight))
 
     def _write(self, share: _Share, granted: Mapping[str, int], device: _Device) -> None:
         limits, name = share.limits, share.limits.share

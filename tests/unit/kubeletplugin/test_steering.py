@@ -12,6 +12,7 @@ from api.vgpuconfig import Policy
 from kubeletplugin.hardware.gputimes import FakeGpuTimes, GpuTimes, NoGpuTimes
 from kubeletplugin.monitoring.steering import Steering, SteeringPace
 from libvgpu.layout import layout
+from libvgpu.meters import ProcessKey, ShareMeter, Work
 from libvgpu.shares import Limits, create_share, read_limits, update_limits
 
 DEVICE = "GPU-1"
@@ -51,14 +52,14 @@ class Node:
         self.owners.shares.append(name)
         return self.folder / name
 
-    def use(self, *names: str, predicted_ns: int = 0, drawn_ns: int = 0) -> None:
+    def use(self, *names: str, predicted_ns: int = 0, drawn_ns: int = 0, slots: int = 1) -> None:
         """Let shares launch work; its GPU time is predicted by a process with id 1."""
         for name in names:
             path = self.folders[name] / "books"
             raw = bytearray(path.read_bytes())
             books = layout().books(raw)
             books.charged_ns += 1
-            books.slots_high = 1
+            books.slots_high = slots
             books.slots[0].pid = 1
             books.slots[0].predicted_ns += predicted_ns
             books.slots[0].drawn_ns += drawn_ns
@@ -222,3 +223,67 @@ def test_devices_in_use_are_looked_at_in_the_pace_that_is_set_and_nothing_more_o
     Steering(dict, NoGpuTimes(), Processes([]), pace=slow).run(Stopping())
 
     assert rounds == [1.0, 1.0]
+
+
+def _crowd(node: Node, name: str, processes: int) -> None:
+    """Let a share say that it has very many processes, which all work."""
+    path = node.folders[name] / "books"
+    raw = bytearray(path.read_bytes())
+    books = layout().books(raw)
+    books.charged_ns += 1
+    books.slots_high = processes
+    for number in range(processes):
+        books.slots[number].pid = number + 1
+        books.slots[number].predicted_ns += 1000
+    path.write_bytes(raw)
+
+
+@pytest.fixture
+def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """The shares whose processes were looked at, each time with how many slots."""
+    found: list[tuple[str, int]] = []
+    work = ShareMeter.work
+
+    def note(meter: ShareMeter, charge_permille: int) -> dict[ProcessKey, Work]:
+        done = work(meter, charge_permille)
+        found.append((Path(meter._path).parent.name, max(len(done), 1)))
+        return done
+
+    monkeypatch.setattr(ShareMeter, "work", note)
+    return found
+
+
+def test_tenants_with_very_many_processes_cost_the_node_no_more_than_others_and_hold_up_nobody(
+    node: Node, looked_at: list[tuple[str, int]]
+) -> None:
+    crowded = [f"crowded-{number}" for number in range(3)]
+    for name in ("usual", *crowded):
+        node.add(name, 10)
+    for name in crowded:
+        _crowd(node, name, 1024)
+    node.round()
+    looked_at.clear()
+
+    rounds, passed_s = 80, 0.05
+    for _ in range(rounds):
+        node.use("usual", *crowded, slots=1024)
+        node.round(passed_s)
+
+    assert sum(slots for _, slots in looked_at) <= 10_000 * rounds * passed_s + 1024 * len(crowded)
+    assert sum(name == "usual" for name, _ in looked_at) == rounds
+    assert {name for name, _ in looked_at} == {"usual", *crowded}
+
+
+def test_a_share_that_is_looked_at_less_often_is_corrected_all_the_same(node: Node) -> None:
+    node.add("crowded", 70, Policy.FIXED)
+    node.add("usual", 20, Policy.FIXED)
+    _crowd(node, "crowded", 1024)
+    node.round()
+    for _ in range(24):
+        node.use("crowded", predicted_ns=250_000_000, slots=1024)
+        node.use("usual", predicted_ns=50_000_000)
+        node.times.next[DEVICE] = GpuTimes(node.now_s, node.now_s + 0.25, {0: 0.175, 1: 0.05})
+        node.round(0.25)
+
+    assert node.charge("crowded") == pytest.approx(700, abs=40)
+    assert node.charge("usual") == pytest.approx(1000, abs=30)
