@@ -7,7 +7,9 @@ import logging
 import queue
 import secrets
 import threading
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 from api import events, names
 from api.events import Message, Reporter, Subject
@@ -30,7 +32,7 @@ class EventWriter:
         """Take where to write, and who says it."""
         self._client = client
         self._node_name = node_name
-        self._queue: queue.Queue[dict[str, object] | None] = queue.Queue(_QUEUE)
+        self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(_QUEUE)
         self._thread = threading.Thread(target=self._write_all, name="event-writer", daemon=True)
 
     def start(self) -> None:
@@ -62,11 +64,19 @@ class EventWriter:
         try:
             self._queue.put_nowait(event)
         except queue.Full:
-            _log.warning("event dropped", extra={"about": f"{subject.kind} {subject.uid}", "reason": reason})
+            facts = {"about": _about(event), "reason": reason, "note": note}
+            _log.warning("event dropped: the API server takes none, and many wait", extra=facts)
 
     def _write_all(self) -> None:
         while (event := self._queue.get()) is not None:
             try:
                 self._client.create(EVENTS, event)
             except Exception as error:  # noqa: BLE001 - one event is lost, and not all that come after it
-                _log.warning("event not written", extra={"reason": event["reason"], "error": str(error)})
+                facts = {"about": _about(event), "reason": event["reason"], "note": event["note"], "error": str(error)}
+                _log.warning("event not written", extra=facts)
+
+
+def _about(event: Mapping[str, Any]) -> str:
+    """Return what an event is about, in words: who reads the log has nothing else of one that was lost."""
+    regarding = event["regarding"]
+    return f"{regarding['kind']} " + "/".join(part for part in (regarding.get("namespace"), regarding["name"]) if part)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from api.deadlines import left_s
-from api.errors import StateError, TransientError, VGPUError
+from api.errors import KubeError, StateError, TransientError, VGPUError
 from kubeletplugin.hardware.devices import DeviceTable, Discovery
 from kubeletplugin.hardware.discovery import DiscoveryBackend
 from kubeletplugin.hardware.inventory import InventoryWriter
@@ -61,7 +61,7 @@ class Discoverer:
         self._pace = pace
         self._view = node
         self._problem = "the driver has not answered since the agent started"
-        self._began_s = self._looked_s = time.monotonic()
+        self._began_s = self._looked_s = self._written_s = time.monotonic()
         self._known = False
         self._changed = threading.Event()
         """Set when the first look has ended, or the agent ends."""
@@ -94,6 +94,10 @@ class Discoverer:
         """Return the seconds since the last look ended, with or without success; since the start before the first."""
         return time.monotonic() - self._looked_s
 
+    def stated_s(self) -> float:
+        """Return the seconds since the API server took the inventory; since the start before the first time."""
+        return time.monotonic() - self._written_s
+
     def look(self) -> Discovery:
         """Look at the devices once.
 
@@ -103,8 +107,8 @@ class Discoverer:
         try:
             found = self._backend.discover()
             problem = ""
-        except StateError as error:
-            # The agent stays: it can still undo claims, and a driver may be installed later.
+        except (StateError, OSError) as error:
+            # The agent stays: it can still undo claims, and a driver may be installed, or its folder mounted, later.
             found = Discovery(message=str(error))
             problem = str(error)
         if problem and problem != self._problem:
@@ -138,10 +142,11 @@ class Discoverer:
             delay_s = self._pace.heartbeat_s
             try:
                 self._inventory.write(self.look())
+                self._written_s = time.monotonic()
                 self._take_over_offers()
                 and_then()
             except (VGPUError, OSError) as error:
-                delay_s = self._pace.retry_s
+                delay_s = max(self._pace.retry_s, error.wait_s if isinstance(error, KubeError) else 0.0)
                 if not outage:
                     _log.warning("inventory not written; trying again", extra={"error": str(error)})
                 outage = str(error)

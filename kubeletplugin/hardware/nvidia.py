@@ -20,7 +20,7 @@ from kubeletplugin.hardware.discovery import DiscoveryBackend
 from kubeletplugin.hardware.driverroots import DriverRoot
 from kubeletplugin.hardware.faults import Faults
 from kubeletplugin.hardware.holdingback import Filter
-from kubeletplugin.hardware.nvidiadevices import Machine, Versions, describe, unseen
+from kubeletplugin.hardware.nvidiadevices import Machine, Versions, describe, unseen, without_a_name
 from kubeletplugin.hardware.nvidiasigns import Judge, is_settled, read_ecc, read_repairs, read_signs
 from kubeletplugin.hardware.nvidiatimes import NvmlGpuTimes
 from kubeletplugin.hardware.nvml import (
@@ -147,8 +147,11 @@ class NvidiaDiscovery(DiscoveryBackend):
             try:
                 handle = pynvml.nvmlDeviceGetHandleByIndex(index)
                 devices += self._examine(describe(self._machine, handle, index, versions), handle)
-            except pynvml.NVMLError as error:
+            except (pynvml.NVMLError, UnicodeDecodeError) as error:
                 silent[index] = str(error)
+        for device, problem in list(without_a_name(devices)):
+            devices.remove(device)
+            silent[device.index] = problem
         missing = list(self._missing({device.uuid for device in devices}, silent))
         if missing or silent:
             self._session.distrust()

@@ -4,7 +4,8 @@ Called by the NVIDIA backend. Source: NVML API reference; MIG user guide (capabi
 work needs, by the names that the driver installs.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,10 @@ _ARCHITECTURES = {
 _NODES_OF_A_TEGRA = ("nvgpu/igpu0/*", "nvhost-*gpu")
 """Of the GPU in the chip, which has no node of its own name. Source: device nodes that the container toolkit lists for
 Jetson Linux."""
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,45}[a-z0-9])?")
+"""What can name a device in a ResourceSlice and in CDI, and stand as UUID in limits (47 bytes)."""
+_MOST_MEMORY_BYTES = 1 << 50
+"""Above that it is what registers say that nobody answers for (all ones), and no API server would take it."""
 _HOST_MEMORY_PARTS = 7, 8
 """Of the host's memory, what a device without memory of its own counts as: the rest is for the system itself."""
 
@@ -70,6 +75,21 @@ def describe(machine: Machine, handle: Any, index: int, versions: Versions) -> l
     if not _has_mig(handle):
         return [gpu]
     return [gpu, *_describe_parts(machine, handle, gpu)]
+
+
+def without_a_name(devices: Iterable[Device]) -> Iterator[tuple[Device, str]]:
+    """Yield the devices that cannot be stated, and why: one of them would have all of a node refused.
+
+    Their UUIDs are no names (hardware that fails answers anything; drivers before 470 have slashes in those of MIG
+    devices), or those of other devices.
+    """
+    seen: dict[str, Device] = {}
+    for device in devices:
+        first = seen.setdefault(device.name, device)
+        if not _NAME.fullmatch(device.name):
+            yield device, f"found UUID {device.uuid!r}, expected letters, digits and dashes, 47 at most"
+        elif first is not device:
+            yield device, f"found UUID {device.uuid}, which device {first.index} has, expected one of its own"
 
 
 def unseen(machine: Machine) -> Iterator[Device]:
@@ -122,7 +142,8 @@ def _describe_gpu(machine: Machine, handle: Any, index: int, versions: Versions)
 
 def _memory_bytes(machine: Machine, handle: Any) -> int:
     try:
-        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
+        found_bytes = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
+        return found_bytes if found_bytes <= _MOST_MEMORY_BYTES else 0
     except pynvml.NVMLError as error:
         if getattr(error, "value", None) != pynvml.NVML_ERROR_NOT_SUPPORTED:
             raise

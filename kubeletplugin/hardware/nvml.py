@@ -37,10 +37,10 @@ _CALLS_S = 10.0
 
 
 def ask(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what NVML answers, None where this device or driver has no answer."""
+    """Return what NVML answers, None where this device or driver has no answer, or one that is no text."""
     try:
         return function(*arguments)
-    except pynvml.NVMLError:
+    except (pynvml.NVMLError, UnicodeDecodeError):
         return None
 
 
@@ -156,7 +156,10 @@ class NvmlSession:
             alone = self._changed.wait_for(lambda: not self._users, _CALLS_S)
             if not alone:
                 self._hung_s = self._clock()
-                _log.error("NVML not begun anew: a call of it does not end", extra={"waited_s": _CALLS_S})
+                _log.error(
+                    "NVML not begun anew: a call of it does not end; if that lasts, the node needs a reboot",
+                    extra={"driver_root": str(self._root.path), "waited_s": _CALLS_S},
+                )
         try:
             yield alone
         finally:

@@ -125,7 +125,11 @@ class Monitor:
             # Once is not worth a word: the claim may be half-way through being prepared or undone.
             share.failures += 1
             if share.failures == _ROUNDS_TO_WARN:
-                _log.warning("share cannot be read", extra={"claim_uid": claim.uid, "share": name, "error": str(error)})
+                facts = {"claim_uid": claim.uid, "claim": f"{claim.namespace}/{claim.name}", "share": name}
+                _log.warning(
+                    "share cannot be read: no figures of it, and no steering, until its pod is started anew",
+                    extra=facts | {"error": str(error)},
+                )
         else:
             if share.books.swells:
                 self._cut_back(name, share, claim)

@@ -54,6 +54,7 @@ class NodeFigures:
     discovery_problem: str = ""
     """Why devices cannot be discovered."""
     discovery_age_s: float = 0.0
+    inventory_age_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -206,4 +207,9 @@ def _agent_states(node: NodeFigures) -> Iterator[Metric]:
         "vgpu_discovery_age_seconds",
         "Time since a look at the devices ended; long while the driver hangs.",
         value=node.discovery_age_s,
+    )
+    yield GaugeMetricFamily(
+        "vgpu_inventory_age_seconds",
+        "Time since the API server took what the node agent states of its devices.",
+        value=node.inventory_age_s,
     )

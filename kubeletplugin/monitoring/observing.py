@@ -92,6 +92,7 @@ class Observer:
             parts=self._monitor.parts(),
             discovery_problem=self._discoverer.problem(),
             discovery_age_s=self._discoverer.age_s(),
+            inventory_age_s=self._discoverer.stated_s(),
             measured=self._supervisor.figures,
             attribution=self._supervisor.attribution,
             overuse_counts=self._supervisor.overuse_counts,

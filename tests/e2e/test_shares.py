@@ -169,26 +169,12 @@ def test_a_loader_that_preloads_nothing_finds_the_share_in_the_place_of_the_driv
     script = "until [ -x /tmp/ld ]; do sleep 0.1; done; /tmp/ld $(command -v worker) grab 1100; echo status $?"
     workloads.start("loader", Asked(), Container(["sh", "-c", script]))
     workloads.wait_for_phase("loader", "Running")
-    processes = [int(process.name) for process in Path("/proc").glob("[0-9]*") if _is_of_pod(process, "loader")]
-    root = Path(f"/proc/{min(processes)}/root")  # the shell's own, beside children that it is about to start
-    loader = (root / "lib64/ld-linux-x86-64.so.2").read_bytes()
-    path = root / "tmp/ld.new"
-    path.write_bytes(loader.replace(b"/etc/ld.so.preload", b"/etc/ld.so.nothing"))
-    path.chmod(0o755)
-    path.rename(root / "tmp/ld")
+    workloads.give_loader("loader")
 
     output = workloads.finish("loader")
 
     assert "total_mib=1024" in output
     assert output.strip().endswith("status 3")
-
-
-def _is_of_pod(process: Path, name: str) -> bool:
-    try:
-        is_shell = (process / "cmdline").read_bytes().startswith(b"sh\0")
-        return is_shell and f"HOSTNAME={name}\0".encode() in (process / "environ").read_bytes()
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize("file", _EXAMPLES, ids=lambda file: file.stem)

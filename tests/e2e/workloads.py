@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -88,6 +89,16 @@ class Workloads:
         self.wait_for(name, "Succeeded", lambda pod: pod["status"].get("phase") == "Succeeded", timeout_s)
         return self.kubectl("logs", name, "--all-containers")
 
+    def give_loader(self, pod: str) -> None:
+        """Put a loader that reads no /etc/ld.so.preload into a container that runs a shell, as /tmp/ld."""
+        processes = [int(process.name) for process in Path("/proc").glob("[0-9]*") if _is_shell_of(process, pod)]
+        root = Path(f"/proc/{min(processes)}/root")  # the shell's own, beside children that it is about to start
+        loader = (root / "lib64/ld-linux-x86-64.so.2").read_bytes()
+        path = root / "tmp/ld.new"
+        path.write_bytes(loader.replace(b"/etc/ld.so.preload", b"/etc/ld.so.nothing"))
+        path.chmod(0o755)
+        path.rename(root / "tmp/ld")
+
     def event_note(self, name: str, reason: str, kind: str = "Pod") -> str:
         """Return the note of the first event with a reason about an object."""
         selection = Selection(self.namespace, fields=f"reason={reason},regarding.kind={kind}")
@@ -109,6 +120,14 @@ class Workloads:
     def _describe(self, name: str) -> str:
         done = self.scenario.run("-n", self.namespace, "describe", "pod", name)
         return done.stdout + done.stderr
+
+
+def _is_shell_of(process: Path, pod: str) -> bool:
+    try:
+        is_shell = (process / "cmdline").read_bytes().startswith(b"sh\0")
+        return is_shell and f"HOSTNAME={pod}\0".encode() in (process / "environ").read_bytes()
+    except OSError:
+        return False
 
 
 def _template(name: str, asked: Asked) -> dict[str, Any]:

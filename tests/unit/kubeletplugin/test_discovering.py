@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from api import kube
 from api.kubefake import FakeKube
 from kubeletplugin.agent import NodeAgent
 from kubeletplugin.hardware import discovering, nvml
@@ -202,7 +203,7 @@ def test_a_call_of_nvml_that_never_ends_keeps_the_devices_from_nobody(
         assert [[device.uuid for device in one.devices if device.healthy] for one in found] == [[A.uuid]] * 2
         assert [one.uuid for one in backend.figures()] == [A.uuid]
         told = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
-        assert told == ["NVML not begun anew: a call of it does not end"]
+        assert told == ["NVML not begun anew: a call of it does not end; if that lasts, the node needs a reboot"]
     finally:
         goes_on.set()
         stuck.join()
@@ -225,3 +226,18 @@ def test_a_node_without_a_driver_is_ready_and_tells_by_metrics_that_it_has_no_de
         assert registry.get_sample_value("vgpu_discovery_failed") == 1
     finally:
         agent.stop()
+
+
+def test_a_driver_root_that_is_gone_is_told_by_inventory_and_metrics(
+    start_agent: Callable[..., NodeAgent], client: FakeKube, backend: HangingDiscovery
+) -> None:
+    registry = CollectorRegistry()
+    backend.answers.set()
+    start_agent(registry, heartbeat_s=0.02)
+    backend.found = FileNotFoundError(2, "No such file or directory", "/run/nvidia/driver/dev")
+
+    stated = (event.object.get("status", {}).get("message") for event in client.watch(kube.NODE_INVENTORIES, "0"))
+    assert "[Errno 2] No such file or directory: '/run/nvidia/driver/dev'" in stated
+
+    assert registry.get_sample_value("vgpu_discovery_failed") == 1
+    assert 0 <= (registry.get_sample_value("vgpu_inventory_age_seconds") or 0.0) < 60

@@ -100,7 +100,9 @@ def test_gpu_times_are_asked_for_again_after_a_driver_raised(monkeypatch: pytest
     times.close()
 
 
-def test_an_event_that_cannot_be_written_costs_no_other(client: FakeKube, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_event_that_cannot_be_written_costs_no_other_and_is_in_the_log(
+    client: FakeKube, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     usual, written = client.create, []
 
     def create(kind: Any, event: Any) -> Any:
@@ -118,3 +120,5 @@ def test_an_event_that_cannot_be_written_costs_no_other(client: FakeKube, monkey
     events.stop(20)
 
     assert written == ["Second"]
+    (lost,) = (record.__dict__ for record in caplog.records)
+    assert (lost["about"], lost["reason"], lost["note"], lost["error"]) == ("Node node-1", "First", "lost", "odd")

@@ -89,7 +89,9 @@ def test_books_that_a_tenant_damaged_cost_that_share_its_figures_only(
             node.monitor.run_once()
 
     assert [reading.limits.share for reading in node.monitor.readings()] == ["good-0"]
-    assert [record.getMessage() for record in caplog.records] == ["share cannot be read"]  # once, not five times
+    assert [record.getMessage() for record in caplog.records] == [
+        "share cannot be read: no figures of it, and no steering, until its pod is started anew"
+    ]  # once, not five times
 
 
 def test_what_a_container_writes_behind_the_end_of_its_books_is_taken_off_the_nodes_disk(

@@ -66,6 +66,8 @@ class FakeNVML:
         def answer(card: dict[str, Any], *arguments: Any) -> Any:
             if key not in card or (key == "MigDeviceHandleByIndex" and arguments[0] >= len(card[key])):
                 raise _nvml_error(pynvml.NVML_ERROR_NOT_SUPPORTED)
+            if isinstance(card[key], Exception):
+                raise card[key]
             return card[key][arguments[0]] if key == "MigDeviceHandleByIndex" else card[key]
 
         return answer
@@ -400,3 +402,34 @@ def test_a_character_device_becomes_a_node_and_a_file_a_mount(tmp_path: Path) ->
 
     assert not found["nvidia0"].is_device
     assert found["nvidiactl"].is_device
+
+
+_NO_TEXT = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+
+
+@pytest.mark.parametrize(
+    ("uuid", "problem"),
+    [
+        ("GPU-\x01/..", r"found UUID 'GPU-\x01/..', expected letters, digits and dashes, 47 at most"),
+        ("", "found UUID '', expected letters, digits and dashes, 47 at most"),
+        ("G" * 48, f"found UUID '{'G' * 48}', expected letters, digits and dashes, 47 at most"),
+        (card(0)["UUID"], f"found UUID {card(0)['UUID']}, which device 0 has, expected one of its own"),
+        (_NO_TEXT, "'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
+    ],
+)
+def test_a_device_whose_uuid_names_nothing_is_told_and_costs_no_other(
+    monkeypatch: pytest.MonkeyPatch, root: Path, uuid: str | Exception, problem: str
+) -> None:
+    found = discover(monkeypatch, root, card(0), card(1, UUID=uuid))
+
+    assert [device.uuid for device in found.devices] == [card(0)["UUID"]]
+    assert found.message == f"device 1: {problem}"
+
+
+def test_what_a_failing_device_says_of_its_memory_and_name_is_not_believed(
+    monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
+    found = only_device(monkeypatch, root, card(0, MemoryInfo=SimpleNamespace(total=2**64 - 1), Name=_NO_TEXT))
+
+    assert (found.memory_bytes, found.product_name, found.shareable) == (0, "", False)
+    assert found.reason == "the driver does not say how much memory the device has"
