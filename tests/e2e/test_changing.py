@@ -9,7 +9,7 @@ from deploy.demo.scenario import AGENT_LABEL, DRIVER_NAMESPACE
 from deploy.demo.tenants import GPU
 from tests.e2e.workloads import Asked, Container, Workloads
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 _SMI = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
 _WORKING = Container(["worker", "run", "300"])
@@ -79,7 +79,6 @@ def test_an_operator_resizes_suspends_and_resumes_a_share_while_its_processes_ru
     assert workloads.wait_for_phase("changed", "Running", "Failed")["status"]["phase"] == "Running"
 
 
-@pytest.mark.slow  # three heartbeats of the node agent
 def test_an_annotation_resizes_a_share_and_its_removal_gives_back_and_a_mistake_is_told(workloads: Workloads) -> None:
     claim = _start_working(workloads, "afar")
 
@@ -101,7 +100,7 @@ def test_a_share_that_goes_around_the_library_loses_its_processes_where_it_says_
     workloads: Workloads,
 ) -> None:
     _start_working(workloads, "beside")
-    # The driver's own library by a loader that preloads nothing: it shows all of the GPU, and gives three times the share.
+    # The driver's own library by a loader that preloads nothing: it shows all of the GPU, and gives three shares of it.
     script = (
         "until [ -x /tmp/ld ]; do sleep 0.1; done;"
         f" LD_LIBRARY_PATH={names.CONTAINER_DRIVER_DIR} /tmp/ld $(command -v worker) run 3200; echo status $?"
