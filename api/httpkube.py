@@ -12,12 +12,13 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 import urllib3
+from kubernetes.config.config_exception import ConfigException
 from typing_extensions import override
 
 from api import kubeconfigs
 from api.deadlines import left_s
 from api.endings import Ending
-from api.errors import ConflictError, GoneError, KubeError, NotFoundError
+from api.errors import ConfigError, ConflictError, GoneError, KubeError, NotFoundError
 from api.httpreading import Answer
 from api.jsonreading import read_json
 from api.keptconnections import KeptConnections
@@ -30,6 +31,7 @@ _TIMEOUT_S = 15.0
 """For the answer to one request."""
 _LONGEST_WAIT_S = 60.0
 """So long the API server can put us off at most."""
+_UNAUTHORIZED = 401
 _EVERYTHING = Selection()
 # A server that says nothing would say nothing to a second request either, each time for as long.
 _RETRIES: Final = urllib3.Retry(
@@ -48,7 +50,10 @@ class HTTPKubeClient(KubeClient):
         Raises:
             ConfigError: there is no usable configuration.
         """
+        self._kubeconfig = kubeconfig
         self._configuration = configuration = kubeconfigs.load(kubeconfig)
+        self._is_refused = False
+        """Whether the server did not take our credentials lately."""
         self._pool = kubeconfigs.connection_pool(configuration)
         direct = KeptConnections.can_serve(configuration)
         self._connections = KeptConnections(configuration, _TIMEOUT_S) if direct else None
@@ -63,6 +68,8 @@ class HTTPKubeClient(KubeClient):
             return super().get_all(wanted)
         paths = [one.path for one in wanted]
         answers = self._connections.get_all(paths, self._headers("application/json"))
+        for answer in answers:
+            self._note(None if isinstance(answer, KubeError) else answer.status)
         return [_object_or_error(path, answer) for path, answer in zip(paths, answers, strict=True)]
 
     @override
@@ -151,7 +158,9 @@ class HTTPKubeClient(KubeClient):
     def _get(self, path: str) -> JSON:
         if self._connections is None:
             return self._request("GET", path)
-        return _object(path, self._connections.get(path, self._headers("application/json")))
+        answer = self._connections.get(path, self._headers("application/json"))
+        self._note(answer.status)
+        return _object(path, answer)
 
     def _request(self, method: str, path: str, **options: Any) -> JSON:
         response = self._send(method, path, **options)
@@ -169,6 +178,7 @@ class HTTPKubeClient(KubeClient):
             response = self._ask(method, url, options)
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise KubeError(f"{method} {path}: no answer from the API server: {error}") from error
+        self._note(response.status)
         if response.status >= 400:
             retry_after = response.headers.get("Retry-After")
             raise _refusal(f"{method} {path}", Answer(response.status, response.data, False, retry_after))
@@ -183,9 +193,23 @@ class HTTPKubeClient(KubeClient):
                 raise
         return self._pool.request(method, url, **options)
 
+    def _note(self, status: int | None) -> None:
+        self._is_refused = self._is_refused or status == _UNAUTHORIZED
+
     def _headers(self, content_type: str) -> dict[str, str]:
-        # Asked anew each time: the kubernetes package refreshes tokens that expire (service accounts, exec plug-ins).
-        settings: Mapping[str, Any] = self._configuration.auth_settings()
+        # Asked anew each time: the kubernetes package refreshes tokens that expire (service accounts, exec plug-ins) by
+        # the wall clock, which may be set back, and no `tokenFile`. So all is read anew once the server refused.
+        try:
+            if self._is_refused:
+                self._configuration = kubeconfigs.load(self._kubeconfig)
+                self._is_refused = False
+            settings: Mapping[str, Any] = self._configuration.auth_settings()
+        except (
+            ConfigError,
+            ConfigException,
+            OSError,
+        ) as error:  # in the middle of their replacement, or after an outage
+            raise KubeError(f"credentials for the API server cannot be read: {error}", _UNAUTHORIZED) from error
         authorization = {setting["key"]: setting["value"] for setting in settings.values()}
         return {"Accept": "application/json", "Content-Type": content_type, **authorization}
 

@@ -27,6 +27,8 @@ class Server:
         """Send one answer a request; None: close the connection instead."""
         self.requests: list[str] = []
         self.heard = threading.Event()
+        self.tokens: list[str] = []
+        """What the requests were authorised by."""
         self._answers = answers
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -62,6 +64,8 @@ class Server:
                 while (header := lines.readline().strip()) != b"":
                     name, _, value = header.partition(b":")
                     length = int(value) if name.lower() == b"content-length" else length
+                    if name.lower() == b"authorization":
+                        self.tokens.append(value.decode().strip())
                 lines.read(length)
                 self.requests.append(line.decode().rpartition(" ")[0])
                 self.heard.set()
@@ -232,3 +236,52 @@ def test_a_watch_that_hears_nothing_ends_as_soon_as_its_work_does(start: Start, 
         ending.set()
     thread.join(10)
     assert not thread.is_alive()
+
+
+_REFUSED = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n"
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "pooled"])
+def test_a_token_that_expired_is_read_anew_once_the_server_refused_it(
+    start: Start, tmp_path: Path, *, kept: bool
+) -> None:
+    server = start(ANSWER, _REFUSED, _REFUSED, ANSWER)
+    token, kubeconfig = tmp_path / "token", tmp_path / "kubeconfig"
+    token.write_text("first")
+    config = {
+        "clusters": [{"name": "c", "cluster": {"server": server.address}}],
+        "users": [{"name": "u", "user": {"tokenFile": str(token)}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    }
+    kubeconfig.write_text(json.dumps(config))
+    kube = HTTPKubeClient(str(kubeconfig))
+
+    def ask() -> object:
+        return kube.get(NODES, "here") if kept else kube.list(NODES)
+
+    assert ask() == OBJECT
+    for _ in range(2):  # an hour without an API server: nobody could bring a new one yet
+        with pytest.raises(KubeError) as caught:
+            ask()
+        assert caught.value.status == 401
+    token.write_text("second")
+
+    assert ask() == OBJECT
+    assert server.tokens == ["Bearer first"] * 3 + ["Bearer second"]
+
+
+def test_credentials_that_cannot_be_read_are_an_error_of_the_request_and_not_of_the_program(
+    start: Start, client: Client, tmp_path: Path
+) -> None:
+    kube = client(start(_REFUSED, ANSWER).address)
+    with pytest.raises(KubeError, match="401"):
+        kube.get(NODES, "here")
+    content = (tmp_path / "kubeconfig").read_text()
+    (tmp_path / "kubeconfig").write_text("")
+
+    with pytest.raises(KubeError, match=r"^credentials for the API server cannot be read: Kubernetes configuration "):
+        kube.get(NODES, "here")
+
+    (tmp_path / "kubeconfig").write_text(content)
+    assert kube.get(NODES, "here") == OBJECT
