@@ -7,7 +7,7 @@ import pytest
 
 from deploy.demo.scenario import BUILD, build_worker
 from deploy.local import imagecontents
-from deploy.local.images import Image
+from deploy.local.images import Content, Image, Link
 from tests.e2e.workloads import Asked, Container, Workloads
 
 pytestmark = pytest.mark.cluster
@@ -20,14 +20,14 @@ _SCRIPT = "cat /etc/ld.so.preload; worker grab 1100; echo status $?"
 _NOBODY = {"runAsUser": 65534, "runAsNonRoot": True, "readOnlyRootFilesystem": True, "allowPrivilegeEscalation": False}
 
 
-def _load(workloads: Workloads, folder: Path, content: bytes) -> str:
+def _load(workloads: Workloads, folder: Path, content: Content, path: str = "/etc/ld.so.preload") -> str:
     """Load an image whose preload file has this content, and return its name."""
     own = folder / "libown.so"
     source = folder / "own.c"
     source.write_text(_OWN)
     subprocess.run(["cc", "-shared", "-fPIC", "-o", str(own), str(source)], check=True)
     worker = imagecontents.workload({"/usr/bin/worker": build_worker(BUILD / "demo")}, "vgpu.local/own-preload")
-    files = {**worker.files, "/usr/lib/libown.so": own, "/etc/ld.so.preload": content}
+    files = {**worker.files, "/usr/lib/libown.so": own, "/usr/lib/own.list": b"/usr/lib/libown.so\n", path: content}
     return workloads.scenario.cluster.load_image(Image("vgpu.local/own-preload", files).archive())
 
 
@@ -60,3 +60,32 @@ def test_a_malformed_preload_file_of_an_image_does_not_drop_the_share(workloads:
 
     assert "total_mib=1024" in output
     assert "status 3" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["/usr/lib/own.list", "/nowhere/own.list", "../../../usr/lib/own.list"])
+def test_a_preload_file_that_is_a_link_does_not_drop_the_share(
+    workloads: Workloads, tmp_path: Path, target: str
+) -> None:
+    image = _load(workloads, tmp_path, Link(target))
+    workloads.start("linked", Asked(), Container(["sh", "-c", _SCRIPT], image=image))
+
+    output = workloads.finish("linked")
+
+    assert _preloaded(output)[0].startswith("/usr/lib/vgpu/libvgpu-")
+    assert "total_mib=1024" in output
+    assert output.strip().endswith("status 3")
+
+
+@pytest.mark.slow
+def test_an_image_with_a_folder_in_the_place_of_the_preload_file_does_not_run(
+    workloads: Workloads, tmp_path: Path
+) -> None:
+    image = _load(workloads, tmp_path, b"", "/etc/ld.so.preload/file")
+    workloads.start("folder", Asked(), Container(["sh", "-c", _SCRIPT], image=image))
+
+    pod = workloads.wait_for_phase("folder", "Failed", "Succeeded")
+
+    (status,) = pod["status"]["containerStatuses"]
+    assert status["state"]["terminated"]["reason"] == "StartError"
+    assert "not a directory" in status["state"]["terminated"]["message"]
