@@ -223,3 +223,33 @@ def test_what_an_older_driver_lacks_is_not_found_in_the_gate(gate: Gate) -> None
     has, why = gate.run(_HAS, LD_PRELOAD=str(gate.library)).splitlines()
     assert has == "False False True True"
     assert why == f"{driver}: undefined symbol: cuCtxSynchronize_v2"
+
+
+# A plug-in that asks the C library itself for the driver, whoever else is in the process.
+_PLUGIN = """
+#include <dlfcn.h>
+typedef int (*function)();
+int grab(void) {
+    void *cuda = dlopen("libcuda.so.1", RTLD_NOW), *context;
+    unsigned long long pointer;
+    int count = 0, device = 0;
+    ((function)dlsym(cuda, "cuInit"))(0);
+    ((function)dlsym(cuda, "cuCtxCreate_v2"))(&context, 0, device);
+    while (((int (*)(void *, unsigned long))dlsym(cuda, "cuMemAlloc_v2"))(&pointer, 100ul << 20) == 0)
+        count++;
+    return count;
+}
+"""
+
+
+@pytest.mark.no_sanitizer  # a sanitizer's runtime refuses RTLD_DEEPBIND
+@pytest.mark.parametrize("preloaded", [False, True])
+def test_a_plug_in_that_looks_names_up_past_the_preload_finds_the_gate(preloaded: bool, gate: Gate) -> None:
+    plugin = gate.folder / "libplugin.so"
+    subprocess.run(
+        ["cc", "-shared", "-fPIC", "-o", plugin, "-x", "c", "-", "-ldl"], input=_PLUGIN, text=True, check=True
+    )
+    program = f"import ctypes, os; print(ctypes.CDLL({str(plugin)!r}, os.RTLD_DEEPBIND | os.RTLD_NOW).grab())"
+    environment = {"LD_PRELOAD": str(gate.library)} if preloaded else {}
+    assert gate.run(program, **environment) == "6"
+    assert read_card(gate.machine.card).peak_bytes == 600 * MIB
