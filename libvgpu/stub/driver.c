@@ -13,19 +13,20 @@ struct driver driver = {.lock = PTHREAD_MUTEX_INITIALIZER};
  * may start again with cuInit. Closing the card files also gives up the child's part in the parent's slot locks.
  */
 static void forget_in_child(void) {
-    if (!driver.ready)
-        return;
-    for (int i = 0; i < driver.device_count; i++) {
-        executor_forget(&driver.devices[i]);
-        card_forget(&driver.devices[i].card);
+    if (driver.ready) {
+        for (int i = 0; i < driver.device_count; i++) {
+            executor_forget(&driver.devices[i]);
+            card_forget(&driver.devices[i].card);
+        }
+        context_forget_all();
+        holdings_forget_all();
+        arena_forget_all();
+        handles_forget_all();
+        pools_forget_all();
+        memset(&driver, 0, sizeof driver);
     }
-    context_forget_all();
-    holdings_forget_all();
-    arena_forget_all();
-    handles_forget_all();
-    pools_forget_all();
-    memset(&driver, 0, sizeof driver);
-    pthread_mutex_init(&driver.lock, NULL);
+    pthread_mutex_init(&driver.lock,
+                       NULL); /* held since lock_for_fork, in a child that has not started the driver too */
     pthread_mutex_init(&memory_lock, NULL);
 }
 

@@ -72,7 +72,6 @@ class Card:
     driver_root: Path
     shares: Path
     environment: dict[str, str] = field(repr=False)
-    stub: bool = STUB
 
     def look(self) -> dict[str, Any]:
         """Return what the driver says of the first GPU: uuid, total, used, and bytes by process id."""

@@ -125,6 +125,27 @@ def test_a_forked_child_starts_anew_and_the_parent_keeps_its_memory(machine: Mac
     assert said == {"code": 3, "free_in_child": 724 * MIB, "free": 924 * MIB, "data": "parent"}
 
 
+def test_a_forked_child_that_starts_nothing_may_fork_again(machine: Machine) -> None:
+    said = machine.run("""
+        import faulthandler
+        faulthandler.dump_traceback_later(20, exit=True)
+        gpu = Driver()
+        reader, writer = os.pipe()
+        if os.fork() == 0:
+            if os.fork() == 0:
+                child = Driver()
+                child.alloc(200 * MIB)
+                os.write(writer, json.dumps(child.info()[0]).encode())
+            else:
+                os.wait()
+            os._exit(0)
+        os.close(writer)
+        say(free_in_grandchild=json.loads(os.read(reader, 100) or "null"))
+        os.wait()
+    """)
+    assert said == {"free_in_grandchild": 824 * MIB}
+
+
 def test_a_parent_that_dies_before_its_forked_child_gives_its_memory_back(machine: Machine) -> None:
     parent = machine.start("""
         gpu = Driver()
