@@ -158,7 +158,7 @@ def test_a_program_whose_sanitizer_intercepts_the_c_library_starts(
     # to be the first library, and has to be told that it is not (libvgpu/README.md).
     source, program = tmp_path / "main.c", tmp_path / "main"
     source.write_text('#include <stdio.h>\nint main(void) { puts("started"); return 0; }\n', encoding="utf-8")
-    command = ["cc", f"-fsanitize={sanitizer}", "-o", program, source]
+    command: list[str | Path] = ["cc", f"-fsanitize={sanitizer}", "-o", program, source]
     if subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip(f"this compiler has no {sanitizer} sanitizer")
     environment = machine.environment() | options
