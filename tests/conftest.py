@@ -1,5 +1,6 @@
-"""How the tests are spread over workers (`pytest --numprocesses 3`, as `make test` does)."""
+"""What all tests have in common: the modes of what they make, and how `make test` spreads them over workers."""
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,6 +24,11 @@ class _Scheduling(LoadScopeScheduling):
         if nodeid.startswith(_WITH_NODES):
             return "nodes"
         return "API server" if nodeid.startswith(_WITH_API_SERVER) else nodeid.partition("::")[0]
+
+
+def pytest_configure() -> None:
+    """Called by pytest: other users read what tests make for them, whatever the umask of who runs the tests."""
+    os.umask(0o022)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: "Producer") -> LoadScopeScheduling:

@@ -84,7 +84,7 @@ def time_is_divided(scenario: Scenario) -> list[Check]:
     end, ended_s = _sum_by_tenant(scenario, "gpu_time_ns"), time.monotonic()
     passed_ns = (ended_s - begun_s) * 1e9
     return [
-        checks.within(
+        checks.capped(
             f"{tenant.name}: GPU time over {WINDOW_S:g} s",
             tenant.cores_percent,
             100 * (end[tenant.name] - start[tenant.name]) / passed_ns,

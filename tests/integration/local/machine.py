@@ -2,6 +2,7 @@
 
 import contextlib
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,10 +22,13 @@ def shared_state() -> Mapping[str, object]:
     """Return what of the machine everybody shares, and a cluster must leave as it was, also while it runs."""
     hard_coded = ["/var/lib/kubelet", "/var/lib/cni", "/run/containerd", "/run/netns", "/run/cdi", "/var/log/pods"]
     sysctls = ["vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "net/ipv4/ip_forward"]
+    # Other tests mount disks of their own below this folder meanwhile.
+    temporary = tempfile.gettempdir() + "/"
+    mounts = [line for line in Path("/proc/self/mounts").read_text().splitlines() if f" {temporary}" not in line]
     return {
         "hostname": Path("/proc/sys/kernel/hostname").read_text(),
         "folders": {path: sorted(map(str, Path(path).glob("*"))) for path in hard_coded},
-        "mounts": sorted(Path("/proc/self/mounts").read_text().splitlines()),
+        "mounts": sorted(mounts),
     } | {name: Path("/proc/sys", name).read_text() for name in sysctls}
 
 
