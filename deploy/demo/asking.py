@@ -15,7 +15,7 @@ from api import names
 from api.kube import JSON, KubeClient, Selection, slices
 from deploy.local.errors import StartError
 
-_OFFER_TIMEOUT_S = 60.0
+_OFFER_TIMEOUT_S = 150.0
 
 
 @dataclass(frozen=True)

@@ -85,4 +85,4 @@ def install_chart(cluster: Cluster, driver_root: Path, image: str, **values: str
     }
     flags = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     release = ["upgrade", "--install", "vgpu", str(CHART), "--namespace", DRIVER_NAMESPACE, "--create-namespace"]
-    cluster.helm(*release, "--wait", "--timeout", "2m", *flags)
+    cluster.helm(*release, "--wait", "--timeout", "5m", *flags)

@@ -18,7 +18,7 @@ WINDOW_S = 5.0
 TOLERANCE_POINTS = 3.0
 OUT_OF_MEMORY_STATUS = 3
 """Exit status of `worker grab` when the driver refuses."""
-_EVENT_TIMEOUT_S = 30
+_EVENT_TIMEOUT_S = 120
 
 
 def look(scenario: Scenario) -> list[Check]:

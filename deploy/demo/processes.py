@@ -30,7 +30,7 @@ from libvgpu.stub import StubGPU
 CONTAINER = "worker"
 CONTROLLER, AGENT, NODE = "controller", "node-agent", "process-node"
 """The names of the processes, for `status`, and of their logs."""
-_OFFER_TIMEOUT_S = 60
+_OFFER_TIMEOUT_S = 150
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def bring_up(cluster: Cluster, gpus: list[StubGPU], say: Say) -> ProcessScenario
     say("starting node, controller and node agent as processes")
     cluster.kubectl("apply", "-f", "-", stdin=json.dumps(nodeinventory.crd()))
     crd = f"crd/{nodeinventory.crd()['metadata']['name']}"
-    cluster.kubectl("wait", crd, "--for=condition=Established", "--timeout=60s")
+    cluster.kubectl("wait", crd, "--for=condition=Established", "--timeout=150s")
     _start(cluster, NODE, "deploy.local.processnode", _node_flags(cluster), programs=worker.parent)
     _start(cluster, CONTROLLER, "dra_driver", ["controller", *_common_flags(cluster)])
     _start(cluster, AGENT, "dra_driver", ["node-agent", *_common_flags(cluster), *_agent_flags(cluster, driver_root)])

@@ -103,4 +103,4 @@ def start_tenants(scenario: Scenario) -> None:
     scenario.apply(tenants.NAMESPACE, yaml.safe_load_all(tenants.MANIFEST.read_text()))
     for tenant in tenants.TENANTS:
         deployment = f"deployment/{tenant.name}"
-        scenario.cluster.kubectl("-n", tenants.NAMESPACE, "rollout", "status", deployment, "--timeout=60s")
+        scenario.cluster.kubectl("-n", tenants.NAMESPACE, "rollout", "status", deployment, "--timeout=150s")

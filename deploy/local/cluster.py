@@ -24,7 +24,7 @@ from deploy.local.nodes import Node, Programs
 from deploy.local.processes import Command, ProcessId
 from deploy.local.versions import FeatureGates
 
-NODE_TIMEOUT_S = 60.0
+NODE_TIMEOUT_S = 180.0
 
 
 @dataclass(frozen=True)

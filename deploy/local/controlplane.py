@@ -13,7 +13,7 @@ from deploy.local.errors import StartError
 from deploy.local.layout import Facts, Layout
 from deploy.local.processes import Command, record_path, running, start
 
-READY_TIMEOUT_S = 60.0
+READY_TIMEOUT_S = 180.0
 _ROOM_BYTES = 128 << 20
 """Less than that on the disk may be why a component ends: etcd alone makes files of 64 MiB."""
 COMPONENTS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")

@@ -21,7 +21,7 @@ from deploy.local.layout import Facts, Layout, NodePaths
 from deploy.local.nodeconfig import CONTAINERD_SOCKET, NodeSettings
 from deploy.local.processes import Command, ProcessId, record_path, running
 
-CONTAINERD_TIMEOUT_S = 30.0
+CONTAINERD_TIMEOUT_S = 120.0
 NAMESPACES_SCRIPT = Path(__file__).parent / "node-namespaces.sh"
 NAMESPACES = ("--pid", "--mount", "--net", "--ipc", "--uts")
 

@@ -18,7 +18,7 @@ from deploy.local.errors import StartError
 from deploy.local.layout import Layout
 from deploy.local.processes import ProcessId
 
-GONE_TIMEOUT_S = 10.0
+GONE_TIMEOUT_S = 60.0
 
 
 def remove(layout: Layout) -> list[str]:

@@ -38,7 +38,7 @@ def _demo(cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [*UNPRIVILEGED, sys.executable, "-m", "deploy.demo", *arguments]
     environment = {name: value for name, value in os.environ.items() if name != "VGPU_NODES"}
     environment["VGPU_CACHE_DIR"] = str(cache)
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=200)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 def _has_ended(handle: int) -> bool:
