@@ -20,6 +20,8 @@ _MAX_VALUE_BYTES = 64
 """Of a string or version attribute (DeviceAttributeMaxValueLength)."""
 CORDONED = "cordoned by an operator"
 """Why a device is withheld whose NodeInventory says so."""
+MOST_DEVICES = 256
+"""Of a node: 16 GPUs have 112 parts. Whoever has the token of one agent could else keep the controller busy for all."""
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _NUMERIC_VERSION = re.compile(r"(\d+)(?:\.(\d+))?(?:\.(\d+))?")
 
@@ -123,6 +125,8 @@ def sort_out(devices: Iterable[DeviceFacts]) -> tuple[list[DeviceFacts], list[Wi
     seen: set[str] = set()
     for facts in devices:
         reason = _why_withheld(facts, seen)
+        if not reason and len(kept) == MOST_DEVICES:
+            reason = f"the node has more than {MOST_DEVICES} devices that could be offered"
         if reason:
             withheld.append(Withheld(facts.name, reason))
         else:

@@ -31,6 +31,7 @@ from tests.unit.controller.builders import (
     device_class,
     facts,
     make_controller,
+    offered,
     state_inventory,
     status,
     wait_until,
@@ -203,3 +204,11 @@ def test_who_was_suspended_for_long_leads_no_more(kube: FakeKube, monkeypatch: p
     slept_s[0] = 3600.0
     assert not controller.is_leading()
     controller.stop()
+
+
+def test_of_a_node_with_hundreds_of_devices_the_first_ones_are_offered() -> None:
+    many = [facts(name=f"gpu-{number:03}", uuid=f"GPU-{number:03}", index=number) for number in range(300)]
+    offer = offered(ConsumableMode(), *many)
+    assert [device.name for content in offer.slices for device in content.devices] == [one.name for one in many[:256]]
+    assert [one.device for one in offer.withheld] == [one.name for one in many[256:]]
+    assert {one.reason for one in offer.withheld} == {"the node has more than 256 devices that could be offered"}
