@@ -53,7 +53,8 @@ bool vgpu__rounding_blocks_known(const struct vgpu_device *device) {
 
 static bool is_known(const struct rounding *rounding, uint64_t bytes) {
     if (is_small(bytes))
-        return __atomic_load_n(&rounding->small_looks, __ATOMIC_RELAXED) >= LOOKS || rounding->alone;
+        return __atomic_load_n(&rounding->small_looks, __ATOMIC_RELAXED) >= LOOKS ||
+               __atomic_load_n(&rounding->alone, __ATOMIC_RELAXED);
     return bytes % unit_of(rounding) == 0 || __atomic_load_n(&rounding->unit_looks, __ATOMIC_RELAXED) >= LOOKS;
 }
 
