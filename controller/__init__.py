@@ -8,8 +8,8 @@ look:
 - `offers`, how GPUs are offered: the modes (`consumable`, `counters`, `slots`; their interface is `offering`, their
   data `forms`), `probing` finds out which the API server carries, `policies`, `layouts` and `ordering` have what
   operators wish, `migrating` what older offers gave away; `composing` makes one offer of it, `publishing` its slices;
-- `reasons`, why a claim waits: `reasoning` works it out by `fitting`, `selecting`, `tainting` and `taintrules`,
-  `describing` puts it in words, `checking` finds wrong parameters;
+- `reasons`, why a claim waits: `reasoning` works it out by `placing`, `fitting`, `capacities`, `selecting`, `tainting`
+  and `taintrules`, `describing` puts it in words, `checking` finds wrong parameters;
 - `cluster`, what is known: `watching` keeps one kind, `kinds` and `records` say which and what of it, `caching` holds
   all with its indexes (`waiting`, `followedclaims`, `rulewatching`);
 - what is written: `choosing` the mode, `keeping` the slices, `telling` NodeInventories, `classes` the DeviceClasses,

@@ -6,12 +6,12 @@ from 1.36). Up to 1.34 the counters must stand in the slice of their devices, fr
 server refuses the other layout.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from api import names
 from api.slices import MAX_ADVANCED_DEVICES, MAX_COUNTER_SETS, MAX_COUNTERS, Device
-from controller.offers.forms import GPU, Amount, Division, Form, Kind, amount_of, total
+from controller.offers.forms import GPU, Amount, Division, Form, Kind, amount_of
 from controller.offers.offering import SliceContent, counter_set, fixed_device, pack
 from controller.offers.slots import smallest_first
 
@@ -44,7 +44,7 @@ class CountersMode:
             if len(forms) < MAX_ADVANCED_DEVICES or not self.together:
                 forms.setdefault(form.name, form)
         devices = tuple((fixed_device(gpu, form), form) for form in forms.values())
-        return Division(devices, counters=_counters(gpu, forms.values()))
+        return Division(devices, counters=(gpu.room - gpu.taken).clamped())
 
     def pack(self, divisions: Sequence[tuple[GPU, Division]]) -> tuple[SliceContent, ...]:
         """Return the smallest first; with the counters before them, or GPU by GPU where they must stand together."""
@@ -65,18 +65,6 @@ class CountersMode:
         if self.together:
             return (SliceContent((device,), (counters,)),)
         return (SliceContent(counter_sets=(counters,)), SliceContent((device,)))
-
-
-def _counters(gpu: GPU, forms: Iterable[Form]) -> Amount:
-    """Return what the devices of a GPU may draw on: what may be offered of it, and not less than claims draw already.
-
-    Counters that are overdrawn, as when a scaling goes down, would close the whole pool: the scheduler gives out no
-    device that draws on any counters of it.
-    """
-    names_held = {holding.name for holding in gpu.held}
-    drawn = total(gpu.booked(form.amount) for form in forms if form.name in names_held)
-    left = (gpu.room - gpu.taken).clamped()
-    return Amount(max(left.memory_bytes, drawn.memory_bytes), max(left.cores_percent, drawn.cores_percent))
 
 
 def _together(divisions: Sequence[tuple[GPU, Division]]) -> tuple[SliceContent, ...]:

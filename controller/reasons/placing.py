@@ -54,12 +54,19 @@ class Attempt:
         for device in devices:
             if self._usage[device.key].claims:
                 self._draw(device, 1)
+        self._overdrawn = {name for name, left in self._left.items() if any(amount < 0 for amount in left.values())}
+        """Counter sets of which claims hold more than is offered, as after a scaling went down."""
 
     def hindrance(self, wish: Wish, request: DeviceRequest, device: OfferedDevice) -> Finding | None:
         """Return why a device cannot be given for a request now; None: it can."""
         found = check(request, device, self._usage[device.key], self._left.get(device.drawn_on))
         if found is None and request.admin_access and not device.shared:
             found = self._twice(wish, device)
+        if found is None and device.drawn_on and self._overdrawn:
+            # From 1.35 on; 1.34 looks at one slice alone.
+            others = ", ".join(sorted(self._overdrawn))
+            detail = f"has room, but claims hold more of {others} than is offered: no device of the node is given out"
+            found = Finding(device.node, device.name, names.REASON_EXCLUSIVE, detail)
         return found or self._constrained(wish, request, device)
 
     def give(self, wish: Wish, request: DeviceRequest, device: OfferedDevice) -> None:

@@ -208,27 +208,28 @@ class Scheduler:
 
 
 AMOUNTS = {
-    "memory": ["0", "1500k", "1Gi", "4Gi", "10Gi", "11Gi", "16Gi", "20Gi"],
-    "cores": ["0", "1500m", "25", "100", "150"],
-    "shares": ["1", "2"],
+    "memory": ["0", "1500k", "1Gi", "1Gi", "2Gi", "4Gi", "10Gi", "11Gi", "20Gi"],
+    "cores": ["0", "1500m", "10", "25", "100", "150"],
+    "shares": ["1", "1", "2"],
     f"{DRIVER}/memory": ["1Gi"],
     "other.example/memory": ["1Gi"],
 }
+NAMES = ["memory"] * 12 + ["cores"] * 6 + ["shares"] * 2 + [f"{DRIVER}/memory", "other.example/memory"]
 ASKS = st.builds(
     Ask,
-    device_class=st.sampled_from(["vgpu", "vgpu", "vgpu-nvidia", "vgpu-amd"]),
-    capacity=st.lists(
-        st.sampled_from(["memory", "memory", "cores", "cores", "shares", *AMOUNTS]), max_size=2, unique=True
-    ).flatmap(lambda keys: st.tuples(*(st.tuples(st.just(key), st.sampled_from(AMOUNTS[key])) for key in keys))),
-    least_gi=st.sampled_from([0, 0, 0, 4, 8, 12]),
-    count=st.sampled_from([1, 1, 1, 2, 3, 0]),
-    admin=st.sampled_from([False, False, False, True]),
+    device_class=st.sampled_from(["vgpu"] * 4 + ["vgpu-nvidia"] * 2 + ["vgpu-amd"]),
+    capacity=st.lists(st.sampled_from(NAMES), max_size=2, unique=True).flatmap(
+        lambda keys: st.tuples(*(st.tuples(st.just(key), st.sampled_from(AMOUNTS[key])) for key in keys))
+    ),
+    least_gi=st.sampled_from([0] * 6 + [4, 8, 12]),
+    count=st.sampled_from([1] * 8 + [2, 2, 3, 0]),
+    admin=st.sampled_from([False] * 7 + [True]),
     tolerant=st.booleans(),
 )
 CLAIMS = st.builds(
     Asked,
     asks=st.lists(ASKS, min_size=1, max_size=2).map(tuple),
-    constraint=st.sampled_from(["", "", "matchAttribute", "distinctAttribute"]),
+    constraint=st.sampled_from([""] * 4 + ["matchAttribute", "distinctAttribute"]),
     attribute=st.sampled_from(["resource.kubernetes.io/numaNode", f"{DRIVER}/uuid", f"{DRIVER}/linkIsland"]),
 )
 RULES: list[Json] = [{}, {"exclusive": True}, {"coresScaling": 2.0, "memoryScaling": 1.5}]
@@ -239,13 +240,13 @@ def nodes(draw: st.DrawFn) -> tuple[list[Json], DeviceIndex]:
     """The slices of a node, and what is made of them for explanations."""
     devices = [
         facts(number, memory_bytes=draw(st.sampled_from([4, 10, 16])) * GI, numa_node=number % 2, healthy=healthy)
-        for number, healthy in enumerate(draw(st.lists(st.sampled_from([True, True, False]), min_size=1, max_size=3)))
+        for number, healthy in enumerate(draw(st.lists(st.sampled_from([True] * 4 + [False]), min_size=1, max_size=3)))
     ]
     mode = draw(st.sampled_from(MODES))
     policy = Policy(
         (OfferRule.model_validate(draw(st.sampled_from(RULES))),), draw(st.booleans()), mode.name == "counters"
     )
-    spec = InventorySpec(cordoned_devices=draw(st.sampled_from([[], [devices[0].name]])))
+    spec = InventorySpec(cordoned_devices=draw(st.sampled_from([[], [], [], [devices[0].name]])))
     offer = Composer().compose("n1", NodeDevices(status(*devices), spec), mode, policy, [])
     slices = list(render(Pool(DRIVER, "n1", "uid", offer.slices, "v1"), 1))
     index = DeviceIndex()

@@ -382,3 +382,15 @@ def test_a_claim_for_a_slot_is_told_which_are_too_small_and_which_are_taken() ->
 def test_what_is_not_understood_of_cel_is_said_to_be_left_to_the_scheduler(more: str) -> None:
     (finding,) = findings(at_least("4Gi", more), [slot("small", 4)])
     assert finding.startswith("n1/small: CardNotSelected (has room; left out by selectors, which are not evaluated")
+
+
+def test_counters_of_which_claims_hold_more_than_is_offered_close_the_whole_node() -> None:
+    def counted(name: str, gpu_name: str) -> OfferedDevice:
+        amounts_ = {"memory": 8 * GI, "cores": 50}
+        room = {"memory": 10 * GI, "cores": 100}
+        return OfferedDevice("n1", name, "nvidia", amounts_, shared=False, drawn_on=gpu_name, draws=amounts_, room=room)
+
+    held = {("n1", name): Usage(claims=1, whole=1) for name in ("a-0", "a-1")}
+    devices = [counted("a-0", "gpu-a"), counted("a-1", "gpu-a"), counted("b-0", "gpu-b")]
+    reason = "has room, but claims hold more of gpu-a than is offered: no device of the node is given out"
+    assert findings(view(), devices, held)[-1] == f"n1/b-0: CardInUse ({reason})"

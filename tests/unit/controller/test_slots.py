@@ -7,15 +7,14 @@ from pydantic import ValidationError
 
 from api.offerrules import OfferRule
 from api.slices import render_device
-from controller.offers.composing import Composer
 from controller.offers.counters import CountersMode
-from controller.offers.forms import Amount, Holding
+from controller.offers.forms import Amount
 from controller.offers.layouts import default_menu, default_slots
 from controller.offers.offering import Offer
-from controller.offers.policies import NodeDevices, Policy
+from controller.offers.policies import Policy
 from controller.offers.publishing import render_content
 from controller.offers.slots import SlotsMode
-from tests.unit.controller.builders import GI, facts, offered, status
+from tests.unit.controller.builders import GI, facts, offered
 
 SLOTS = SlotsMode()
 A, B = facts(0).name, facts(1).name
@@ -139,13 +138,3 @@ def test_counters_have_slices_of_their_own_from_1_35_with_at_most_8_sets() -> No
 def test_a_part_that_the_hardware_made_is_offered_whole(mode: Any) -> None:
     part = facts(0, type="mig", memory_bytes=5 * GI)
     assert names(offered(mode, part)) == [A]
-
-
-@pytest.mark.parametrize("mode", [CountersMode(), CountersMode(together=True)])
-def test_counters_hold_what_claims_draw_when_less_is_offered_than_they_hold(mode: CountersMode) -> None:
-    # Of a GPU of 16 GiB that was offered as one of 32.
-    held = Holding(f"{facts().name}-slot-24576m-100c-0", Amount(24 * GI, 100), whole=True)
-    node = NodeDevices(status(facts(memory_bytes=16 * GI)), holdings={facts().name: [held]})
-    offer = Composer().compose("n1", node, mode, Policy(menu=True), [])
-    (counters,) = [each for content in offer.slices for each in content.counter_sets]
-    assert counters.counters == {"memory": "24Gi", "cores": "100"}
