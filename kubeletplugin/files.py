@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from api.errors import StateError
 from libvgpu.files import create, fsync_directory, read_all
@@ -24,10 +25,12 @@ __all__ = [
     "read_if_there",
     "remove",
     "remove_tree",
+    "share_out",
     "write_atomically",
     "write_durably",
     "write_first",
 ]
+_T = TypeVar("_T")
 _TEMPORARY_SUFFIX = ".tmp"
 TEMPORARY_FILES = f".{{}}*{_TEMPORARY_SUFFIX}"
 """Pattern of the temporary files for targets whose names begin as given."""
@@ -85,15 +88,26 @@ def fsync_files(paths: Sequence[str]) -> None:
 
     for path in paths[1:]:
         _with_open(path, _begin_to_write)
-    waits = min(_WAITS, len(paths))
-    threads = [threading.Thread(target=sync, args=[paths[number::waits]], name="fsync") for number in range(1, waits)]
-    for thread in threads:
-        thread.start()
-    sync(paths[::waits])
-    for thread in threads:
-        thread.join()
+    share_out(paths, sync)
     if errors:
         raise errors[0]
+
+
+def share_out(things: Sequence[_T], act: Callable[[Sequence[_T]], None], least: int = 1) -> None:
+    """Have all of some things done by a few threads, of which this is one: who waits for a disk waits for it together.
+
+    Args:
+        things: are shared out among the threads.
+        act: does some of them; raises nothing.
+        least: that are worth a thread.
+    """
+    parts = min(_WAITS, -(-len(things) // least)) or 1
+    threads = [threading.Thread(target=act, args=[things[number::parts]], name="disk") for number in range(1, parts)]
+    for thread in threads:
+        thread.start()
+    act(things[::parts])
+    for thread in threads:
+        thread.join()
 
 
 _WAITS = 4

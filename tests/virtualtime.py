@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 _PACKAGES = ("api", "controller", "kubeletplugin")
-_REAL_THREADS = ("calls", "registration", "claims_", "fsync")
+_REAL_THREADS = ("calls", "registration", "claims_", "disk")
 _JOINING = ("join", "_wait_for_tstate_lock")
 _PATIENCE_S = 30.0
 """For threads to come to rest."""

@@ -52,7 +52,7 @@ class Unpreparer:
         """Undo claims with one look at the shares, and one wait for the disk; return whether there was anything."""
         with self._state.locks.hold_free(uids) as held:
             outcomes = self._state.remove_all([uid for uid in uids if uid in held])
-        undone = {uid: outcome for uid, outcome in outcomes.items() if not isinstance(outcome, OSError)}
+        undone = {uid: outcome for uid, outcome in outcomes.items() if not isinstance(outcome, Exception)}
         for uid, found in undone.items():
             _note(uid, found)
         return undone

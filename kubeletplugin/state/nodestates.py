@@ -4,7 +4,7 @@ Called by preparing, unpreparing and restoring, one claim at a time. Order is wh
 moment: the record is written first and removed last, the CDI spec is written last and removed first.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from api import names
 from api.errors import StateError
 from api.names import ClaimUID, DeviceName
 from api.slots import gpu_of
-from kubeletplugin.files import read_if_there, write_durably
+from kubeletplugin.files import read_if_there, share_out, write_durably
 from kubeletplugin.state import cdi
 from kubeletplugin.state.claimlocks import ClaimLocks
 from kubeletplugin.state.ledgers import Ledger
@@ -25,6 +25,8 @@ from libvgpu.shares import Limits
 CHECKPOINT_SUBDIR = "checkpoint"
 _DRIVER_FILE = "driver"
 """Says whose state folder it is."""
+_CLAIMS_A_THREAD = 8
+"""That are removed: on a disk that others keep busy each file may have to wait for it, one after the other."""
 
 
 @dataclass(frozen=True)
@@ -136,22 +138,26 @@ class NodeState:
             raise outcome
         return outcome
 
-    def remove_all(self, uids: Collection[ClaimUID]) -> dict[ClaimUID, bool | OSError]:
+    def remove_all(self, uids: Collection[ClaimUID]) -> dict[ClaimUID, bool | Exception]:
         """Remove all there is of some claims, recorded or not, with one look at the shares and one wait for the disk.
 
         Returns:
             Whether there was anything, by claim; or why something is left of it: at least its record, for the next try.
         """
         found: dict[ClaimUID, bool] = {}
-        outcomes: dict[ClaimUID, bool | OSError] = {}
+        outcomes: dict[ClaimUID, bool | Exception] = {}
         shares = self.shares.of_claims(uids)
-        for uid in uids:
-            try:
-                found[uid] = self.specs.remove_claim(uid)
-                for share in shares[uid]:
-                    found[uid] = self.shares.remove(share) or found[uid]
-            except OSError as error:
-                outcomes[uid] = error
+
+        def remove_files(some: Sequence[ClaimUID]) -> None:
+            for uid in some:
+                try:
+                    found[uid] = self.specs.remove_claim(uid)
+                    for share in shares[uid]:
+                        found[uid] = self.shares.remove(share) or found[uid]
+                except Exception as error:  # noqa: BLE001 - whatever it is, it is this claim's alone
+                    outcomes[uid] = error
+
+        share_out(list(uids), remove_files, _CLAIMS_A_THREAD)
         for uid, outcome in self.ledger.remove_all(uid for uid in uids if uid not in outcomes).items():
             outcomes[uid] = outcome if isinstance(outcome, OSError) else outcome or found[uid]
         return outcomes
