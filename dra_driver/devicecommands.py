@@ -1,6 +1,7 @@
 """The commands `dra-driver device cordon|uncordon|drain`: their arguments and output. Part of the command line."""
 
 import argparse
+import math
 
 from api import names
 from dra_driver.parsers import Commands, add_cluster, add_command, add_group
@@ -25,11 +26,21 @@ def add(commands: Commands) -> None:
             action.add_argument("--driver-name", default=names.DRIVER_NAME, metavar="NAME", help="default: %(default)s")
             action.add_argument(
                 "--timeout-s",
-                type=float,
+                type=_seconds,
                 default=300.0,
                 metavar="SECONDS",
                 help="wait for the pods; default: %(default)g",
             )
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number of seconds, 0 or above")
+    return seconds
 
 
 def _run(options: argparse.Namespace) -> int:

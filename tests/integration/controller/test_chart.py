@@ -308,6 +308,9 @@ def test_an_agent_writes_the_inventory_of_its_own_node_only(
     with pytest.raises(KubeError) as refused:
         agent.list(CLAIMS)
     assert refused.value.status == 403
+    of_no_node = installed(AGENT)
+    with pytest.raises(KubeError, match="NodeInventory of its own node only"):
+        of_no_node.create(kube_api.NODE_INVENTORIES, {**stated, "metadata": {"generateName": "any-"}})
 
 
 def test_rendered_objects_are_accepted_by_the_api_server(helm: Path, cluster: Cluster) -> None:

@@ -66,6 +66,16 @@ def test_explain_refuses_what_cannot_be_a_name(
     assert line == f"dra-driver explain: error: argument {argument}: {expected}"
 
 
+@pytest.mark.parametrize("found", ["nan", "inf", "-1", "5m"])
+def test_a_drain_waits_for_a_number_of_seconds(found: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["device", "drain", "n1", "gpu-0", f"--timeout-s={found}"])
+    assert end.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    expected = f"found {found!r}, expected a number of seconds, 0 or above"
+    assert line == f"dra-driver device drain: error: argument --timeout-s: {expected}"
+
+
 def test_who_reads_no_further_ends_the_program_without_a_word() -> None:
     reader, writer = os.pipe()
     os.close(reader)
