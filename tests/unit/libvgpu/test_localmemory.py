@@ -67,7 +67,7 @@ def test_the_memory_of_threads_is_reserved_before_a_function_that_wants_it_is_la
         threads,
         threads.share(256 * MIB),
         f"""
-small, large, huge = wide(1024), wide(5000), wide(100_000)
+small, large, huge = wide(1024), wide(5000), wide(20_000)
 assert try_launch(small, 0) == SUCCESS
 assert exact() == 0
 assert try_launch(large, 0) == SUCCESS  # 20 times 256 bytes for each thread, less the 1024 that it has
@@ -91,7 +91,7 @@ def test_a_function_of_a_library_is_asked_for_what_its_threads_need_too(enumerat
         f"""
 assert try_launch(wide_of_library(5000, {enumerated}), 0) == SUCCESS
 assert exact() == {128 * MIB}
-assert try_launch(wide_of_library(100_000, {enumerated}), 0) == OUT_OF_MEMORY
+assert try_launch(wide_of_library(20_000, {enumerated}), 0) == OUT_OF_MEMORY
 """,
     )
     assert read_card(threads.card).peak_bytes == 128 * MIB
@@ -124,7 +124,7 @@ def graph_of(function):
     check(cuda.cuStreamEndCapture(stream, byref(graph)))
     check(cuda.cuGraphInstantiateWithFlags(byref(executable), graph, c_ulonglong(0)))
     return executable
-fits, too_large = graph_of(wide_of_library(5000)), graph_of(wide(100_000))
+fits, too_large = graph_of(wide_of_library(5000)), graph_of(wide(20_000))
 assert exact() == 0
 assert cuda.cuGraphLaunch(too_large, None) == OUT_OF_MEMORY
 check(cuda.cuGraphLaunch(fits, None))
@@ -157,7 +157,7 @@ assert exact() == 0
 replace(wide(5000))
 check(cuda.cuGraphLaunch(executable, None))
 assert exact() == {128 * MIB}
-replace(wide(100_000))
+replace(wide(20_000))
 assert cuda.cuGraphLaunch(executable, None) == OUT_OF_MEMORY
 """,
     )
@@ -171,16 +171,16 @@ def test_functions_that_are_too_many_to_have_an_estimate_each_are_asked_for_what
         machine.share(256 * MIB),
         """
 head = ".version 8.0\\n.target sm_80\\n.address_size 64\\n"
-entries = "".join(f".visible .entry instant{number}() {{ ret; }}\\n" for number in range(150))
+entries = "".join(f".visible .entry instant{number}() {{ ret; }}\\n" for number in range(300))
 module = c_void_p()
 check(cuda.cuModuleLoadData(byref(module), (head + entries).encode()))
-for number in range(150):
+for number in range(300):
     function = c_void_p()
     check(cuda.cuModuleGetFunction(byref(function), module, b"instant%d" % number))
     for size in range(31):  # there is an estimate for each doubling
         ones = (c_uint(1),) * 5
         check(cuda.cuLaunchKernel(function, c_uint(1 << size), *ones, c_uint(0), None, None, None))
-assert [try_launch(wide(100_000 + number), 0) for number in range(4)] == [OUT_OF_MEMORY] * 4
+assert [try_launch(wide(20_000 + number), 0) for number in range(9)] == [OUT_OF_MEMORY] * 9
 """,
     )
     assert read_card(machine.card).peak_bytes == 0
@@ -192,7 +192,7 @@ def test_a_larger_limit_of_stacks_is_reserved_before_it_is_set(threads: "Machine
         threads.share(256 * MIB),
         f"""
 STACK = 0
-assert cuda.cuCtxSetLimit(STACK, c_size_t(100_000)) == OUT_OF_MEMORY
+assert cuda.cuCtxSetLimit(STACK, c_size_t(20_000)) == OUT_OF_MEMORY
 check(cuda.cuCtxSetLimit(STACK, c_size_t(5 << 10)))
 assert exact() == {128 * MIB}
 check(cuda.cuCtxSetLimit(STACK, c_size_t(1024)))  # the driver does not give it back
