@@ -28,8 +28,11 @@ class _Figure:
     cores: int
     bar: str
     processes: int = 1
+    granularity_bytes: int = 1
 
 
+_BLOCK_BYTES = 2 << 20
+"""Real drivers give memory out in such blocks, and put several small allocations into one."""
 _FIGURES = (
     _Figure("cuLaunchKernel, memory limit only", "launch", 100, "native + 5 ns"),
     _Figure("cuLaunchKernel, compute share, within credit", "launch", 50, "native + 12 ns"),
@@ -40,6 +43,8 @@ _FIGURES = (
     _Figure("cuMemAlloc and cuMemFree", "pair", 100, "native + 250 ns"),
     _Figure("the same with 10,000 live allocations", "pair-live", 100, "1.2 times as much"),
     _Figure(f"the same with {_PROCESSES} processes", "pair", 100, "1.2 times as much", _PROCESSES),
+    _Figure("cuMemAlloc and cuMemFree, in blocks of 2 MiB", "pair", 100, "native + 250 ns", 1, _BLOCK_BYTES),
+    _Figure("the same with 10,000 live allocations in blocks", "pair-live", 100, "1.2 times as much", 1, _BLOCK_BYTES),
     _Figure("cuMemGetInfo", "info", 100, "native + 50 ns"),
 )
 
@@ -59,7 +64,7 @@ def cases(rig: Rig) -> Iterator[Case]:
 
 
 def _calls(rig: Rig, program: Path, figure: _Figure) -> Found:
-    rig.reset()
+    rig.reset(granularity_bytes=figure.granularity_bytes)
     rig.share(Tenant("s", figure.cores, ()), memory_bytes=32 << 30)
     with contextlib.ExitStack() as stack:
         for _ in range(figure.processes - 1):

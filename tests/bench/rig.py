@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from api.vgpuconfig import Policy
@@ -92,10 +92,11 @@ class Rig:
         self.shares = root / "shares"
         self.load = build("load", root)
 
-    def reset(self) -> None:
+    def reset(self, granularity_bytes: int = 1) -> None:
         """Make a new card, without shares."""
         shutil.rmtree(self.shares, ignore_errors=True)
-        create_driver_root(self.root / "driver", [StubGPU("Stub", 64 << 30, UUID, settings=_SETTINGS)])
+        settings = replace(_SETTINGS, granularity_bytes=granularity_bytes)
+        create_driver_root(self.root / "driver", [StubGPU("Stub", 64 << 30, UUID, settings=settings)])
 
     def share(self, tenant: Tenant, memory_bytes: int = 1 << 30) -> Path:
         """Create the share of a tenant; return its folder."""
