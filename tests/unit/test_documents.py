@@ -24,8 +24,10 @@ _OF_OTHERS = {
     "cannot be preloaded (wrong ELF class: ELFCLASS64): ignored",
     "libcuda.so cannot found!",
     "cannot find -lcuda",
+    "unable to validate against any security context constraint",
+    "insufficient quota to match these scopes",
 }
-"""Messages on docs/troubleshooting.md of the kernel, of a sanitizer and of the loader: not to be found in our code."""
+"""Messages on docs/troubleshooting.md of the kernel, a sanitizer, the loader and Kubernetes: not in our code."""
 
 
 def _commands(document: Path) -> list[str]:
