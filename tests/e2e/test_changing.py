@@ -1,5 +1,6 @@
 """Shares that are changed while they live, on a real node: by its operator, from afar, or ended where they overstep."""
 
+import re
 import time
 
 import pytest
@@ -86,10 +87,11 @@ def test_an_annotation_resizes_a_share_and_its_removal_gives_back_and_a_mistake_
     _wait_for_size(workloads, "afar", 512)
     assert _grab(workloads, "afar", 500) == 3
 
-    text = f'{names.ANNOTATION_LIMITS}={{"memory": "2Gi"}}'
+    text = f'{names.ANNOTATION_LIMITS}={{"memory": "64Gi"}}'
     workloads.kubectl("annotate", "resourceclaim", claim, text, "--overwrite")
     note = workloads.event_note(claim, names.EVENT_LIMITS_INVALID, "ResourceClaim")
-    assert note.endswith("memory: found 2Gi, expected at most the 1Gi that the claim holds")
+    # A slot may hold more than the claim asked for.
+    assert re.search(r"memory: found 64Gi, expected at most the \d+[GM]i that the claim holds$", note), note
     assert _size_mib(workloads, "afar") == 512
 
     workloads.kubectl("annotate", "resourceclaim", claim, f"{names.ANNOTATION_LIMITS}-")
