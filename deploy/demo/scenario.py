@@ -36,9 +36,9 @@ class Scenario(ABC):
     cluster: Cluster
     driver_root: Path
 
-    def card(self, index: int = 0) -> StubCard:
-        """Return what a simulated GPU counted for itself."""
-        return read_card(self.driver_root / "dev" / f"nvidia{index}")
+    def cards(self) -> list[StubCard]:
+        """Return what each of the simulated GPUs counted for itself."""
+        return [read_card(path) for path in sorted((self.driver_root / "dev").glob("nvidia[0-9]*"))]
 
     @cached_property
     def dialect(self) -> Dialect:

@@ -49,7 +49,7 @@ def _grab(workloads: Workloads, pod: str, size_mb: int) -> int:
 
 
 def _gpu_time_ns(workloads: Workloads) -> int:
-    return sum(workloads.scenario.card(index).gpu_time_ns for index in range(2))
+    return sum(card.gpu_time_ns for card in workloads.scenario.cards())
 
 
 def _wait_for_work(workloads: Workloads) -> None:
@@ -115,7 +115,7 @@ def test_a_share_that_goes_around_the_library_loses_its_processes_where_it_says_
     output = workloads.finish("around")
 
     assert f"total_mib={GPU.memory_bytes >> 20}" in output
-    assert output.strip().endswith("status 137")
+    assert "status 137" in output.splitlines()  # the shell's own word on it may come before or after
     note = workloads.event_note(claim, names.EVENT_OVERUSE, "ResourceClaim")
     assert "expected at most 1Gi" in note
     assert note.endswith("; its processes were ended, as the claim says")

@@ -48,7 +48,7 @@ def _agent_pod(scenario: Scenario) -> dict[str, Any]:
 
 
 def _gpu_time_ns(scenario: Scenario) -> int:
-    return sum(scenario.card(index).gpu_time_ns for index in range(2))
+    return sum(card.gpu_time_ns for card in scenario.cards())
 
 
 def _wait_for_agent(scenario: Scenario, restarts: int) -> None:
