@@ -115,6 +115,11 @@ class Machine:
             "PYTHONDONTWRITEBYTECODE": "1",
         }
 
+    def remove_nvml(self) -> None:
+        """Leave the driver without NVML, as in images that have none."""
+        for library in self.root.glob("usr/lib/*/libnvidia-ml.so*"):
+            library.unlink()
+
     def start(self, code: str, *, container: str = "main") -> "subprocess.Popen[str]":
         """Start a program in a container; it begins with `from gpu import *`. Its stderr is in the test's output."""
         command = [sys.executable, "-c", "from gpu import *\n" + textwrap.dedent(code)]

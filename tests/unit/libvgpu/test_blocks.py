@@ -8,6 +8,7 @@ import pytest
 
 from libvgpu.shares import read_books
 from libvgpu.stub import StubGPU, StubSettings, create_card, read_card
+from tests.unit.libvgpu.exactly import run_exactly
 
 if TYPE_CHECKING:
     import subprocess
@@ -17,16 +18,9 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 GPU = StubGPU(name="Stub", memory_bytes=1 << 30, uuid="GPU-00000000-0000-4000-8000-000000000001")
 
-EXACT = """
-import pathlib, random
-from libvgpu.shares import read_books
-from libvgpu.stub import inject_fault, read_card
-CARD, SHARE = pathlib.Path("CARD_PATH"), pathlib.Path("SHARE_PATH")
-
-def exact():
-    booked, counted = read_books(SHARE).used_bytes, read_card(CARD).used_bytes
-    assert booked == counted, (booked, counted)
-    return booked
+PRELUDE = """
+import random
+from libvgpu.stub import inject_fault
 
 start()
 """
@@ -36,13 +30,13 @@ start()
 def blocks(request: pytest.FixtureRequest, machine: "Machine") -> "Machine":
     """A card that gives out memory as real ones do; what is charged does not depend on NVML."""
     create_card(machine.card, 0, replace(GPU, settings=StubSettings(granularity_bytes=2 * MIB)))
-    for library in [] if request.param == "nvml" else machine.root.glob("usr/lib/*/libnvidia-ml.so*"):
-        library.unlink()
+    if request.param != "nvml":
+        machine.remove_nvml()
     return machine
 
 
 def _run(machine: "Machine", share: Path, code: str) -> None:
-    machine.run(EXACT.replace("CARD_PATH", str(machine.card)).replace("SHARE_PATH", str(share)) + code)
+    run_exactly(machine, share, PRELUDE + code)
 
 
 def test_a_block_is_charged_with_its_first_allocation_and_until_its_last_one_is_freed(blocks: "Machine") -> None:

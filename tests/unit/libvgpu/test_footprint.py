@@ -106,8 +106,7 @@ def load():
 def test_a_context_costs_what_the_limits_say_where_the_driver_does_not_name_the_process(machine: "Machine") -> None:
     _settle(machine, context_bytes=100 * MIB)
     share = machine.share(150 * MIB, context_bytes=100 * MIB)
-    for library in machine.root.glob("usr/lib/*/libnvidia-ml.so*"):
-        library.unlink()
+    machine.remove_nvml()
     held = (
         f"start(); assert info()[0] == {50 * MIB}, info(); check(cuda.cuDevicePrimaryCtxRetain(byref(c_void_p()), 0))"
     )
@@ -265,8 +264,7 @@ def test_while_nvml_cannot_say_what_is_taken_stays_charged_and_nothing_is_loaded
 def test_threads_that_make_a_primary_context_at_once_make_one(machine: "Machine") -> None:
     _settle(machine, context_bytes=50 * MIB)
     machine.share(1 << 30, context_bytes=50 * MIB)
-    for library in machine.root.glob("usr/lib/*/libnvidia-ml.so*"):
-        library.unlink()
+    machine.remove_nvml()
     for _ in range(6):  # the first time takes long enough for others to come between
         machine.run(f"""
             import threading
@@ -290,8 +288,8 @@ def test_threads_that_make_a_primary_context_at_once_make_one(machine: "Machine"
 def test_what_the_driver_rounds_an_allocation_up_to_is_reserved_before(nvml: bool, machine: "Machine") -> None:
     _settle(machine, granularity_bytes=2 * MIB)
     machine.share(64 * MIB)
-    for library in [] if nvml else machine.root.glob("usr/lib/*/libnvidia-ml.so*"):
-        library.unlink()
+    if not nvml:
+        machine.remove_nvml()
     machine.run(f"""
         start()
         pitch = c_size_t()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from libvgpu.stub import StubGPU, StubSettings, create_card, read_card
+from tests.unit.libvgpu.exactly import run_exactly
 
 if TYPE_CHECKING:
     from tests.unit.libvgpu.conftest import Machine
@@ -15,17 +16,7 @@ MIB = 1 << 20
 # 16 multiprocessors of 2048 threads: each KiB of a thread's is 32 MiB, and the first one is the context's own.
 GPU = StubGPU(name="Stub", memory_bytes=1 << 30, uuid="GPU-00000000-0000-4000-8000-000000000001", multiprocessors=16)
 
-EXACT = """
-import pathlib
-from libvgpu.shares import read_books
-from libvgpu.stub import read_card
-CARD, SHARE = pathlib.Path("CARD_PATH"), pathlib.Path("SHARE_PATH")
-
-def exact():
-    booked, counted = read_books(SHARE).used_bytes, read_card(CARD).used_bytes
-    assert booked == counted, (booked, counted)
-    return booked
-
+PRELUDE = """
 def image(local, name="wide"):
     return (f".version 8.0\\n.target sm_80\\n.address_size 64\\n.visible .entry {name}() {{ "
             f".local .align 8 .b8 own[{local}]; ret; }}\\n").encode()
@@ -53,13 +44,13 @@ start()
 def threads(request: pytest.FixtureRequest, machine: "Machine") -> "Machine":
     """A card of 16 multiprocessors; what is charged does not depend on NVML."""
     create_card(machine.card, 0, GPU)
-    for library in [] if request.param == "nvml" else machine.root.glob("usr/lib/*/libnvidia-ml.so*"):
-        library.unlink()
+    if request.param != "nvml":
+        machine.remove_nvml()
     return machine
 
 
 def _run(machine: "Machine", share: Path, code: str) -> None:
-    machine.run(EXACT.replace("CARD_PATH", str(machine.card)).replace("SHARE_PATH", str(share)) + code)
+    run_exactly(machine, share, PRELUDE + code)
 
 
 def test_the_memory_of_threads_is_reserved_before_a_function_that_wants_it_is_launched(threads: "Machine") -> None:
