@@ -21,6 +21,31 @@ struct CUgraphExec_st {
     size_t count, room;
 };
 
+/* ---- Records: the one destroyed last is given again first, as with real drivers, whose handles come back too ---- */
+
+static CUgraphExec spare;
+
+static CUgraphExec exec_make(void) {
+    CUgraphExec exec = __atomic_exchange_n(&spare, NULL, __ATOMIC_ACQ_REL);
+    if (!exec)
+        return calloc(1, sizeof *exec);
+    *exec = (struct CUgraphExec_st){0};
+    return exec;
+}
+
+static void exec_clear(CUgraphExec exec) {
+    for (size_t i = 0; i < exec->count; i++)
+        work_free(&exec->steps[i].work);
+    free(exec->steps);
+    exec->steps = NULL;
+    exec->count = exec->room = 0;
+}
+
+static void exec_free(CUgraphExec exec) {
+    exec_clear(exec);
+    free(__atomic_exchange_n(&spare, exec, __ATOMIC_ACQ_REL));
+}
+
 /* ---- Instantiating ---- */
 
 static CUresult flatten(CUgraphExec exec, CUgraph graph);
@@ -58,26 +83,17 @@ static CUresult flatten(CUgraphExec exec, CUgraph graph) {
     return CUDA_SUCCESS;
 }
 
-static void exec_clear(CUgraphExec exec) {
-    for (size_t i = 0; i < exec->count; i++)
-        work_free(&exec->steps[i].work);
-    free(exec->steps);
-    exec->steps = NULL;
-    exec->count = exec->room = 0;
-}
-
 CUresult stub_cuGraphInstantiateWithFlags(CUgraphExec *out, CUgraph graph, unsigned long long flags) {
     CUcontext context;
     TRY(current_context(&context));
     REQUIRE(out && graph && flags <= 15, CUDA_ERROR_INVALID_VALUE);
-    CUgraphExec exec = calloc(1, sizeof *exec);
+    CUgraphExec exec = exec_make();
     REQUIRE(exec, CUDA_ERROR_OUT_OF_MEMORY);
     exec->context = context;
     exec->flags = flags;
     CUresult result = flatten(exec, graph);
     if (result != CUDA_SUCCESS) {
-        exec_clear(exec);
-        free(exec);
+        exec_free(exec);
         return result;
     }
     *out = exec;
@@ -120,8 +136,7 @@ CUresult stub_cuGraphExecGetFlags(CUgraphExec exec, unsigned long long *flags) {
 CUresult stub_cuGraphExecDestroy(CUgraphExec exec) {
     REQUIRE(exec, CUDA_ERROR_INVALID_VALUE);
     queue_wait_context(exec->context);
-    exec_clear(exec);
-    free(exec);
+    exec_free(exec);
     return CUDA_SUCCESS;
 }
 
