@@ -56,7 +56,7 @@ demo-down: ## Remove everything that the demo left running
 	$(BIN)/python -m deploy.demo --down
 
 .PHONY: test
-test: cluster ## Unit tests, integration with a real API server, end to end on a real node (but few slow ones)
+test: cluster ## Unit tests, integration tests with a real API server, end-to-end tests on a real node (the slow ones: make e2e)
 	$(BIN)/pytest --numprocesses 3 -m "not slow"
 
 .PHONY: unit
@@ -71,15 +71,15 @@ sanitize: build ## The tests of the library with ASan, UBSan and TSan
 	done
 
 .PHONY: e2e
-e2e: cluster ## The end-to-end tests on a real node (K8S=1.34 GATES=DRAConsumableCapacity=true TESTS=tests/e2e/test_claims.py, for example)
+e2e: cluster ## All end-to-end tests on a real node (for example K8S=1.34 GATES=DRAConsumableCapacity=true TESTS=tests/e2e/test_claims.py)
 	$(BIN)/pytest $(or $(TESTS),tests/e2e)
 
 .PHONY: gpu
-gpu: build ## The tests on this machine's NVIDIA GPU (GPU=stub tries the tests themselves)
+gpu: build ## The tests on this machine's NVIDIA GPU (GPU=stub runs them against the stub driver)
 	VGPU_GPU=$(GPU) $(BIN)/pytest -rs tests/gpu
 
 .PHONY: soak
-soak: build ## Kill the node agent at each of its changes, and 1,000 times at random, while pods come and go (CYCLES=1000)
+soak: build ## Kill the node agent at each of its writes, and at random during 1,000 cycles of pods (CYCLES=1000)
 	$(BIN)/python -m tests.unit.kubeletplugin.soaking --cycles $(or $(CYCLES),1000)
 
 # Versions, and the gates by which a version has another offer mode: consumable, counters or slots.
@@ -103,16 +103,16 @@ e2e-all: build ## The end-to-end tests on each version and in each offer mode, a
 	$(MAKE) --no-print-directory upgrade
 
 .PHONY: upgrade
-upgrade: cluster ## Upgrade a running cluster from 1.32 to the newest with pods that hold shares, and stop in the middle of an upgrade
+upgrade: cluster ## Upgrade a running cluster from 1.32 to the newest with pods that hold shares; also test half-finished upgrades
 	for version in 1.32 1.33 1.34 1.35 1.36 newest; do $(BIN)/python -m deploy.local --kubernetes $$version build; done
 	$(BIN)/pytest tests/upgrade
 
 .PHONY: bench
-bench: cluster bench-library ## Measure: figures as ratios against native in the same run
+bench: cluster bench-library ## All benchmarks: the library, the node agent, pods on a cluster
 	$(BIN)/python -m tests.bench
 
 .PHONY: bench-library
-bench-library: build ## Measure the interception library alone, into docs/performance.md
+bench-library: build ## The benchmarks of the interception library; writes its table in docs/performance.md
 	$(BIN)/python -m tests.bench.library
 
 .PHONY: lint
@@ -128,13 +128,13 @@ lint: build ## ruff, mypy strict, import-linter, clang-format, generated files, 
 	$(MAKE) --no-print-directory -C libvgpu/stub CC="$(CC)" BUILD="$(CURDIR)/$(BUILD)/lint" CFLAGS_EXTRA=-Werror clean all
 
 .PHONY: fmt
-fmt: build ## Format Python and C, and mend what ruff can mend
+fmt: build ## Format Python and C, and fix what ruff can fix
 	$(BIN)/ruff check --fix --quiet $(PYTHON_SOURCES) || true
 	$(BIN)/ruff format $(PYTHON_SOURCES)
 	$(BIN)/clang-format -i $(C_SOURCES)
 
 .PHONY: generate
-generate: build ## Write generated files anew: gRPC modules, the CRD of the chart, the lists of entry points in docs
+generate: build ## Regenerate gRPC modules, the CRD of the chart, and the lists of entry points in docs
 	$(BIN)/python -m kubeletplugin.proto.generate
 	$(BIN)/python -m libvgpu.entrypoints
 	$(BIN)/dra-driver crds > deploy/helm/dra-driver-vgpu/crds/nodeinventories.yaml
@@ -162,13 +162,13 @@ $(BUILD)/release/tools/.installed: requirements/release.txt
 # Not part of CI: it wants the packages qemu-user and libc6-arm64-cross. The whole library under an emulator (its mappings of the
 # stub's cards and the loader's) is not tried: it hung, and took all memory.
 .PHONY: aarch64
-aarch64: build $(BUILD)/release/tools/.installed ## The core's tests for aarch64, in QEMU
+aarch64: build $(BUILD)/release/tools/.installed ## The tests of the library's core for aarch64, in QEMU
 	@command -v qemu-aarch64 >/dev/null || { echo "found no qemu-aarch64, expected the packages qemu-user and libc6-arm64-cross" >&2; exit 1; }
 	VGPU_EMULATOR="qemu-aarch64 -L /usr/aarch64-linux-gnu" VGPU_CC="$(ZIG) -target aarch64-linux-gnu.2.31" \
 	  $(BIN)/pytest tests/unit/libvgpu/core
 
 .PHONY: lock
-lock: ## Resolve the dependencies of pyproject.toml anew into requirements/
+lock: ## Resolve the dependencies of pyproject.toml again, into requirements/
 	$(PYTHON) -m venv $(BUILD)/lock
 	$(BUILD)/lock/bin/pip install --quiet --disable-pip-version-check uv
 	for set in "runtime pyproject.toml" "dev pyproject.toml --group dev" "cluster --group pyproject.toml:cluster" \
@@ -179,6 +179,6 @@ lock: ## Resolve the dependencies of pyproject.toml anew into requirements/
 	done
 
 .PHONY: clean
-clean: ## Remove what was built; caches of the local cluster stay
+clean: ## Remove what was built; the local cluster's cache stays
 	rm -rf $(BUILD) dist $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

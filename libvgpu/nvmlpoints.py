@@ -47,7 +47,7 @@ def document() -> str:
         "",
         "<!-- Written by `make generate` from libvgpu/nvml/hooks.def and passed.def: change those. -->",
         "",
-        f"All {sum(map(len, groups.values()))} symbols that are known of up to CUDA 13. What would show a container",
+        f"All {sum(map(len, groups.values()))} symbols that NVML exports up to CUDA 13. What would show a container",
         "what its neighbours do is answered with the share's own figures, or refused. A function that is in no list",
         "here is passed through.",
         "",
