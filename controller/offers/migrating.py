@@ -1,6 +1,6 @@
 """Keeps an offer from promising what an older offer may have given away: another mode, another layout, another leader.
 
-Used by `keeping`. What claims hold stays on offer until they end, and what is left of a GPU is offered anew. A device
+Used by `composing`. What claims hold stays on offer until they end, and what is left of a GPU is offered anew. A device
 that is withdrawn counts as taken for some seconds more: the scheduler may have chosen it from the slices that it knew a
 moment ago, and that claim is not here yet.
 """

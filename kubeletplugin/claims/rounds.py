@@ -1,7 +1,8 @@
 """Lets calls that come at the same time be worked on together: who comes while others are at work is in the next round.
 
-Called by preparing. Threads of one interpreter that work side by side take turns at every system call; what a hundred
-calls need costs a quarter when one of them does it for all. A call that comes alone is worked on at once, by itself.
+Called by preparing and unpreparing. Threads of one interpreter that work side by side take turns at every system call;
+what a hundred calls need costs a quarter when one of them does it for all. A call that comes alone is worked on at
+once, by itself.
 """
 
 import threading

@@ -1,12 +1,22 @@
 """The documents are true: every command in them is one that CI runs."""
 
+import argparse
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from api import names
+from dra_driver import cli
+
 _ROOT = Path(__file__).parents[2]
+_CHART = _ROOT / "deploy/helm/dra-driver-vgpu"
+_DOCUMENTS = sorted(
+    [*_ROOT.glob("*.md"), *_ROOT.glob("docs/**/*.md"), *_ROOT.glob("libvgpu/**/*.md"), *_ROOT.glob("deploy/*/*.md")]
+)
 _CI = (_ROOT / ".ci/run").read_text()
 _INSTALL = (
     "helm install vgpu deploy/helm/dra-driver-vgpu --namespace vgpu-system --create-namespace "
@@ -28,6 +38,8 @@ _OF_OTHERS = {
     "insufficient quota to match these scopes",
 }
 """Messages on docs/troubleshooting.md of the kernel, a sanitizer, the loader and Kubernetes: not in our code."""
+_OPTIONS_OF_OTHERS = {"--runtime-config", "--take-ownership"}
+"""Of kube-apiserver and helm."""
 
 
 def _commands(document: Path) -> list[str]:
@@ -43,13 +55,13 @@ def test_every_command_of_a_document_is_run_by_ci(name: str) -> None:
     assert [command for command in commands if command not in run_by_ci | _ELSEWHERE] == []
 
 
-@pytest.mark.parametrize("document", [*_ROOT.glob("*.md"), *_ROOT.glob("docs/**/*.md")], ids=lambda path: path.name)
+@pytest.mark.parametrize("document", _DOCUMENTS, ids=lambda path: str(path.relative_to(_ROOT)))
 def test_every_link_to_a_file_leads_somewhere(document: Path) -> None:
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text())
     assert [target for target in targets if not (document.parent / target).exists()] == []
 
 
-@pytest.mark.parametrize("document", [*_ROOT.glob("*.md"), *_ROOT.glob("docs/**/*.md")], ids=lambda path: path.name)
+@pytest.mark.parametrize("document", _DOCUMENTS, ids=lambda path: str(path.relative_to(_ROOT)))
 def test_every_link_into_a_document_leads_to_a_heading(document: Path) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]*\.md)?#([^)]+)\)", document.read_text())
     assert [
@@ -84,11 +96,9 @@ def test_every_source_file_that_a_document_names_is_there() -> None:
     folders = ("api", "controller", "kubeletplugin", "dra_driver", "libvgpu", "deploy", "tests", "docs", "requirements")
     there = [path.relative_to(_ROOT) for folder in folders for path in (_ROOT / folder).rglob("*.*")]
     there += [path.relative_to(_ROOT) for path in _ROOT.glob("*.*")]
-    documents = [*_ROOT.glob("*.md"), *_ROOT.glob("docs/**/*.md"), *(_ROOT / "libvgpu").rglob("*.md")]
-    documents += (_ROOT / "deploy").rglob("*.md")
     named = {
         (document.name, name)
-        for document in documents
+        for document in _DOCUMENTS
         for name in re.findall(r"`([\w./-]+\.(?:py|c|h|def|S|yaml|sh))`", document.read_text())
     }
     assert len(named) > 50
@@ -112,14 +122,14 @@ def test_every_message_that_the_page_on_troubles_quotes_is_said_by_somebody() ->
 
 
 def test_the_page_on_troubles_has_the_alerts_of_the_chart() -> None:
-    rules = yaml.safe_load((_ROOT / "deploy/helm/dra-driver-vgpu/files/alerts.yaml").read_text())
+    rules = yaml.safe_load((_CHART / "files/alerts.yaml").read_text())
     section = (_ROOT / "docs/troubleshooting.md").read_text().partition("## What to alert on")[2]
     rows = re.findall(r"^\| (VGPU\w+) \| `([^`]+)` \| (\w*) ?\|", section, re.MULTILINE)
     assert rows == [(rule["alert"], rule["expr"], rule.get("for", "")) for rule in rules]
 
 
 def test_the_alerts_of_the_chart_are_about_metrics_that_there_are() -> None:
-    rules = yaml.safe_load((_ROOT / "deploy/helm/dra-driver-vgpu/files/alerts.yaml").read_text())
+    rules = yaml.safe_load((_CHART / "files/alerts.yaml").read_text())
     metrics = set(
         re.findall(r"`(vgpu_\w+)`", (_ROOT / "docs/metrics.md").read_text())
     )  # a test compares it with the code
@@ -127,7 +137,82 @@ def test_the_alerts_of_the_chart_are_about_metrics_that_there_are() -> None:
     assert named - metrics == set()
 
 
-def test_every_make_target_has_a_line_of_help() -> None:
+def test_every_make_target_that_a_document_names_has_a_line_of_help() -> None:
     makefile = (_ROOT / "Makefile").read_text()
-    wanted = ["help", "demo", "demo-down", "test", "e2e", "bench", "lint", "fmt", "build", "clean"]
-    assert [target for target in wanted if not re.search(rf"^{target}:.*## \S", makefile, re.MULTILINE)] == []
+    named = {
+        target
+        for document in _DOCUMENTS
+        for command in re.findall(r"(?:`|^)make ([a-z0-9 -]+)", document.read_text(), re.MULTILINE)
+        for target in command.split()
+        if target[0].isalpha()
+    }
+    assert {"demo", "test", "lint", "fmt", "gpu"} <= named
+    assert [target for target in sorted(named) if not re.search(rf"^{target}:.*## \S", makefile, re.MULTILINE)] == []
+
+
+def test_every_event_and_reason_that_there_is_stands_on_the_page_on_troubles() -> None:
+    page = (_ROOT / "docs/troubleshooting.md").read_text()
+    said = [value for name, value in vars(names).items() if name.startswith(("EVENT_", "REASON_"))]
+    assert len(said) > 10
+    assert [value for value in said if f"`{value}`" not in page] == []
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from _options(command)
+
+
+def test_every_option_that_a_document_names_is_one_of_a_program_of_ours() -> None:
+    sources = [*(_ROOT / "deploy").rglob("*.py"), *(_ROOT / "tests/bench").glob("*.py")]
+    known = set(_options(cli._parser()))
+    known |= {option for path in sources for option in re.findall(r'"(--[a-z-]+)"', path.read_text())}
+    named = {
+        (document.name, option)
+        for document in _DOCUMENTS
+        for option in re.findall(r"`(--[a-z-]+)", document.read_text())
+    }
+    assert len(named) > 10
+    assert [where for where in sorted(named) if where[1] not in known | _OPTIONS_OF_OTHERS] == []
+
+
+def test_every_value_of_the_chart_that_a_document_names_is_there() -> None:
+    values: dict[str, Any] = yaml.safe_load((_CHART / "values.yaml").read_text())
+    sections = "|".join(name for name, value in values.items() if isinstance(value, dict))
+    named = {
+        (document.name, path)
+        for document in _DOCUMENTS
+        for path in re.findall(rf"`((?:{sections})(?:\.\w+)+)", document.read_text())
+    }
+    assert len(named) > 15
+    assert [where for where in sorted(named) if not _has(values, where[1].split("."))] == []
+
+
+def _has(value: Any, path: list[str]) -> bool:
+    return not path or (isinstance(value, dict) and path[0] in value and _has(value[path[0]], path[1:]))
+
+
+@pytest.mark.parametrize(
+    ("folder", "pattern"), [("deploy/examples", "*.yaml"), ("deploy/local", "*.py"), ("libvgpu", "*.py")]
+)
+def test_the_readme_of_a_folder_has_all_its_files(folder: str, pattern: str) -> None:
+    page = (_ROOT / folder / "README.md").read_text()
+    files = [path for path in (_ROOT / folder).glob(pattern) if path.stem != "__init__"]
+    assert [path.name for path in sorted(files) if not re.search(rf"[`\[]{path.stem}\b", page)] == []
+
+
+def test_every_document_can_be_reached_from_the_readme() -> None:
+    reached: set[Path] = set()
+    ways = [_ROOT / "README.md"]
+    while ways:
+        document = ways.pop()
+        if document in reached:
+            continue
+        reached.add(document)
+        targets = re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text())
+        found = [(document.parent / target).resolve() for target in targets]
+        ways += [path for path in found if path.suffix == ".md"]
+        ways += [page for path in found if path.is_dir() for page in path.glob("*.md")]
+    assert [str(path.relative_to(_ROOT)) for path in _DOCUMENTS if path not in reached] == []
