@@ -62,10 +62,12 @@ def _parser() -> argparse.ArgumentParser:
     commands: Commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_run(commands)
     controller = add_command(
-        commands, "controller", _controller, "publish ResourceSlices and look after ResourceClaims"
+        commands, "controller", _controller, "run the controller: publish ResourceSlices, explain why claims wait"
     )
     add_settings(controller, ControllerOptions)
-    node_agent = add_command(commands, "node-agent", _node_agent, "prepare claims for the kubelet of this node")
+    node_agent = add_command(
+        commands, "node-agent", _node_agent, "run the node agent: prepare claims for the kubelet of this node"
+    )
     add_settings(node_agent, NodeAgentOptions)
     _add_explain(commands)
     sharecommands.add(commands)
@@ -78,14 +80,22 @@ def _parser() -> argparse.ArgumentParser:
 def _add_run(commands: Commands) -> None:
     parser = add_command(commands, "run", _run, "run a command inside a share of a GPU of this machine")
     parser.add_argument("--memory", metavar="Q", help='device memory, such as "2Gi"; default: all of it')
-    parser.add_argument("--cores", type=int, metavar="N", help="percent of the device's compute time, 1 to 100")
     parser.add_argument(
-        "--policy", choices=[policy.value for policy in Policy], help="default: Fixed with --cores, else Burst"
+        "--cores", type=int, metavar="N", help="percent of the GPU's time, 1 to 100; default: idle time only"
+    )
+    parser.add_argument(
+        "--policy",
+        choices=[policy.value for policy in Policy],
+        help="Burst: take idle time beyond the cores; default: Fixed with --cores, else Burst",
     )
     parser.add_argument("--device", default="0", metavar="UUID|INDEX", help="the GPU; default: %(default)s")
-    parser.add_argument("--share", metavar="NAME", help="commands with one name share its limits")
+    parser.add_argument("--share", metavar="NAME", help="use one share for all commands with this name")
     parser.add_argument(
-        "--driver-root", type=Path, default=Path("/"), metavar="DIR", help="where the GPU driver is installed"
+        "--driver-root",
+        type=Path,
+        default=Path("/"),
+        metavar="DIR",
+        help="where the GPU driver is installed; default: %(default)s",
     )
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND...", help="what to run")
 
@@ -95,7 +105,12 @@ def _add_explain(commands: Commands) -> None:
     parser.add_argument("kind", choices=("claim", "pod"), help="what waits")
     parser.add_argument("name", type=_object_name, help="its name")
     parser.add_argument(
-        "-n", "--namespace", type=_object_name, default="default", metavar="NAME", help="default: %(default)s"
+        "-n",
+        "--namespace",
+        type=_object_name,
+        default="default",
+        metavar="NAME",
+        help="its namespace; default: %(default)s",
     )
     add_cluster(parser)
     parser.add_argument("--driver-name", default=names.DRIVER_NAME, metavar="NAME", help="default: %(default)s")

@@ -7,15 +7,15 @@ from api import names
 from dra_driver.parsers import Commands, add_cluster, add_command, add_group
 
 _ACTIONS = (
-    ("cordon", "keep new claims away from a GPU; who holds it keeps it"),
-    ("uncordon", "let claims have a GPU again"),
+    ("cordon", "keep new claims away from a GPU; claims that hold it keep it"),
+    ("uncordon", "let new claims use a GPU again"),
     ("drain", "cordon a GPU, and evict the pods that hold it"),
 )
 
 
 def add(commands: Commands) -> None:
     """Add the commands to those of the program."""
-    actions = add_group(commands, "device", "keep new claims away from a GPU of the cluster, or empty it")
+    actions = add_group(commands, "device", "cordon, uncordon or drain a GPU of the cluster")
     for name, text in _ACTIONS:
         action = add_command(actions, name, _run, text)
         action.set_defaults(action=name)
@@ -29,7 +29,7 @@ def add(commands: Commands) -> None:
                 type=_seconds,
                 default=300.0,
                 metavar="SECONDS",
-                help="wait for the pods; default: %(default)g",
+                help="how long to wait for the end of the pods; default: %(default)g",
             )
 
 

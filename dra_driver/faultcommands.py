@@ -21,7 +21,7 @@ def add(commands: Commands) -> None:
         actions, "list", _list, "list the GPUs with a fault, and the faults that were cleared since the boot"
     )
     listing.add_argument("-o", "--output", choices=("text", "json"), default="text")
-    clearing = add_command(actions, "clear", _clear, "take the fault of a GPU for harmless: it is offered again")
+    clearing = add_command(actions, "clear", _clear, "clear a harmless fault of a GPU: it is offered again")
     clearing.add_argument("device", metavar="UUID", help="of the GPU, or the start of it")
     clearing.add_argument("--reason", required=True, help="why it is harmless; kept, and logged")
     for action in (listing, clearing):

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from api import names
 from api.quantities import format_bytes
-from dra_driver.settings import FILE_ONLY, CommonOptions
+from dra_driver.settings import ENV_PREFIX, FILE_ONLY, CommonOptions
 
 Command: TypeAlias = Callable[[argparse.Namespace], int]
 """Does the work; returns the exit status."""
@@ -45,7 +45,11 @@ def add_group(commands: Commands, name: str, text: str) -> Commands:
 def add_state_dir(parser: argparse.ArgumentParser) -> None:
     """Add the flag that says where the node agent keeps its state."""
     parser.add_argument(
-        "--state-dir", type=Path, default=Path(names.STATE_DIR), metavar="DIR", help="default: %(default)s"
+        "--state-dir",
+        type=Path,
+        default=Path(names.STATE_DIR),
+        metavar="DIR",
+        help="the node agent's state folder; default: %(default)s",
     )
 
 
@@ -58,8 +62,12 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
 
 def add_settings(parser: argparse.ArgumentParser, kind: type[CommonOptions]) -> None:
     """Add a flag for each setting that can be said in one; what is not given stays None."""
+    parser.epilog = (
+        "Each option but --config can be set in other ways too: --log-level as log_level in the file of --config, "
+        f"or as {ENV_PREFIX}LOG_LEVEL in the environment."
+    )
     parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="YAML file with settings; environment and flags go before it"
+        "--config", type=Path, metavar="FILE", help="YAML file with settings; environment and flags override it"
     )
     for name, field in kind.model_fields.items():
         if name not in FILE_ONLY:

@@ -19,7 +19,7 @@ from api.errors import ConfigError
 from api.offerrules import OfferModeName, OfferRule
 from api.quantities import parse_bytes
 
-_ENV_PREFIX = "DRA_DRIVER_"
+ENV_PREFIX = "DRA_DRIVER_"
 FILE_ONLY = frozenset({"offers"})
 """Fields that no flag can say."""
 _MAX_PORT = 65535
@@ -85,7 +85,9 @@ class CommonOptions(BaseModel):
         Field(description="DRA driver name, the same for controller and node agents"),
     ] = names.DRIVER_NAME
     log_format: Annotated[Literal["json", "text"], Field(description="form of the log")] = "text"
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="least level")] = "info"
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Field(description="least severe level that is logged")
+    ] = "info"
 
 
 class ControllerOptions(CommonOptions):
@@ -96,19 +98,19 @@ class ControllerOptions(CommonOptions):
         "default"
     )
     offer_mode: Annotated[
-        OfferModeName, Field(description="how GPUs are offered; auto: the best that the API server can carry")
+        OfferModeName, Field(description="how GPUs are offered; auto: the best mode that the API server supports")
     ] = "auto"
     offers: Annotated[
         tuple[OfferRule, ...], Field(description="what is offered of which GPUs; in the file of --config only")
     ] = ()
-    device_classes: Annotated[bool, Field(description="keep the DeviceClasses for the driver's devices")] = True
+    device_classes: Annotated[bool, Field(description="make the DeviceClasses for the driver's devices")] = True
     device_class_vendors: Annotated[
         tuple[str, ...], BeforeValidator(_split), Field(description="vendors with a DeviceClass of their own")
     ] = ("nvidia",)
     device_class_owner: Annotated[
-        str, Field(description="ClusterRole with which the DeviceClasses go; default: none, they stay")
+        str, Field(description="ClusterRole with which the DeviceClasses are removed; default: none, they stay")
     ] = ""
-    update_crd: Annotated[bool, Field(description="bring the CRD of an older release up to date")] = True
+    update_crd: Annotated[bool, Field(description="update the CRD of an older release")] = True
     identity: Annotated[
         str | None, Field(description="name among the replicas; default: host name and a random part")
     ] = None
@@ -121,10 +123,10 @@ class NodeAgentOptions(CommonOptions):
     node_name: Annotated[str, Field(min_length=1, description="name of the Node object")]
     kubelet_dir: Annotated[Path, Field(description="the kubelet's root directory")] = Path(names.KUBELET_DIR)
     cdi_dir: Annotated[Path, Field(description="where CDI specs are written")] = Path(names.CDI_DIR)
-    state_dir: Annotated[Path, Field(description="the agent's own state")] = Path(names.STATE_DIR)
+    state_dir: Annotated[Path, Field(description="folder of the agent's own state")] = Path(names.STATE_DIR)
     driver_root: Annotated[Path, Field(description="where the GPU driver is installed")] = Path("/")
     driver_root_on_host: Annotated[
-        Path | None, Field(description="driver_root as the host names it; default: the same")
+        Path | None, Field(description="path of the driver root on the host; default: the same")
     ] = None
     hold_back: Annotated[
         tuple[str, ...],
@@ -134,17 +136,20 @@ class NodeAgentOptions(CommonOptions):
     ignored_xids: Annotated[
         tuple[int, ...], BeforeValidator(_split), Field(description="Xid errors that leave a device healthy")
     ] = ()
-    monitor_interval_s: Annotated[float, Field(ge=0.1, le=60, description="seconds between two looks at all books")] = (
-        1.0
-    )
+    monitor_interval_s: Annotated[
+        float, Field(ge=0.1, le=60, description="seconds between two looks at the books of all shares")
+    ] = 1.0
     driver_interval_s: Annotated[
-        float, Field(ge=1, le=600, description="seconds between two looks at the driver's figures")
+        float, Field(ge=1, le=600, description="seconds between two looks at what the driver measures")
     ] = 5.0
     steering_interval_s: Annotated[
         float, Field(ge=0.01, le=1, description="seconds between two looks at the GPU time of devices in use")
     ] = 0.05
     annotation_interval_s: Annotated[
-        float, Field(ge=1, le=3600, description="seconds in which each claim is asked for changes that nobody tells of")
+        float,
+        Field(
+            ge=1, le=3600, description="seconds in which each claim is read once, if no controller announces changes"
+        ),
     ] = 60.0
     context_bytes: Annotated[
         int,
@@ -152,20 +157,24 @@ class NodeAgentOptions(CommonOptions):
         Field(
             ge=0,
             le=1 << 30,
-            description='what a context takes where NVML is silent in containers, such as "300Mi"; 0: learned',
+            description='what a CUDA context takes, where NVML names no process in containers: "300Mi"; 0: learned',
         ),
     ] = 0
     overuse_slack_memory: Annotated[
-        int, BeforeValidator(_bytes), Field(ge=0, description="what the driver may count above a share's limit")
+        int,
+        BeforeValidator(_bytes),
+        Field(ge=0, description="what the driver may count above a share's limit before it is overuse"),
     ] = 256 << 20
     overuse_slack_percent: Annotated[
-        int, Field(ge=0, le=100, description="the same in percent of the limit; the larger counts")
+        int, Field(ge=0, le=100, description="the same in percent of the limit; the larger of the two counts")
     ] = 5
     refused_runtimes: Annotated[
-        tuple[str, ...], BeforeValidator(_split), Field(description="handlers of RuntimeClasses that get no share")
+        tuple[str, ...],
+        BeforeValidator(_split),
+        Field(description="handlers of RuntimeClasses whose pods get no share, with * and ?"),
     ] = ("kata*", "runsc*", "gvisor*")
     pod_uid: Annotated[
-        str | None, Field(description="UID of the agent's pod: lets two run side by side in an update")
+        str | None, Field(description="UID of the agent's pod: lets two agents run side by side during an update")
     ] = None
 
 
@@ -217,7 +226,7 @@ def _read_file(file: Path) -> dict[str, Any]:
 
 
 def _read_environment(kind: type[CommonOptions], environment: Mapping[str, str]) -> dict[str, Any]:
-    variables = {f"{_ENV_PREFIX}{field.upper()}": field for field in kind.model_fields}
+    variables = {f"{ENV_PREFIX}{field.upper()}": field for field in kind.model_fields}
     return {field: environment[variable] for variable, field in variables.items() if variable in environment}
 
 
@@ -237,7 +246,7 @@ def _describe(problem: dict[str, Any], origins: Mapping[str, str], kind: type[Co
     if problem["type"] == "missing":
         if inside != field:
             return f"setting {inside} ({origin}): missing"
-        return f"setting {field}: missing, give --{field.replace('_', '-')} or {_ENV_PREFIX}{field.upper()}"
+        return f"setting {field}: missing, give --{field.replace('_', '-')} or {ENV_PREFIX}{field.upper()}"
     if problem["type"] == "extra_forbidden":
         known = f", expected one of {', '.join(sorted(kind.model_fields))}" if inside == field else ""
         return f"setting {inside} ({origin}): unknown{known}"

@@ -16,8 +16,8 @@ def add(commands: Commands) -> None:
         ("list", _list, "list all shares"),
         ("show", _show, "show one share"),
         ("set", _set, "change a share while it lives, within what its claim holds"),
-        ("suspend", _suspend, "let a share's launches wait"),
-        ("resume", _resume, "end a suspension"),
+        ("suspend", _suspend, "suspend a share: its launches wait"),
+        ("resume", _resume, "resume a share that is suspended"),
     ):
         action = add_command(actions, name, function, text)
         add_state_dir(action)
@@ -27,11 +27,14 @@ def add(commands: Commands) -> None:
             action.add_argument("name", help="name of the share (the claim's UID and a number), or the start of it")
         if name == "set":
             action.add_argument("--memory", metavar="Q", help='device memory, such as "2Gi"')
-            action.add_argument("--cores", type=int, metavar="N", help="percent of the device's compute time, 1 to 100")
+            action.add_argument("--cores", type=int, metavar="N", help="percent of the GPU's time, 1 to 100")
             action.add_argument(
-                "--priority", type=int, metavar="N", help="among the shares of its device, -1000 to 1000"
+                "--priority",
+                type=int,
+                metavar="N",
+                help="among the shares of its GPU, -1000 to 1000: the highest first",
             )
-            action.add_argument("--reset", action="store_true", help="undo earlier changes first")
+            action.add_argument("--reset", action="store_true", help="undo earlier changes of this command first")
 
 
 def _list(options: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
 """What is taken of each device, from the allocations in the claims: the scheduler's own accounting, read back.
 
-Used by `caching` and `explaining`, which keep a ledger. It is kept up to date claim by claim, so that a change costs what
-changed and not a walk over all claims.
+Used by `caching` and `explaining`, which keep a ledger up to date claim by claim: a change costs what changed, and not
+a walk over all claims.
 """
 
 from collections.abc import Iterable

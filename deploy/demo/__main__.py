@@ -42,17 +42,17 @@ def _show() -> int:
     _say(f"one node with one simulated GPU of {GPU.memory_bytes >> 30} GiB")
     reason = reason_for_process_nodes()
     if reason:
-        _say(f"its pods are processes and no containers: {reason}")
+        _say(f"its pods are plain processes, not containers: {reason}")
     scenario = (processes if reason else containers).bring_up(cluster, [GPU], _say)
     asked = ", ".join(f"{t.name} with {t.memory_mib} MiB and {t.cores_percent} cores" for t in TENANTS)
     _say(f"starting {asked}, {WAITING_POD} with more than any GPU has")
     start_tenants(scenario)
-    _say("looking")
+    _say("checking what each of them sees")
     found = look(scenario)
     failed = sum(not check.ok for check in found)
     passed_s = time.monotonic() - _BEGAN_S
     print(f"\n{checks.format_report(found)}\n")
-    print(f"{len(found) - failed} of {len(found)} checks are as they should be, after {passed_s:.0f} s.")
+    print(f"{len(found) - failed} of {len(found)} checks passed, after {passed_s:.0f} s.")
     print(f"The cluster stays up. Look around:  .venv/bin/python -m deploy.local --name {CLUSTER} kubectl get pods -A")
     print("Remove it:                          make demo-down")
     return 1 if failed else 0

@@ -172,7 +172,7 @@ class Cluster:
             left = teardown.remove(self.layout)
         if left:
             raise LeftoversError(
-                f"cluster {self.layout.name} could not be removed wholly, left are:\n" + "\n".join(left)
+                f"cluster {self.layout.name} could not be removed completely; this is left:\n" + "\n".join(left)
             )
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
@@ -238,16 +238,16 @@ class Cluster:
             self.layout.write_facts(facts)
         if facts.nodes != nodes:
             raise StartError(
-                f"cluster {self.layout.name} has {facts.nodes} nodes, asked for were {nodes}: take it down first, or "
-                "choose another name"
+                f"cluster {self.layout.name} has {facts.nodes} nodes, but {nodes} were asked for: take it down first, "
+                "or choose another name"
             )
         wanted = (self._kubernetes or facts.kubernetes, facts.feature_gates)
         if self._feature_gates is not None:
             wanted = (wanted[0], self._feature_gates)
         if (facts.kubernetes, facts.feature_gates) != wanted:
             raise StartError(
-                f"cluster {self.layout.name} has {_describe(facts.kubernetes, facts.feature_gates)}, asked for was "
-                f"{_describe(*wanted)}: upgrade it, take it down first, or choose another name"
+                f"cluster {self.layout.name} has {_describe(facts.kubernetes, facts.feature_gates)}, but "
+                f"{_describe(*wanted)} was asked for: upgrade it, take it down first, or choose another name"
             )
         if facts.addresses.subnet is not None:
             links.ensure_bridge(self.layout, facts.addresses)

@@ -178,14 +178,14 @@ def test_a_cluster_is_not_changed_into_another_one(cluster: Cluster) -> None:
     with pytest.raises(StartError) as refused:
         cluster.up(nodes=2)
     assert str(refused.value) == (
-        f"cluster {name} has 1 nodes, asked for were 2: take it down first, or choose another name"
+        f"cluster {name} has 1 nodes, but 2 were asked for: take it down first, or choose another name"
     )
     with pytest.raises(StartError) as refused:
         Cluster(name, feature_gates={"Some": True}).up(nodes=1)
     version = versions.chosen()[0]
     assert str(refused.value) == (
-        f"cluster {name} has Kubernetes {version}, asked for was Kubernetes {version} with Some=true: upgrade it, take "
-        "it down first, or choose another name"
+        f"cluster {name} has Kubernetes {version}, but Kubernetes {version} with Some=true was asked for: upgrade it, "
+        "take it down first, or choose another name"
     )
 
 

@@ -65,8 +65,8 @@ def test_the_demo_shows_the_same_without_privileges_and_leaves_nothing_behind() 
         finally:
             removed = _demo(cache, "--down")
         assert (shown.returncode, shown.stderr) == (0, ""), shown.stdout
-        assert "its pods are processes and no containers: not started as root" in shown.stdout
-        assert "21 of 21 checks are as they should be" in shown.stdout
+        assert "its pods are plain processes, not containers: not started as root" in shown.stdout
+        assert "21 of 21 checks passed" in shown.stdout
         assert (removed.returncode, removed.stdout, removed.stderr) == (0, "", "")
         assert len(tenants) == 2
         assert all(_has_ended(tenant) for tenant in tenants)
