@@ -11,7 +11,7 @@ import gc
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from types import FrameType, FunctionType
@@ -21,6 +21,8 @@ import pytest
 
 _PACKAGES = ("api", "controller", "kubeletplugin")
 _REAL_THREADS = ("calls", "registration", "claims_", "disk")
+_GRPC_THREADS = ("(_serve)", "(_channel_spin)")
+"""Of its server and of its clients: they wait in C."""
 _JOINING = ("join", "_wait_for_tstate_lock")
 _PATIENCE_S = 30.0
 """For threads to come to rest."""
@@ -29,17 +31,24 @@ _LEAST_S = 0.001
 """Of a wait: the rest that a rounding leaves would be waited for again and again."""
 
 _real_monotonic, _real_sleep, _real_wait = time.monotonic, time.sleep, threading.Condition.wait
-_real_clock, _real_datetime = time.clock_gettime, datetime
+_real_clock, _real_datetime, _real_start = time.clock_gettime, datetime, threading.Thread.start
 
 
 @dataclass(eq=False)
 class _Sleeper:
-    """A thread that waits."""
+    """A thread that waits. It stands in the condition that it waits for, which releases who is notified."""
 
-    waiter: Any
-    """The lock that wakes it when it is released."""
+    lock: threading.Lock
+    """Wakes it when it is released."""
     until_s: float
+    wakes: Callable[["_Sleeper"], None]
+    """Told before it is woken: from then on it is at work, though a busy machine may not let it run yet."""
     expired: bool = False
+
+    def release(self) -> None:
+        """Called by whoever notifies it."""
+        self.wakes(self)
+        self.lock.release()
 
 
 class VirtualTime:
@@ -52,7 +61,9 @@ class VirtualTime:
         self._sleepers: dict[int, _Sleeper] = {}
         """By the thread's number."""
         self._threads: dict[int, threading.Thread] = {}
-        """Those that have waited once."""
+        """Those that have begun, and those that have waited once."""
+        self._beginning = 0
+        """How many are being started."""
         self._others: frozenset[threading.Thread] = frozenset()
         """Those that were there before."""
 
@@ -72,11 +83,23 @@ class VirtualTime:
             real = at_once or not virtual._is_ours()
             return _real_wait(condition, timeout) if real else virtual._wait(condition, timeout)
 
+        def start(thread: threading.Thread) -> None:
+            with virtual._guard:
+                virtual._beginning += 1
+            try:
+                _real_start(thread)
+            finally:
+                with virtual._guard:
+                    virtual._beginning -= 1
+                    if thread.ident is not None and virtual._is_ours(thread):
+                        virtual._threads[thread.ident] = thread
+
         def clock_gettime(number: int) -> float:
             return _real_clock(number) if virtual._is_cpu(number) else virtual._now_s - virtual._began_s + 1e6
 
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(threading.Condition, "wait", wait)
+            patched.setattr(threading.Thread, "start", start)
             patched.setattr(threading, "_time", self._time_of_waits)
             patched.setattr(time, "monotonic", self._monotonic)
             patched.setattr(time, "monotonic_ns", lambda: int(self._now_s * 1e9))
@@ -121,43 +144,50 @@ class VirtualTime:
                 if sleeper.until_s <= due_s:
                     sleeper.expired = True
                     del self._sleepers[number]
-                    with contextlib.suppress(RuntimeError):  # notified in this very moment
-                        sleeper.waiter.release()
+                    sleeper.lock.release()
 
     def _settle(self) -> None:
         """Wait until all threads wait."""
         end_s, rests = _real_monotonic() + _PATIENCE_S, 0
-        while rests < 2:  # one that was notified a moment ago looks asleep
+        while rests < 2:  # one that is about to end looks as if the one that waits for it had to wait longer
             with self._guard:
                 self._threads = {number: thread for number, thread in self._threads.items() if thread.is_alive()}
                 frames = sys._current_frames()
                 waiting = self._sleepers.keys() | {number for number in self._threads if _joins(frames.get(number))}
                 busy = [thread.name for number, thread in self._threads.items() if number not in waiting]
-            rests = 0 if busy else rests + 1
+                beginning = self._beginning
+            rests = 0 if busy or beginning else rests + 1
             assert _real_monotonic() < end_s, f"threads do not come to rest: {busy}"
             _real_sleep(_REST_S)
 
     def _wait(self, condition: threading.Condition, timeout_s: float | None) -> bool:
         """Do what Condition.wait does, by this time."""
         number, inner = threading.get_ident(), vars(condition)
-        waiter = threading.Lock()
-        waiter.acquire()
-        inner["_waiters"].append(waiter)
-        sleeper = _Sleeper(waiter, float("inf") if timeout_s is None else self._now_s + max(timeout_s, _LEAST_S))
+        lock = threading.Lock()
+        lock.acquire()
+        until_s = float("inf") if timeout_s is None else self._now_s + max(timeout_s, _LEAST_S)
+        sleeper = _Sleeper(lock, until_s, self._notified)
+        inner["_waiters"].append(sleeper)
         with self._guard:
             self._threads[number] = threading.current_thread()
             self._sleepers[number] = sleeper
         state = condition._release_save()  # type: ignore[attr-defined]
         try:
-            waiter.acquire()
+            lock.acquire()
         finally:
-            with self._guard:
-                self._sleepers.pop(number, None)
             condition._acquire_restore(state)  # type: ignore[attr-defined]
             if sleeper.expired:
                 with contextlib.suppress(ValueError):
-                    inner["_waiters"].remove(waiter)
+                    inner["_waiters"].remove(sleeper)
         return not sleeper.expired
+
+    def _notified(self, sleeper: _Sleeper) -> None:
+        """Take a thread for busy from the moment that somebody wakes it."""
+        with self._guard:
+            for number, found in self._sleepers.items():
+                if found is sleeper:
+                    del self._sleepers[number]
+                    return
 
     def _sleep(self, seconds: float) -> None:
         if not self._is_ours():
@@ -185,9 +215,9 @@ class VirtualTime:
     def _for(one: Any, clocks: dict[Any, Any]) -> Any:
         return clocks[_real_monotonic] if one is _real_monotonic else one
 
-    def _is_ours(self) -> bool:
-        thread = threading.current_thread()
-        real = thread.name.startswith(_REAL_THREADS) or thread.name.endswith("(_serve)")  # of the gRPC server
+    def _is_ours(self, thread: threading.Thread | None = None) -> bool:
+        thread = thread or threading.current_thread()
+        real = thread.name.startswith(_REAL_THREADS) or thread.name.endswith(_GRPC_THREADS)
         return not real and thread not in self._others
 
     @staticmethod
@@ -197,5 +227,7 @@ class VirtualTime:
 
 def _joins(frame: FrameType | None) -> bool:
     """Return whether a thread waits for the end of another one, which it does in C."""
-    code = frame.f_code if frame is not None else None
-    return code is not None and code.co_filename == threading.__file__ and code.co_name in _JOINING
+    if frame is None or frame.f_code.co_filename != threading.__file__ or frame.f_code.co_name not in _JOINING:
+        return False
+    joined = frame.f_locals.get("self")
+    return isinstance(joined, threading.Thread) and joined.is_alive()
