@@ -535,10 +535,14 @@ def test_a_claim_that_no_device_can_serve_gets_its_reasons_on_claim_and_pod(
     assert about_pod["regarding"]["kind"] == "Pod"
 
 
-def test_a_pod_with_very_many_requests_is_explained_by_parts(
-    kube: FakeKube, monkeypatch: pytest.MonkeyPatch, controller: Controller
-) -> None:
+def test_a_pod_with_very_many_requests_is_explained_by_parts(kube: FakeKube, monkeypatch: pytest.MonkeyPatch) -> None:
     """A look at all of it would make a reason for each request and device: gigabytes, on a large cluster."""
+    offering = make_controller(kube)
+    offering.start()
+    add_node(kube)
+    state_inventory(kube, "n1", status(facts(0)))
+    wait_until(lambda: SLICE_N1 in slices(kube))
+    offering.stop()
     sizes: list[int] = []
 
     def counted(claims: Sequence[ClaimView], *cluster: Any) -> list[RequestExplanation]:
@@ -546,15 +550,15 @@ def test_a_pod_with_very_many_requests_is_explained_by_parts(
         return explain(claims, *cluster)
 
     monkeypatch.setattr(pending, "explain", counted)
-    add_node(kube)
-    state_inventory(kube, "n1", status(facts(0)))
-    wait_until(lambda: SLICE_N1 in slices(kube))
     waiting = [f"waits{number}" for number in range(4)]
     for name in waiting:
         requests = [request(f"r{number}", memory="80Gi") for number in range(32)]
         kube.create(CLAIMS, claim(name, requests=requests))
     kube.create(kube_api.PODS, pod("p", *waiting))
+    controller = make_controller(kube)  # knows all of the claims before it looks at any
+    controller.start()
     wait_until(lambda: all(events(kube, name) for name in waiting))
+    controller.stop()
     assert set(sizes) == {64}
     assert "0 of 1 device can serve it" in events(kube, waiting[-1])[0]["note"]
 
@@ -691,8 +695,8 @@ def test_two_controllers_take_turns_and_publish_once(kube: FakeKube) -> None:
     add_node(kube)
     state_inventory(kube, "n1", status(facts()))
     wait_until(lambda: SLICE_N1 in slices(kube))
+    wait_until(lambda: second.ready() == "")
     assert not second.is_leading()
-    assert second.ready() == ""
     first.stop()
     wait_until(second.idle)
     version = slices(kube)[SLICE_N1]["metadata"]["resourceVersion"]

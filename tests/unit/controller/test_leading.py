@@ -175,8 +175,8 @@ def test_a_leader_that_cannot_renew_stops_before_others_may_begin(
     assert first.stopped.wait(60)
     assert not first.elector.is_leading()
     kube.set_down(False)
-    wait_until(first.elector.is_leading)
-    assert first.told == ["started", "stopped", "started"]
+    wait_until(lambda: first.told == ["started", "stopped", "started"])
+    assert first.elector.is_leading()
 
 
 def test_a_lease_that_somebody_deletes_stays_with_its_holder(

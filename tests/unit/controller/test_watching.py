@@ -1,5 +1,6 @@
 """Caches: listed once, watched then; they survive breaks, outages and 410 Gone without losing a change."""
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +22,8 @@ class Changes:
     def __init__(self, kube: FakeKube) -> None:
         self.seen: list[tuple[Key, str | None, str | None]] = []
         self.outages = 0
-        kind = Kind(NODES, _color, lambda *change: self.seen.append(change), timeout_s=1)
+        # Longer than any test: a watch is opened anew only where the test breaks it.
+        kind = Kind(NODES, _color, lambda *change: self.seen.append(change), timeout_s=300)
         self.watcher = Watcher(kube, kind, self._outage_ended)
         self.watcher.start()
 
@@ -101,13 +103,24 @@ def test_a_broken_watch_resumes_without_listing_anew(kube: FakeKube, changes: Ch
     assert changes.outages == 1
 
 
-def test_after_410_gone_all_is_listed_and_what_vanished_is_reported(kube: FakeKube, changes: Changes) -> None:
-    kube.set_down(True)
-    wait_until(lambda: kube.requests.count(("watch", "/api/v1/nodes")) >= 2)
-    kube.set_down(False)
-    kube.create(NODES, node("n2"))
-    kube.delete(NODES, node("n1"))
-    kube.forget_events()
+def test_after_410_gone_all_is_listed_and_what_vanished_is_reported(
+    kube: FakeKube, changes: Changes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = threading.Event()
+
+    def refuse(*_: Any, **__: Any) -> Iterator[Any]:
+        broken.set()
+        raise KubeError("no answer from the API server")
+
+    wait_until(lambda: ("watch", "/api/v1/nodes") in kube.requests)
+    with monkeypatch.context() as away:
+        away.setattr(kube, "watch", refuse)  # until all of it has happened: a watch that came back before would tell it
+        kube.set_down(True)
+        assert broken.wait(60)
+        kube.set_down(False)
+        kube.create(NODES, node("n2"))
+        kube.delete(NODES, node("n1"))
+        kube.forget_events()
     wait_until(lambda: set(changes.watcher.items()) == {("", "n2")})
     assert (("", "n1"), "red", None) in changes.seen
     assert kube.requests.count(("list", "/api/v1/nodes")) == 2
