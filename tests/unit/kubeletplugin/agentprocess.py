@@ -5,6 +5,7 @@ once and forks an agent for each line that it reads, so that an agent takes no l
 """
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -217,12 +218,11 @@ def _die_at(number: int) -> None:
     from kubeletplugin.kubelet.services import DRAService
     from tests.unit.kubeletplugin.faults import before_each_change
 
-    left = [number]
+    numbers = itertools.count()  # threads make changes too, and each has its number
 
     def die(_change: str) -> None:
-        if left[0] == 0:
+        if next(numbers) == number:
             os.kill(os.getpid(), signal.SIGKILL)
-        left[0] -= 1
 
     for_each = DRAService._for_each
 

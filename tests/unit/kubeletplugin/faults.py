@@ -4,6 +4,7 @@ Audit hooks and replaced functions stay for good, so all of this happens in a ch
 """
 
 import errno
+import itertools
 import os
 import signal
 import stat
@@ -72,12 +73,11 @@ def crashes(action: Callable[[], object], least: int = 10) -> Iterator[int]:
 
 def _killed_before_change(number: int, action: Callable[[], object]) -> bool:
     """Run an action in a child that is killed before its number-th change; False: it had fewer, and ended."""
-    left = [number]
+    numbers = itertools.count()  # threads make changes too, and each has its number
 
     def die(_change: str) -> None:
-        if left[0] == 0:
+        if next(numbers) == number:
             os.kill(os.getpid(), signal.SIGKILL)
-        left[0] -= 1
 
     child = os.fork()
     if child == 0:

@@ -71,7 +71,7 @@ class Node:
             assert process.stdout is not None
             assert process.stdout.readline() == b"holding\n"
             yield
-            process.communicate(b"\n", timeout=30)
+            process.communicate(b"\n", timeout=60)
 
     def look(self, *shares: Path) -> None:
         """Look at driver and books once, as the monitor does."""

@@ -56,10 +56,10 @@ def test_no_bytes_on_the_socket_end_the_agent(served: FakeKubelet, client: FakeK
         @given(st.sampled_from(_METHODS), st.binary(max_size=200))
         def send(method: str, content: bytes) -> None:
             # Bytes that are no message are refused by gRPC itself; silence would be an error of ours.
-            _, call = calls[method].with_call(content, timeout=10) if _is_message(content) else (None, None)
+            _, call = calls[method].with_call(content, timeout=60) if _is_message(content) else (None, None)
             assert call is None or call.code() is grpc.StatusCode.OK
             with contextlib.suppress(grpc.RpcError):
-                calls[method](content, timeout=10)
+                calls[method](content, timeout=60)
 
         send()
     claim = add_claim(client, "train", result(gpu(0)))

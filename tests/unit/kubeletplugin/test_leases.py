@@ -23,23 +23,32 @@ from tests.unit.kubeletplugin.builders import add_claim, gpu, result
 from tests.unit.kubeletplugin.fakekubelet import FakeKubelet, PrepareError, Ref
 
 HOLDER = """
-import fcntl, os, signal, sys
+import fcntl, os, signal, sys, time
 signal.signal(signal.SIGIO, signal.SIG_IGN)
 descriptor = os.open(sys.argv[1], os.O_RDONLY)
-try:
-    fcntl.fcntl(descriptor, fcntl.F_SETLEASE, getattr(fcntl, sys.argv[2]))
-except OSError as error:
-    print(error.strerror, flush=True)
-else:
-    print("held", flush=True)
-    sys.stdin.read()
+end_s = time.monotonic() + float(sys.argv[3])
+while True:
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, getattr(fcntl, sys.argv[2]))
+    except OSError as error:
+        if time.monotonic() > end_s:
+            print(error.strerror, flush=True)
+            break
+        time.sleep(0.001)  # somebody has it open, and no event tells when no more
+    else:
+        print("held", flush=True)
+        sys.stdin.read()
+        break
 """
 
 
 @contextlib.contextmanager
-def lease(path: Path, kind: str) -> Iterator[str]:
-    """Hold a lease as a process of a container can, if the kernel grants it; what it says."""
-    command = [sys.executable, "-c", HOLDER, str(path), kind]
+def lease(path: Path, kind: str, patience_s: float = 60.0) -> Iterator[str]:
+    """Hold a lease as a process of a container can, if the kernel grants it; what it says.
+
+    The kernel grants none while somebody has the file open, as the agent's threads have it now and then for a moment.
+    """
+    command = [sys.executable, "-c", HOLDER, str(path), kind, str(patience_s)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -82,7 +91,7 @@ def test_limits_that_are_held_up_are_told_and_changed_as_soon_as_they_can_be(sha
         )
     _wait_until_kept(share / "limits")
 
-    with lease(share / "limits", "F_RDLCK") as said:
+    with lease(share / "limits", "F_RDLCK", patience_s=0) as said:
         assert said == "Resource temporarily unavailable"  # for good: the file is open
         change_limits(share, lambda limits: replace(limits, suspended=True))
     assert read_limits(share).suspended
@@ -182,7 +191,7 @@ def test_no_tenant_gets_a_lease_on_what_all_containers_have(tmp_path: Path, hook
     library = install_library(source, folder)
 
     for path in sorted(folder.iterdir()):
-        with lease(path, "F_WRLCK") as said:
+        with lease(path, "F_WRLCK", patience_s=0) as said:
             assert said == "Resource temporarily unavailable"
     assert {path.name for path in folder.iterdir()} >= {before, f"{before}.preload", f"{library.path.name}.preload"}
 

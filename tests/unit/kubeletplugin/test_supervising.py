@@ -207,7 +207,7 @@ def test_the_node_is_told_of_by_an_event_that_its_description_shows(client: Fake
 
     events.tell_of_node("VGPUOveruse", "pod p holds much")
 
-    events.stop(5)
+    events.stop(60)
     (event,) = client.list(EVENTS)["items"]
     assert (event["metadata"]["namespace"], event["type"], event["note"]) == ("default", "Warning", "pod p holds much")
     node = {"apiVersion": "v1", "kind": "Node", "namespace": "", "name": "node-1", "uid": "node-1"}

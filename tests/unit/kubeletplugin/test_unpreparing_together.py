@@ -175,7 +175,7 @@ def test_a_claim_that_is_being_prepared_is_undone_behind_that(
 
     def slow(*where: object) -> object:
         asked.set()
-        assert goes_on.wait(10)
+        assert goes_on.wait(60)
         return get(*where)  # type: ignore[arg-type]
 
     def note(service: DRAService, claims: object, *others: object) -> object:
@@ -189,9 +189,9 @@ def test_a_claim_that_is_being_prepared_is_undone_behind_that(
     undone: list[object] = []
     undoing = threading.Thread(target=lambda: undone.append(served.unprepare(claim)))
     preparing.start()
-    assert asked.wait(10)
+    assert asked.wait(60)
     undoing.start()
-    assert left.wait(10)
+    assert left.wait(60)
     goes_on.set()
     preparing.join()
     undoing.join()
