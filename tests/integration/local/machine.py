@@ -1,6 +1,7 @@
 """What a cluster could leave on a machine, looked at without the code that removes it."""
 
 import contextlib
+import os
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -13,7 +14,13 @@ def traces(layout: Layout) -> list[str]:
     """Return every process, mount, link, cgroup and folder on this machine that names the cluster."""
     mounts = [line for line in Path("/proc/self/mounts").read_text().splitlines() if str(layout.state) in line]
     links = subprocess.run(["ip", "-oneline", "link"], capture_output=True, text=True, check=True).stdout.splitlines()
-    cgroups = [str(path) for path in Path("/sys/fs/cgroup").glob("**/*") if layout.id in path.name]
+    # A walk passes over what goes meanwhile: cgroups of others.
+    cgroups = [
+        f"{folder}/{name}"
+        for folder, folders, files in os.walk("/sys/fs/cgroup")
+        for name in (*folders, *files)
+        if layout.id in name
+    ]
     folders = [str(layout.state)] if layout.state.exists() else []
     return [*_processes(layout), *mounts, *(link for link in links if layout.id in link), *cgroups, *folders]
 
@@ -22,7 +29,7 @@ def shared_state() -> Mapping[str, object]:
     """Return what of the machine everybody shares, and a cluster must leave as it was, also while it runs."""
     hard_coded = ["/var/lib/kubelet", "/var/lib/cni", "/run/containerd", "/run/netns", "/run/cdi", "/var/log/pods"]
     sysctls = ["vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "net/ipv4/ip_forward"]
-    # Other tests mount disks of their own below this folder meanwhile.
+    # Others may have disks of their own below this folder.
     temporary = tempfile.gettempdir() + "/"
     mounts = [line for line in Path("/proc/self/mounts").read_text().splitlines() if f" {temporary}" not in line]
     return {

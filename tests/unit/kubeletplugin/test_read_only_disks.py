@@ -1,5 +1,7 @@
 """A state folder on a disk that turns read-only, as ext4 does after an error; and a container runtime restarted."""
 
+import contextlib
+import ctypes
 import gc
 import os
 import shutil
@@ -44,6 +46,32 @@ class Disk:
         assert self.mount()
 
 
+_CLONE_NEWNS = 0x20000  # linux/sched.h
+
+
+@contextlib.contextmanager
+def _mounts_of_our_own() -> Iterator[None]:
+    """Let this thread and its children mount where nobody else sees it.
+
+    A container that is started meanwhile, by another test or by anybody, would keep the disk mounted with its own copy
+    of the machine's mounts: it could be neither checked nor mounted anew.
+    """
+    libc, before = ctypes.CDLL(None, use_errno=True), Path.cwd()
+    usual = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY)
+    try:
+        if libc.unshare(_CLONE_NEWNS):
+            pytest.skip("mount namespaces are not permitted here")
+        try:
+            if _run("mount", "--make-rprivate", "/"):
+                pytest.skip("mounts are not permitted here")
+            yield
+        finally:
+            assert libc.setns(usual, _CLONE_NEWNS) == 0, os.strerror(ctypes.get_errno())
+            os.chdir(before)
+    finally:
+        os.close(usual)
+
+
 def _run(*command: str) -> int:
     return subprocess.run(command, check=False, capture_output=True).returncode
 
@@ -56,12 +84,13 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     disk.folder.mkdir()
     with disk.image.open("wb") as file:
         file.truncate(_BYTES)
-    if _run("mkfs.ext4", "-q", str(disk.image)) or not disk.mount():
-        pytest.skip("loop mounts are not permitted here")
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk.folder)], check=True)
+    with _mounts_of_our_own():
+        if _run("mkfs.ext4", "-q", str(disk.image)) or not disk.mount():
+            pytest.skip("loop mounts are not permitted here")
+        try:
+            yield disk
+        finally:
+            subprocess.run(["umount", "--lazy", str(disk.folder)], check=True)
 
 
 @pytest.fixture
