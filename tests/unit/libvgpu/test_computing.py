@@ -359,7 +359,7 @@ def test_a_new_graph_with_the_handle_of_an_old_one_is_charged_for_what_it_takes(
 def test_launches_and_copies_of_a_signal_handler_that_interrupts_the_driver_are_charged(machine: "Machine") -> None:
     share = machine.share(cores_percent=50)
     machine.run("""
-        import ctypes, signal, threading, time
+        import ctypes, signal, threading
         start()
         known, new = kernel(), kernel("spin_new")
         to, source, size = alloc(4096), alloc(4096), c_size_t(4096)
@@ -377,12 +377,23 @@ def test_launches_and_copies_of_a_signal_handler_that_interrupts_the_driver_are_
 
         libc.signal.argtypes = [ctypes.c_int, ctypes.CFUNCTYPE(None, ctypes.c_int)]
         libc.signal(signal.SIGUSR1, handler)
-        main = threading.get_ident()
+        Action = ctypes.CFUNCTYPE(None)
+
+        class Between(ctypes.Structure):
+            _fields_ = [("function", ctypes.c_char_p), ("before", Action), ("after", Action)]
+
+        @Action
+        def interrupt():
+            between.function = None
+            signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+
+        between = Between.in_dll(cuda, "vgpu_stub_between")
+        between.before = interrupt
         for _ in range(5):
-            launch(known, 60_000_000)
-            threading.Timer(0.02, signal.pthread_kill, (main, signal.SIGUSR1)).start()  # while the call below waits
+            launch(known, 1_000_000)
+            between.function = b"cuCtxSynchronize"
             synchronize()
-            time.sleep(0.05)
+            assert between.function is None
         synchronize()
     """)
     books = read_books(share)

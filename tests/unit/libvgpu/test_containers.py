@@ -102,6 +102,8 @@ def test_containers_with_pid_namespaces_of_their_own_share_one_claim(machine: "M
         assert read_books(share).used_bytes == 88 * MIB
         # ...and who dies is found dead from any namespace.
         one.kill()
+        assert one.stdout is not None
+        assert one.stdout.read() == ""  # until the process has ended too, which unshare leaves to the kernel
         one.wait()
         machine.run(f"start(); alloc({56 * MIB})")
         two.communicate("\n", timeout=60)

@@ -60,7 +60,7 @@ def test_a_tool_that_the_driver_loads_while_it_starts_may_start_it_too(machine: 
     machine.share(MIB)
     machine.run("""
         import faulthandler
-        faulthandler.dump_traceback_later(20, exit=True)
+        faulthandler.dump_traceback_later(50, exit=True)
         Action = ctypes.CFUNCTYPE(None)
 
         class Between(ctypes.Structure):

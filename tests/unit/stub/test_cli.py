@@ -27,7 +27,13 @@ def test_create_and_show_make_and_read_a_driver_root(tmp_path: Path, capsys: pyt
 
 
 def test_show_tells_people_who_held_what(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
-    machine.run("gpu = Driver(); gpu.alloc(64 * MIB); gpu.launch(gpu.kernel('spin'), 2_000_000); say(done=True)")
+    machine.run("""
+        gpu = Driver()
+        gpu.alloc(64 * MIB)
+        gpu.launch(gpu.kernel("spin"), 2_000_000)
+        gpu.cuCtxSynchronize()
+        say(done=True)
+    """)
     assert main(["show", str(machine.root)]) == 0
     shown = capsys.readouterr().out
     assert "memory 0.0 of 1,024.0 MiB, peak 64.0 MiB" in shown

@@ -128,7 +128,7 @@ def test_a_forked_child_starts_anew_and_the_parent_keeps_its_memory(machine: Mac
 def test_a_forked_child_that_starts_nothing_may_fork_again(machine: Machine) -> None:
     said = machine.run("""
         import faulthandler
-        faulthandler.dump_traceback_later(20, exit=True)
+        faulthandler.dump_traceback_later(50, exit=True)
         gpu = Driver()
         reader, writer = os.pipe()
         if os.fork() == 0:

@@ -22,7 +22,7 @@ LIMIT = 64 * MIB
 WRITE = "import os; file = os.open({books!r}, os.O_RDWR); "
 # What a process does to the books of its share between two bites of 40 MiB.
 DAMAGES = {
-    "garbage": "os.pwrite(file, os.urandom(266240), 0)",
+    "garbage": "import random; os.pwrite(file, random.Random(9).randbytes(266240), 0)",
     "zeros": "os.pwrite(file, bytes(266240), 0)",
     "nothing in use": "os.pwrite(file, bytes(16), 64)",
     "empty slots": "os.pwrite(file, bytes(262144), 4096)",
