@@ -1,6 +1,7 @@
-"""What all tests have in common: the modes of what they make, and how `make test` spreads them over workers."""
+"""What all tests have in common: modes and environment of what they make, and how `make test` spreads them."""
 
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
 
 _WITH_NODES = ("tests/integration/local/", "tests/e2e/")
 _WITH_API_SERVER = "tests/integration/"
+_OF_OTHERS = ("CUDA_", "NVIDIA_", "DRA_DRIVER_", "VGPU_STUB_", "VGPU_SHARES_DIR")
+"""Variables, or their beginnings, by which whoever runs the tests would choose cards, shares and settings for them."""
 
 
 class _Scheduling(LoadScopeScheduling):
@@ -27,8 +30,26 @@ class _Scheduling(LoadScopeScheduling):
 
 
 def pytest_configure() -> None:
-    """Called by pytest: other users read what tests make for them, whatever the umask of who runs the tests."""
+    """Called by pytest: what tests see does not depend on who runs them.
+
+    Other users read what tests make for them, whatever the umask; and no proxy is asked for what runs on this machine.
+    """
     os.umask(0o022)
+    for name in [name for name in os.environ if name.startswith(_OF_OTHERS)]:
+        del os.environ[name]
+    for name in ("no_proxy", "NO_PROXY"):
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1,localhost,::1"]))
+
+
+@pytest.fixture(autouse=True)
+def environment_stays() -> Iterator[None]:
+    """Take back what a test, or what it calls, has set in the environment: it would be that of the tests behind it."""
+    before = dict(os.environ)
+    yield
+    if dict(os.environ) != before:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: "Producer") -> LoadScopeScheduling:

@@ -10,6 +10,14 @@ from dra_driver.cli import main
 from dra_driver.settings import FILE_ONLY, CommonOptions, ControllerOptions, NodeAgentOptions
 
 
+@pytest.fixture(autouse=True)
+def wide_terminal_without_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Help is broken into lines, also within words, as wide as the terminal is."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+
+
 def _help(capsys: pytest.CaptureFixture[str], *command: str) -> str:
     with pytest.raises(SystemExit) as ended:
         main([*command, "--help"])
