@@ -75,9 +75,10 @@ def test_nothing_is_kept_of_a_pod_that_is_gone(workloads: Workloads) -> None:
 def test_a_killed_agent_comes_back_and_shares_stay_limited(workloads: Workloads) -> None:
     scenario = workloads.scenario
     _start_working(workloads, "before")
+    restarts = _restarts(_agent_pod(scenario))
     os.kill(int(scenario.agent_process().name), signal.SIGKILL)
     assert _grab(workloads, "before", 900)[0] == 3
-    _wait_for_agent(scenario, restarts=1)
+    _wait_for_agent(scenario, restarts + 1)
     _start_working(workloads, "after")
     assert _grab(workloads, "before", 900)[0] == 3
     assert _grab(workloads, "before", 500)[0] == 0

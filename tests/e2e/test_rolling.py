@@ -33,7 +33,7 @@ def _roll(workloads: Workloads) -> "subprocess.Popen[str]":
     cluster = workloads.scenario.cluster
     agents = cluster.kubectl("-n", DRIVER_NAMESPACE, "get", "daemonsets", "-l", AGENT_LABEL, "-o", "name").strip()
     cluster.kubectl("-n", DRIVER_NAMESPACE, "rollout", "restart", agents)
-    command = [str(cluster.program("kubectl")), "-n", DRIVER_NAMESPACE, "rollout", "status", agents, "--timeout=120s"]
+    command = [str(cluster.program("kubectl")), "-n", DRIVER_NAMESPACE, "rollout", "status", agents, "--timeout=300s"]
     return subprocess.Popen(command, env=cluster.environment(), stdout=subprocess.PIPE, text=True)
 
 
@@ -64,7 +64,7 @@ def test_an_update_of_the_agent_disturbs_no_pod(workloads: Workloads) -> None:
     assert "successfully rolled out" in output
     for agent in before:
         workloads.scenario.cluster.kubectl(
-            "-n", DRIVER_NAMESPACE, "wait", f"pod/{agent}", "--for=delete", "--timeout=60s"
+            "-n", DRIVER_NAMESPACE, "wait", f"pod/{agent}", "--for=delete", "--timeout=150s"
         )
     sizes.append(_measure(workloads, "afterwards"))
     assert len(sizes) > 1

@@ -1,6 +1,6 @@
 """Pods with claims, in a namespace of one test."""
 
-import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,7 +91,10 @@ class Workloads:
 
     def give_loader(self, pod: str) -> None:
         """Put a loader that reads no /etc/ld.so.preload into a container that runs a shell, as /tmp/ld."""
-        processes = [int(process.name) for process in Path("/proc").glob("[0-9]*") if _is_shell_of(process, pod)]
+        deadline_s = time.monotonic() + _TIMEOUT_S
+        while not (processes := [int(each.name) for each in Path("/proc").glob("[0-9]*") if _is_shell_of(each, pod)]):
+            assert time.monotonic() < deadline_s, f"pod {pod} runs no shell"
+            time.sleep(0.05)  # a container counts as running a moment before its program does
         root = Path(f"/proc/{min(processes)}/root")  # the shell's own, beside children that it is about to start
         loader = (root / "lib64/ld-linux-x86-64.so.2").read_bytes()
         path = root / "tmp/ld.new"
@@ -110,12 +113,20 @@ class Workloads:
     def _objects(
         self, resource: Resource, selection: Selection, timeout_s: int = _TIMEOUT_S
     ) -> Iterator[dict[str, Any]]:
-        """Yield the objects that there are, and then each one that is new or changed, for a while."""
-        listed = self.kube.list(resource, selection)
-        yield from listed["items"]
-        with contextlib.suppress(KubeError):
-            for event in self.kube.watch(resource, listed["metadata"]["resourceVersion"], selection, timeout_s):
-                yield event.object
+        """Yield the objects that there are, and then each one that is new or changed, for a while.
+
+        A watch may break before, and an API server that has just come back refuses some: then all are listed anew.
+        """
+        end_s = time.monotonic() + timeout_s
+        while (left_s := end_s - time.monotonic()) > 0:
+            try:
+                listed = self.kube.list(resource, selection)
+                yield from listed["items"]
+                version = listed["metadata"]["resourceVersion"]
+                for event in self.kube.watch(resource, version, selection, int(left_s) + 1):
+                    yield event.object
+            except KubeError:
+                time.sleep(0.2)  # no event tells that it answers again
 
     def _describe(self, name: str) -> str:
         done = self.scenario.run("-n", self.namespace, "describe", "pod", name)

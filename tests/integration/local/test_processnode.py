@@ -53,7 +53,7 @@ def _has_ended(handle: int) -> bool:
 )
 def test_the_demo_shows_the_same_without_privileges_and_leaves_nothing_behind() -> None:
     # A cache of its own, in a folder with a short path for sockets: nothing of another demo is touched.
-    with tempfile.TemporaryDirectory(prefix="vgpu-") as folder:
+    with tempfile.TemporaryDirectory(prefix="vgpu-", dir="/tmp") as folder:
         cache = Path(folder)
         programs = cache_dir() / "programs"
         programs.mkdir(parents=True, exist_ok=True)
@@ -147,7 +147,9 @@ def test_what_the_plugin_refuses_is_told_on_the_pod(workloads: Workloads) -> Non
 
 def test_an_agent_that_was_killed_is_registered_anew(workloads: Workloads) -> None:
     scenario = _process_scenario(workloads)
-    os.kill(int(scenario.agent_process().name), signal.SIGKILL)
+    agent = os.pidfd_open(int(scenario.agent_process().name))
+    signal.pidfd_send_signal(agent, signal.SIGKILL)
+    assert _has_ended(agent)  # one that is dying still looks as if it ran
     processes.bring_up(scenario.cluster, [GPU], print)
     workloads.start("after", Asked(), Container(["nvidia-smi"]))
     assert _exit_status(workloads.wait_for_phase("after", "Succeeded", "Failed")) == 0
