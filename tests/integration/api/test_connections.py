@@ -56,9 +56,9 @@ def test_a_watch_ends_as_soon_as_its_work_does(api_server: Cluster) -> None:
     thread.start()
     client.create(NODES, {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
     try:
-        assert begun.wait(30)
+        assert begun.wait(60)
         ending.set()
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
     finally:
         client.delete(NODES, {"metadata": {"name": name}})

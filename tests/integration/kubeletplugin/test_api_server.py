@@ -46,7 +46,7 @@ def client(api_server: Cluster) -> Iterator[HTTPKubeClient]:
 
 @pytest.fixture
 def root() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="vgpu-") as folder:
+    with tempfile.TemporaryDirectory(prefix="vgpu-", dir="/tmp") as folder:
         yield Path(folder)
 
 

@@ -72,7 +72,7 @@ class Node:
 @pytest.fixture
 def node() -> Iterator[Node]:
     # A folder of its own in /tmp: a path of pytest's is too long for sockets.
-    with tempfile.TemporaryDirectory(prefix="vgpu-") as folder:
+    with tempfile.TemporaryDirectory(prefix="vgpu-", dir="/tmp") as folder:
         node = Node(Path(folder))
         node.start()
         yield node
