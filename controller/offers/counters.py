@@ -40,7 +40,8 @@ class CountersMode:
             # Shares of the GPU made in another mode: its name cannot stand for something else until they end.
             wanted = wanted[:-1]
         forms = {form.name: form for form in held}
-        for form in wanted:
+        # The whole GPU first: it is there however long the menu is.
+        for form in sorted(wanted, key=lambda form: form.name != gpu.name):
             if len(forms) < MAX_ADVANCED_DEVICES or not self.together:
                 forms.setdefault(form.name, form)
         devices = tuple((fixed_device(gpu, form), form) for form in forms.values())

@@ -98,7 +98,7 @@ class GPU:
     """Its devices drew on counters a moment ago, and would not any more. What claims hold is not to be on offer yet:
     when such a claim ends, a scheduler that still knows the counters could give its part to another device."""
     published: frozenset[str] = frozenset()
-    """Names of its devices that are on offer now as this mode would offer them."""
+    """Names of its devices that are, or were a moment ago, on offer as this mode wants them: they may be in use."""
 
     @property
     def name(self) -> str:

@@ -198,10 +198,10 @@ def situate(gpu: GPU, mode: OfferMode, published: Published, gone: Sequence[Form
     # What is on offer and leaves with this very offer is as good as gone.
     leaving = [form for form in on_offer if form.name not in held]
     lost = {(form.name, form.kind): form.amount for form in (*gone, *leaving) if gpu_of(form.name) == gpu.name}
-    taken = [amount for key, amount in lost.items() if key not in wanted]
+    taken = [gpu.booked(amount) for key, amount in lost.items() if key not in wanted]
     if (gpu.name, Kind.SHARED) not in wanted:
-        taken += [holding.amount for holding in gpu.held if holding.name == gpu.name]
+        taken += [gpu.booked(holding.amount) for holding in gpu.held if holding.name == gpu.name]
     counted = any(form.kind is Kind.COUNTED and gpu_of(form.name) == gpu.name for form in (*gone, *on_offer))
-    stays = frozenset(form.name for form in on_offer if (form.name, form.kind) in wanted)
+    stays = frozenset(form.name for form in (*gone, *on_offer) if (form.name, form.kind) in wanted)
     lately = counted and all(kind is not Kind.COUNTED for _, kind in wanted)
     return replace(gpu, taken=total(taken), published=stays, counted_lately=lately)

@@ -22,22 +22,28 @@ class SlotsMode:
     feature_gate: str = ""
 
     def wanted(self, gpu: GPU) -> tuple[Form, ...]:
-        """Return the slots of the GPU's layout."""
-        return tuple(Form(slot.name, Kind.SLOT, amount_of(slot)) for slot in gpu.slots())
+        """Return the slots in use, and of the layout those that fit beside all that is in use, in its order.
+
+        It depends on claims and layout alone and not on what is on offer, so that whatever came before, a GPU ends up
+        cut as a new one would be. A slot of it that is allocated is in it still, and nothing else has to go.
+        """
+        held = [Form(slot.name, Kind.SLOT, amount_of(slot)) for slot in gpu.held_slots()]
+        shares = total(gpu.booked(holding.amount) for holding in gpu.held if holding.name == gpu.name)
+        chosen = {form.name: form for form in held}
+        layout = [Form(slot.name, Kind.SLOT, amount_of(slot)) for slot in gpu.slots()]
+        _add(chosen, layout, gpu, gpu.room - shares - _booked(gpu, held))
+        return tuple(chosen.values())
 
     def divide(self, gpu: GPU) -> Division:
-        """Return the slots that fit into what is left; those in use or on offer stay before new ones come."""
+        """Return the wanted slots that are or may be in use, and of the others what fits beside all that may be."""
         if gpu.held_whole():
             form = Form(gpu.name, Kind.WHOLE, gpu.room)
             return Division() if gpu.counted_lately else Division(((fixed_device(gpu, form), form),))
-        held = [Form(slot.name, Kind.SLOT, amount_of(slot)) for slot in gpu.held_slots()]
-        chosen = {form.name: form for form in held}
-        wanted = [form for form in self.wanted(gpu) if form.name not in chosen]
-        on_offer = [form for form in wanted if form.name in gpu.published]
-        _add(chosen, on_offer, gpu, gpu.room - _booked(gpu, held))
+        held = {slot.name for slot in gpu.held_slots()}
+        wanted = self.wanted(gpu)
+        chosen = {form.name: form for form in wanted if form.name in held | gpu.published}
         _add(chosen, wanted, gpu, gpu.room - gpu.taken - _booked(gpu, chosen.values()))
-        forms = [form for form in chosen.values() if form not in held or not gpu.counted_lately]
-        forms.sort(key=lambda form: (form.amount.memory_bytes, form.amount.cores_percent))
+        forms = [form for form in chosen.values() if form.name not in held or not gpu.counted_lately]
         return Division(tuple((fixed_device(gpu, form), form) for form in forms))
 
     def pack(self, divisions: Sequence[tuple[GPU, Division]]) -> tuple[SliceContent, ...]:
@@ -63,9 +69,12 @@ def _add(chosen: dict[str, Form], forms: Sequence[Form], gpu: GPU, room: Amount)
 
 
 def smallest_first(divisions: Sequence[tuple[GPU, Division]]) -> list[Device]:
-    """Return the devices of all GPUs by size, among equals in the order of the GPUs."""
+    """Return the devices of all GPUs by size, among equals in the order of the GPUs, and of one GPU by number.
+
+    Which of them are in use makes no difference: a claim that comes or goes is no reason to write.
+    """
     found = [
-        ((form.amount.memory_bytes, form.amount.cores_percent, place), device)
+        ((form.amount.memory_bytes, form.amount.cores_percent, place, len(form.name), form.name), device)
         for place, (_, division) in enumerate(divisions)
         for device, form in division.devices
     ]

@@ -3,7 +3,6 @@
 Whatever happens, no byte is given to two claims at any moment, and once it is over, the wanted slices are there.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -337,18 +336,22 @@ class Anyhow(RuleBasedStateMachine):
             assert_nothing_is_given_twice(claims)
 
     def teardown(self) -> None:
-        """Once it is over, the wanted slices are there, whole, and nothing is written any more."""
-        self.world.claims.clear()
+        """Once it is over, the slices are those of a new node with these claims, whole, and nothing more is written."""
         self.world.has_node = True
         self.world.stated_uid = self.world.node_uid
         self.leader.configure()
+        self._settle_as_new()
+        self.world.claims.clear()
+        self._settle_as_new()
+
+    def _settle_as_new(self) -> None:
         self._settle(self.world, self.leader)
         fresh = World()
         fresh.mode, fresh.policy, fresh.broken = self.world.mode, self.world.policy, self.world.broken
         fresh.node_uid = fresh.stated_uid = self.world.node_uid
+        fresh.claims = dict(self.world.claims)
         self._settle(fresh, Leader(fresh))
-        # Which of several equal slots are on offer does not matter.
-        assert _kinds(self.world) == _kinds(fresh)
+        assert _offered(self.world) == _offered(fresh)
         stored = self.world.kube.objects(SLICES)
         assert {obj["metadata"]["ownerReferences"][0]["uid"] for obj in stored} == {self.world.node_uid}
         assert len({str(obj["spec"]["pool"]) for obj in stored}) == 1
@@ -365,11 +368,8 @@ class Anyhow(RuleBasedStateMachine):
         assert len(world.kube.history) == written
 
 
-def _kinds(world: World) -> list[list[str]]:
-    return [
-        [re.sub(r"c-\d+$", "c", device["name"]) for device in obj["spec"].get("devices") or []]
-        for obj in world.kube.objects(SLICES)
-    ]
+def _offered(world: World) -> list[JSON]:
+    return [{**obj["spec"], "pool": None} for obj in world.kube.objects(SLICES)]
 
 
 Anyhow.TestCase.settings = chances(40)
@@ -414,6 +414,20 @@ def test_what_was_removed_though_its_write_was_never_answered_counts_as_taken() 
     state.change_mode(mode=SlotsMode(), syncs=1)
     state.no_byte_is_given_twice()
     state.teardown()
+
+
+def test_slots_that_do_not_fit_into_a_gpu_together_are_cut_as_for_a_new_node_whatever_was_on_offer() -> None:
+    state = Anyhow()
+    state.install_a_crd(old=True)
+    state.sync()
+    state.wait(seconds=6.0)
+    state.wait(seconds=6.0)
+    state.change_policy(layout=LAYOUTS[1], taints=False)
+    state.change_mode(mode=SlotsMode(), syncs=1)
+    state.change_policy(layout=LAYOUTS[4], taints=False)
+    state.teardown()
+    (stored,) = state.world.kube.objects(SLICES)
+    assert [device["name"].rpartition("-slot-")[2] for device in stored["spec"]["devices"]] == 2 * ["2048m-80c-0"]
 
 
 def test_counters_that_no_device_draws_on_any_more_count_as_taken() -> None:
