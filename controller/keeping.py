@@ -26,6 +26,7 @@ from controller.offers.policies import NodeDevices, Policy
 from controller.offers.probing import dropped_fields
 from controller.offers.publishing import FENCE, Plan, Pool, Settled, generation, owners, plan, settle
 from controller.offers.remembering import Memory
+from controller.restoring import Restores
 from controller.telling import InventoryTeller
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class PoolKeeper:
         self._clock = sources.clock
         self._teller = InventoryTeller(kube, self._check_lead, metrics, sources.clock)
         self._composer = Composer(sources.clock)
+        self._restores = Restores(sources.clock)
         self._memory = Memory()
         self._fenced: set[str] = set()
         """Nodes whose pools had a new generation in this term."""
@@ -146,7 +148,7 @@ class PoolKeeper:
             assert state.inventory is not None
             assert state.node_uid is not None
             self._publish(node, state.node_uid, state.inventory, stored)
-            dues = [self._composer.due_in_s(node), self._teller.due_in_s(node)]
+            dues = [each.due_in_s(node) for each in (self._composer, self._teller, self._restores)]
             if self._created_under.get(node) == state.inventory.heartbeat_time:
                 dues.append(max(HEARTBEAT_LIMIT_S - state.heartbeat_age_s, 0.0) + 1.0)
             return min((due for due in dues if due is not None), default=None)
@@ -176,6 +178,7 @@ class PoolKeeper:
         self._memory.forget(node)
         self._fenced.discard(node)
         self._composer.forget(node)
+        self._restores.forget(node)
 
     def _is_behind(self, node: str) -> bool:
         """Say whether the cache does not show the own writes yet: a plan made on it would undo or repeat them."""
@@ -203,9 +206,12 @@ class PoolKeeper:
         settled = dict(self._settled.get(node, {}))
         step = 1 if node in self._fenced else FENCE
         writes = self._memory.recall(node, plan, pool, tuple(stored), settled, step)
+        if writes and not self._restores.may_write(node, pool):
+            return
         if writes.creates:
             self._created_under[node] = inventory.heartbeat_time
         self._apply(node, writes)
+        self._restores.note_written(node, pool)
         if generation((*writes.updates, *writes.creates)) > generation(stored):
             self._fenced.add(node)
 

@@ -6,14 +6,16 @@ Used by `keeping`. All that an agent states itself, and what an operator wishes,
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from api import kube as kube_api
 from api.errors import NotFoundError
 from api.kube import JSON, KubeClient
+from api.names import ClaimUID
 from api.nodeinventory import FollowedClaim, InventoryStatus, OfferedRoom
 from controller.cluster.records import InventoryRecord
+from controller.damping import Damper
 from controller.metrics import Metrics
 from controller.offers.deciding import HEARTBEAT_LIMIT_S
 
@@ -53,6 +55,7 @@ class InventoryTeller:
         """By node: the UIDs that an agent states and that its Node has, and since when they differ."""
         self._blank: dict[str, float] = {}
         """Since when inventories without a Node were seen to state nothing."""
+        self._damper = Damper(clock)
 
     @property
     def keeps_mode(self) -> bool:
@@ -65,13 +68,14 @@ class InventoryTeller:
 
     def tell_mode(self, node: str, inventory: InventoryStatus, mode: str, claims: tuple[FollowedClaim, ...]) -> None:
         """Tell a node's agent how it is offered, before anything of it is, and which of its claims to follow."""
-        self.forget(node)
-        told = inventory.followed_claims
+        self._clear(node)
         changes: dict[str, Any] = {}
         if inventory.offer_mode != mode:
             changes[_MODE] = mode
-        if told is None or tuple(told) != claims:
-            changes["followedClaims"] = [claim.model_dump(by_alias=True) for claim in claims]
+        told, wanted = _digests(inventory.followed_claims or ()), _digests(claims)
+        admitted = self._damper.admit(node, told, wanted)
+        if inventory.followed_claims is None or told != admitted:
+            changes["followedClaims"] = [{"uid": uid, "digest": admitted[uid]} for uid in sorted(admitted)]
         self._tell(node, changes)
 
     def tell_rooms(self, node: str, inventory: InventoryStatus, rooms: tuple[OfferedRoom, ...]) -> None:
@@ -80,9 +84,10 @@ class InventoryTeller:
             self._tell(node, {"offers": [room.model_dump(mode="json", by_alias=True) for room in rooms] or None})
 
     def due_in_s(self, node: str) -> float | None:
-        """Return after how many seconds to tell a node what the API server dropped; None: it knows all."""
+        """Return after how many seconds to tell a node what it was not told; None: it knows all."""
         due = self._untold.get(node)
-        return None if due is None else max(due - self._clock(), 0.0)
+        dropped_s = None if due is None else max(due - self._clock(), 0.0)
+        return min((s for s in (dropped_s, self._damper.due_in_s(node)) if s is not None), default=None)
 
     def ask_anew(self, node: str, record: InventoryRecord, node_uid: str) -> float | None:
         """Let an agent that has outlived its Node look again which one it is on.
@@ -137,6 +142,10 @@ class InventoryTeller:
 
     def forget(self, node: str) -> None:
         """Forget what is known of a node."""
+        self._clear(node)
+        self._damper.forget(node)
+
+    def _clear(self, node: str) -> None:
         for known in (self._doubts, self._blank, self._untold):
             known.pop(node, None)
 
@@ -177,6 +186,10 @@ class InventoryTeller:
     def _patch(self, node: str, patch: Mapping[str, Any]) -> JSON:
         self._check_lead()
         return self._kube.patch(kube_api.NODE_INVENTORIES, {"metadata": {"name": node}}, patch, "status")
+
+
+def _digests(claims: Iterable[FollowedClaim]) -> dict[ClaimUID, str]:
+    return {ClaimUID(claim.uid): claim.digest for claim in claims}
 
 
 def kept_for(record: InventoryRecord) -> str:

@@ -291,8 +291,32 @@ def test_an_agent_is_told_which_of_its_claims_are_annotated_and_when_none_is_any
     node.keeper.sync("n1")
     assert told() == [{"uid": "uid-1", "digest": "d"}]
     node.followed = ()
+    wait_s = node.keeper.sync("n1")
+    assert (wait_s, told()) == (1.0, [{"uid": "uid-1", "digest": "d"}]), "changed a moment ago"
+    node.now += 1.0
     node.keeper.sync("n1")
     assert told() == []
+
+
+def test_a_slice_that_somebody_empties_all_the_time_is_filled_at_once_and_then_ever_more_rarely() -> None:
+    node = Node()
+    node.keeper.sync("n1")
+    (full,) = node.kube.objects(SLICES)
+    writes = 0
+    for _ in range(600):  # ten times a second, for a minute
+        (stored,) = node.kube.objects(SLICES)
+        if stored["spec"]["devices"]:
+            node.kube.replace(SLICES, {**stored, "spec": {**stored["spec"], "devices": []}})
+        node.keeper.sync("n1")
+        (stored,) = node.kube.objects(SLICES)
+        writes += stored["spec"] == full["spec"]
+        node.now += 0.1
+    assert 5 <= writes <= 7
+    wait_s = node.keeper.sync("n1")
+    assert wait_s is not None
+    node.now += wait_s
+    node.keeper.sync("n1")
+    assert node.kube.objects(SLICES)[0]["spec"] == full["spec"]
 
 
 def test_who_does_not_lead_writes_nothing() -> None:
