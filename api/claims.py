@@ -47,6 +47,8 @@ class DeviceRequest:
     """Devices wanted; 0 stands for all that match (allocationMode All)."""
     admin_access: bool
     tolerations: tuple[Toleration, ...] = ()
+    resource: str = ""
+    """The extended resource of a pod that it stands for, which has no claim yet (KEP-5004); empty: it is a claim's."""
 
 
 @dataclass(frozen=True, slots=True)

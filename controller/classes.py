@@ -14,12 +14,12 @@ from typing import Any
 from api import kube as kube_api
 from api import names
 from api.claims import Object
-from api.errors import ConfigError, NotFoundError
-from api.kube import KubeClient, Resource, Selection
+from api.errors import NotFoundError
+from api.kube import KubeClient, Selection
+from controller.claiming import owner_reference, owning_role
 
 log = logging.getLogger(__name__)
 
-_CLUSTER_ROLES = Resource("rbac.authorization.k8s.io", "v1", "clusterroles", namespaced=False)
 _MADE_BY = "app.kubernetes.io/managed-by"
 """Its value is the driver's name."""
 _MEND_AGAIN_S = 30.0
@@ -99,21 +99,6 @@ class ClassKeeper:
             log.info("DeviceClass created", extra={"device_class": name})
             return None
 
-    def check_alone(self) -> None:
-        """Raise a ConfigError where another release of this driver is at work: both would publish, each its own way.
-
-        Raises:
-            KubeError: as with `sync_all`.
-        """
-        for obj in self._made():
-            other = self._other_owner(obj)
-            if other:
-                raise ConfigError(
-                    f"driver {self._driver}: found DeviceClass {obj['metadata']['name']} of another release "
-                    f"(ClusterRole {other}), expected none: a cluster has one release with a driver's name; remove "
-                    "one, or give one another driverName"
-                )
-
     def _made(self) -> list[Object]:
         return list(self._kube.list(self._resource, Selection(labels=f"{_MADE_BY}={self._driver}"))["items"])
 
@@ -137,18 +122,15 @@ class ClassKeeper:
 
         When that release goes, so does the class, and another one is made.
         """
-        owners = stored["metadata"].get("ownerReferences") or []
-        roles = (str(owner["name"]) for owner in owners if owner["kind"] == "ClusterRole")
-        return next((role for role in roles if self._owner and role != self._owner), "")
+        role = owning_role(stored)
+        return role if self._owner and role != self._owner else ""
 
     def _render(self, name: str, stored: Mapping[str, Any]) -> Object:
         """Return a class with all that is ours of it; what others added (an extended resource, say) stays."""
         metadata = dict(stored.get("metadata") or {"name": name})
         metadata["labels"] = {**(metadata.get("labels") or {}), _MADE_BY: self._driver}
         if self._owner:
-            role = self._kube.get(_CLUSTER_ROLES, self._owner)
-            reference = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "name": self._owner}
-            metadata["ownerReferences"] = [{**reference, "uid": role["metadata"]["uid"]}]
+            metadata["ownerReferences"] = [owner_reference(self._kube, self._owner)]
         return {
             **stored,
             "apiVersion": self._resource.api_version,

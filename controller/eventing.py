@@ -57,24 +57,37 @@ def repeated(event: Mapping[str, Any], now: datetime) -> dict[str, Any]:
     return {**event, "series": {"count": count, "lastObservedTime": micro_time(now)}}
 
 
-def write(kube: KubeClient, event: Mapping[str, Any]) -> None:
+def write(kube: KubeClient, event: Mapping[str, Any], *, is_same: bool | None = None) -> int:
     """Create an event; where it exists, count it once more, or replace it if it says something else.
+
+    Args:
+        kube: where to.
+        event: as `render` makes it.
+        is_same: whether what was last written of it said the same; None: it is not known if there is one.
+
+    Returns:
+        How many requests that took.
 
     Raises:
         KubeError: the API server refused or did not answer.
     """
-    now = datetime.now(UTC)
+    metadata, now, requests = event["metadata"], datetime.now(UTC), 1
+    if is_same is None:
+        try:
+            kube.create(EVENTS, event)
+            return requests
+        except ConflictError:
+            requests += 1
     try:
-        kube.create(EVENTS, event)
-        return
-    except ConflictError:
-        metadata = event["metadata"]
-    try:
-        stored = kube.get(EVENTS, metadata["name"], metadata["namespace"])
-        if stored.get("note") == event["note"]:
-            kube.replace(EVENTS, repeated(stored, now))
-            return
-        kube.delete(EVENTS, stored)
+        if is_same is not False:
+            stored = kube.get(EVENTS, metadata["name"], metadata["namespace"])
+            requests += 1
+            if stored.get("note") == event["note"]:
+                kube.replace(EVENTS, repeated(stored, now))
+                return requests
+        kube.delete(EVENTS, {"metadata": {key: metadata[key] for key in ("name", "namespace")}})
+        requests += 1
     except NotFoundError:
-        pass  # It expired between the two requests.
+        requests += 1  # It has expired.
     kube.create(EVENTS, event)
+    return requests

@@ -4,7 +4,7 @@ The reasons are those of `reasoning`, which the running controller writes as eve
 controller too.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from api import kube as kube_api
 from api import names
@@ -15,6 +15,7 @@ from api.quantities import format_bytes
 from controller.cluster.records import (
     ClaimRecord,
     InventoryRecord,
+    PodRecord,
     claim_trimmer,
     class_trimmer,
     trim_inventory,
@@ -26,6 +27,7 @@ from controller.offers.counting import Ledger
 from controller.offers.policies import NodeDevices, Policy
 from controller.offers.probing import PROBE_NODE
 from controller.reasons.describing import describe
+from controller.reasons.extendedresources import class_of, plugin_resources, special_claim
 from controller.reasons.reasoning import RequestExplanation, explain, of_classes
 from controller.reasons.snapshots import DeviceIndex
 from controller.reasons.tainting import tainted
@@ -33,6 +35,8 @@ from controller.reasons.taintrules import TaintRule, rule_trimmer
 
 _NO_LIMIT = 1 << 20
 """A terminal shows every device; only events are short."""
+_EXTENDED_BY_DEFAULT = 36
+"""Minor version of Kubernetes from which on DeviceClasses stand for extended resources without a gate."""
 
 
 def explain_claim(kube: KubeClient, namespace: str, name: str, driver: str = names.DRIVER_NAME) -> str:
@@ -57,13 +61,14 @@ def explain_pod(kube: KubeClient, namespace: str, name: str, driver: str = names
     pod = trim_pod(_listed(kube, kube_api.PODS, ("Pod", namespace, name)))
     if pod is None:
         return f"Pod {namespace}/{name}: it has no ResourceClaims, or they have not been made yet"
-    claims = []
+    claims: list[ClaimRecord | ClaimView | str] = []
     missing = []
     for key in pod.claims:
         try:
             claims.append(cluster.claim(*key))
         except NotFoundError:
             missing.append(f"ResourceClaim {key[0]}/{key[1]}: there is none; the pod waits for it")
+    claims += cluster.asked(pod)
     return "\n".join([*missing, _report(claims, cluster)]).strip()
 
 
@@ -85,10 +90,11 @@ class _Cluster:
         self.remark = ""
         """What could not be looked at, and why; empty: all was."""
         self.devices = tainted(index.devices(), self._rules())
-        trim_class = class_trimmer(driver)
-        self.classes = {
-            obj["metadata"]["name"] for obj in kube.list(kube_api.device_classes(version))["items"] if trim_class(obj)
-        }
+        self.plugins: dict[str, Sequence[str]] = {}
+        """By node, extended resources that device plugins have there."""
+        classes = map(class_trimmer(driver), kube.list(kube_api.device_classes(version))["items"])
+        self._classes = [record for record in classes if record is not None]
+        self.classes = {record.name for record in self._classes if record.is_ours}
         ledger = Ledger(driver)
         for record in map(self._trim, kube.list(self._claims)["items"]):
             if record is not None and record.view is not None:
@@ -122,6 +128,21 @@ class _Cluster:
             return f"{where}: none of its DeviceClasses selects devices of {self.driver}"
         return record
 
+    def asked(self, pod: PodRecord) -> Iterator[ClaimView | str]:
+        """Yield the claim that the scheduler would make for a pod's extended resources, and what to know of it."""
+        special = special_claim(pod.subject, pod.asks, lambda resource: class_of(resource, self._classes))
+        for resource in dict.fromkeys(ask.resource for ask in pod.asks):
+            if not class_of(resource, self._classes):
+                where = f"Pod {pod.subject.namespace}/{pod.subject.name}"
+                yield f"{where}: no DeviceClass of {self.driver} stands for {resource}"
+        if special is None:
+            return
+        yield special
+        nodes = self._kube.list(kube_api.NODES)["items"]
+        self.plugins = {node["metadata"]["name"]: plugin_resources(node) for node in nodes}
+        if self._kube.server_minor() < _EXTENDED_BY_DEFAULT:
+            yield "up to Kubernetes 1.35, DeviceClasses stand for such resources only with the gate DRAExtendedResource"
+
 
 def _listed(kube: KubeClient, resource: Resource, wanted: tuple[str, str, str]) -> JSON:
     """Return an object by kind, namespace and name. Listed: in the controller's pod, its account may not do more."""
@@ -138,18 +159,21 @@ def _note_withheld(index: DeviceIndex, node: str, inventory: InventoryRecord) ->
         index.note_withheld(node, tuple(withheld))
 
 
-def _report(found: Iterable[ClaimRecord | str], cluster: _Cluster) -> str:
+def _report(found: Iterable[ClaimRecord | ClaimView | str], cluster: _Cluster) -> str:
     lines: list[str] = []
     views: list[ClaimView] = []
     for record in found:
         if isinstance(record, str):
             lines.append(record)
             continue
+        if isinstance(record, ClaimView):
+            views.append(record)
+            continue
         lines += record.problem.splitlines()
         if record.view is not None:
             lines += _held(record.view)
             views.append(of_classes(record.view, cluster.classes.__contains__))
-    for explanation in explain(views, cluster.devices, cluster.usage):
+    for explanation in explain(views, cluster.devices, cluster.usage, cluster.plugins):
         lines += _reasons(explanation)
     if cluster.remark and any(view.allocation is None for view in views):
         lines.append(cluster.remark)

@@ -23,7 +23,9 @@ class Metrics:
             registry=registry,
         )
         self.pending_claims = Gauge(
-            "vgpu_controller_pending_claims", "Claims that no device can serve now.", registry=registry
+            "vgpu_controller_pending_claims",
+            "Claims, and pods that ask for extended resources, that no device can serve now.",
+            registry=registry,
         )
         self.events = Counter("vgpu_controller_events", "Events written.", ["reason"], registry=registry)
         self.mode = Gauge("vgpu_controller_offer_mode", "1 for the offer mode in use.", ["mode"], registry=registry)

@@ -5,12 +5,14 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from api.errors import VGPUError
+from api.errors import ConfigError, VGPUError
 from api.kube import KubeClient
 from api.offerrules import OfferModeName, OfferRule
 from controller.choosing import ModeChooser
+from controller.claiming import DriverName
 from controller.classes import ClassKeeper, ClassSettings
-from controller.cluster.caching import ClusterCache, Listeners
+from controller.cluster.caching import ClusterCache
+from controller.cluster.indexing import Listeners
 from controller.crds import update_crd
 from controller.keeping import PoolKeeper, Sources
 from controller.leading import NotLeadingError
@@ -29,6 +31,7 @@ _ALL_CLASSES = Topic("class", ("", ""))
 _CHOOSE_SOON_S = 2.0
 """After fields were dropped of a slice that is in use: of two API servers behind one address, one may keep them."""
 _RENEW_CACHE_S = 1.0
+_HOLD_AGAIN_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class Term:
         self._is_leading = is_leading
         self._metrics = metrics
         self._chooser = ModeChooser(kube, settings.driver, settings.offer_mode, settings.rules)
+        self._name = DriverName(kube, settings.driver, settings.classes.owner)
+        self._holds_name = True
         self._pools: WorkQueue[str] = WorkQueue()
         self._topics: WorkQueue[Topic] = WorkQueue()
         self._stopping = threading.Event()
@@ -136,8 +141,9 @@ class Term:
         version, mode, policy = found
         self.version = version
         listeners = Listeners(
-            pool=self._note_pool,
+            pool=self._pools.add,
             claim=lambda key: self._topics.add(Topic("claim", key)),
+            pod=lambda key: self._topics.add(Topic("pod", key)),
             template=lambda key: self._topics.add(Topic("template", key)),
             inventory=lambda key: self._topics.add(Topic("inventory", key)),
             device_class=lambda key: self._topics.add(Topic("class", key)),
@@ -180,7 +186,7 @@ class Term:
                 if self._settings.update_crd:
                     self._had_old_crd |= update_crd(self._kube)
                 version = self._kube.resource_api_version()
-                ClassKeeper(self._kube, self._settings.driver, version, self._settings.classes).check_alone()
+                self._name.hold(version)
                 return version, *self._chooser.choose(version)
             except VGPUError as error:
                 failures += 1
@@ -190,26 +196,36 @@ class Term:
         return None
 
     def _may_write(self) -> bool:
-        return not self._stopping.is_set() and self._is_leading()
+        return not self._stopping.is_set() and self._holds_name and self._is_leading()
 
     def _check_lead(self) -> None:
         if not self._may_write():
-            raise NotLeadingError("the Lease was not renewed in time")
+            raise NotLeadingError(self._trouble or "the Lease was not renewed in time")
+
+    def _hold_name(self, version: str) -> float | None:
+        """Make the driver's name ours again, where its slice was removed; without it write nothing more."""
+        try:
+            self._name.hold(version)
+        except ConfigError as error:
+            self._holds_name, self._trouble = False, str(error)
+            log.exception(self._trouble)
+            return _HOLD_AGAIN_S
+        if not self._holds_name:
+            self._holds_name, self._trouble = True, ""
+        return None
 
     def _choose_later(self, keeper: PoolKeeper) -> None:
         delay_s = self._chooser.again_s(keeper.mode, keeper.policy)
         if delay_s is not None:
             self._pools.add_after(_CHOOSE_MODE, delay_s)
 
-    def _note_pool(self, pool: str) -> None:
-        if pool != PROBE_NODE:
-            self._pools.add(pool)
-
     def _sync(self, cache: ClusterCache, keeper: PoolKeeper, node: str) -> float | None:
         if node == _CHOOSE_MODE:
             self._check_lead()
             self._set_mode(cache, keeper, *self._chooser.choose(keeper.version))
             return self._chooser.again_s(keeper.mode, keeper.policy)
+        if node == PROBE_NODE:
+            return self._hold_name(keeper.version)
         mode = keeper.mode
         try:
             return keeper.sync(node)
@@ -244,7 +260,7 @@ class Term:
             self._metrics.mode.clear()
             self._metrics.mode.labels(mode.name).set(1)
             for pool in cache.pools():
-                self._note_pool(pool)
+                self._pools.add(pool)
 
     def _measure(self, cache: ClusterCache) -> None:
         offered, withheld = cache.device_counts()

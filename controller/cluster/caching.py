@@ -1,46 +1,26 @@
-"""What the controller knows of the cluster: one watch per kind, and the indexes that save it walks over the caches.
+"""What the controller knows of the cluster: one watch per kind, and the indexes over what they keep. Used by `terms`.
 
-Used by `terms`. Each change updates the indexes, and says which pool or claim it makes worth a look.
+The watches are `kinds`, what follows from each change is `indexing`; here both are asked.
 """
 
-import logging
-import threading
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
 
 from api.claims import Object
 from api.kube import KubeClient
 from api.nodeinventory import FollowedClaim, InventorySpec, InventoryStatus
-from controller.cluster.followedclaims import FollowedClaims
+from controller.cluster.indexing import Indexes, Listeners
 from controller.cluster.kinds import Kinds
-from controller.cluster.records import ClaimRecord, ClassRecord, InventoryRecord, NodeRecord, PodRecord, TemplateRecord
+from controller.cluster.records import ClaimRecord, ClassRecord, InventoryRecord, PodRecord, TemplateRecord
 from controller.cluster.rulewatching import RuleWatch
-from controller.cluster.waiting import WaitingPods
 from controller.cluster.watching import Key
-from controller.offers.counting import DeviceKey, Ledger, Usage
-from controller.offers.deciding import HEARTBEAT_LIMIT_S, Pulse
+from controller.offers.counting import DeviceKey, Usage
+from controller.offers.deciding import Pulse
 from controller.offers.migrating import holdings
 from controller.offers.offering import Withheld
 from controller.offers.policies import NodeDevices
-from controller.offers.probing import PROBE_NODE
+from controller.reasons.extendedresources import class_of
 from controller.reasons.fitting import OfferedDevice
-from controller.reasons.snapshots import DeviceIndex
 from controller.reasons.tainting import tainted
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Listeners:
-    """Who is told that something is worth a look."""
-
-    pool: Callable[[str], None]
-    claim: Callable[[Key], None]
-    template: Callable[[Key], None]
-    inventory: Callable[[Key], None]
-    device_class: Callable[[Key], None]
-    outage_end: Callable[[], None]
-    """The API server answers again; it may be another version, with other feature gates."""
 
 
 class ClusterCache:
@@ -54,17 +34,12 @@ class ClusterCache:
         Of Nodes, only the labels of the names `node_labels` are kept.
         """
         self.driver = driver
-        self.node_labels = tuple(node_labels)
         self._listeners = listeners
-        self._lock = threading.Lock()
-        self._ledger = Ledger(driver)
-        self._followed = FollowedClaims()
-        self._index = DeviceIndex()
-        self._pools: dict[str, dict[str, Object]] = {}
-        self._waiting = WaitingPods()
-        self.pulse = Pulse()
-        self._kinds = Kinds(self, kube, version)
-        self._rules = RuleWatch(kube, driver, self.on_rules)
+        self._indexes = Indexes(driver, listeners)
+        self._kinds = Kinds(
+            kube, driver, version, self._indexes, node_labels=node_labels, on_outage_end=self._end_outage
+        )
+        self._rules = RuleWatch(kube, driver, self._indexes.look_at_waiting)
 
     def start(self) -> None:
         """Start all watches."""
@@ -93,6 +68,11 @@ class ClusterCache:
 
     # --- questions about pools ------------------------------------------------------------------------------------
 
+    @property
+    def pulse(self) -> Pulse:
+        """The heartbeats of the agents."""
+        return self._indexes.pulse
+
     def node_uid(self, node: str) -> str | None:
         """Return a Node's uid, or None if there is no such Node."""
         record = self._kinds.nodes.get(("", node))
@@ -101,13 +81,11 @@ class ClusterCache:
     def node_devices(self, node: str, inventory: InventoryStatus) -> NodeDevices:
         """Return what an inventory states, with all else that decides about the node's offer."""
         record, stated = self._kinds.nodes.get(("", node)), self._kinds.inventories.get(("", node))
-        with self._lock:
-            usage = self._ledger.usage_of(node)
         return NodeDevices(
             inventory=inventory,
             spec=stated.spec if stated else InventorySpec(),
             labels=record.labels if record else {},
-            holdings=holdings(usage),
+            holdings=holdings(self._indexes.usage_of(node)),
         )
 
     def inventory(self, node: str) -> InventoryRecord | None:
@@ -116,14 +94,11 @@ class ClusterCache:
 
     def followed(self, node: str) -> tuple[FollowedClaim, ...]:
         """Return the claims of a node that can change while they are prepared."""
-        with self._lock:
-            return self._followed.of(node)
+        return self._indexes.followed(node)
 
     def slices(self, pool: str) -> list[Object]:
         """Return the stored slices of a pool, by name."""
-        with self._lock:
-            found = dict(self._pools.get(pool, {}))
-        return [found[name] for name in sorted(found)]
+        return self._indexes.slices(pool)
 
     def has_seen_slice(self, version: str) -> bool:
         """Say whether the stored slices are those at a resourceVersion, or later ones."""
@@ -131,9 +106,7 @@ class ClusterCache:
 
     def pools(self) -> set[str]:
         """Return the names of all nodes with an inventory and of all pools with slices."""
-        with self._lock:
-            found = set(self._pools)
-        return found | {name for _, name in self._kinds.inventories.items()}
+        return self._indexes.pools() | {name for _, name in self._kinds.inventories.items()}
 
     def slice_count(self) -> int:
         """Return the number of stored slices."""
@@ -141,14 +114,17 @@ class ClusterCache:
 
     def note_withheld(self, node: str, withheld: tuple[Withheld, ...]) -> None:
         """Remember what a node has and does not offer."""
-        with self._lock:
-            self._index.note_withheld(node, withheld)
+        self._indexes.note_withheld(node, withheld)
 
-    # --- questions about claims -----------------------------------------------------------------------------------
+    # --- questions about claims and pods --------------------------------------------------------------------------
 
     def claim(self, key: Key) -> ClaimRecord | None:
         """Return a claim."""
         return self._kinds.claims.get(key)
+
+    def pod(self, key: Key) -> PodRecord | None:
+        """Return a pod that has no node yet."""
+        return self._kinds.pods.get(key)
 
     def gpu_bytes(self, node: str, gpu: str) -> int | None:
         """Return the memory of a GPU as its node states it; None: it does not."""
@@ -161,142 +137,39 @@ class ClusterCache:
         return self._kinds.templates.get(key)
 
     def device_class(self, key: Key) -> ClassRecord | None:
-        """Return a DeviceClass that may select our devices."""
+        """Return a DeviceClass that may select our devices, or stands for an extended resource."""
         return self._kinds.classes.get(key)
 
     def waiting_pods(self, claim: Key) -> list[PodRecord]:
         """Return the pods that the scheduler could not place and that name a claim, by name."""
-        with self._lock:
-            keys = self._waiting.of(claim)
-        pods = (self._kinds.pods.get(key) for key in keys)
+        pods = (self._kinds.pods.get(key) for key in self._indexes.waiting_pods(claim))
         return [pod for pod in pods if pod is not None]
 
     def is_of_us(self, device_class: str) -> bool:
         """Say whether a DeviceClass may select our devices."""
-        return self._kinds.classes.get(("", device_class)) is not None
+        record = self._kinds.classes.get(("", device_class))
+        return record is not None and record.is_ours
+
+    def class_of(self, resource: str) -> str:
+        """Return the DeviceClass of ours that the scheduler takes for an extended resource; empty: there is none."""
+        return class_of(resource, self._kinds.classes.items().values())
+
+    def plugin_resources(self) -> Mapping[str, Collection[str]]:
+        """Return by node the extended resources that device plugins have there."""
+        return {name: record.resources for (_, name), record in self._kinds.nodes.items().items() if record.resources}
 
     def devices(self) -> list[OfferedDevice]:
         """Return the devices of all nodes, with the taints of DeviceTaintRules."""
-        with self._lock:
-            found = self._index.devices()
-        return tainted(found, self._rules.rules())
+        return tainted(self._indexes.devices(), self._rules.rules())
 
     def device_counts(self) -> tuple[int, int]:
         """See DeviceIndex.counts."""
-        with self._lock:
-            return self._index.counts()
+        return self._indexes.device_counts()
 
     def usage(self) -> dict[DeviceKey, Usage]:
         """Return what claims hold of each device."""
-        with self._lock:
-            return self._ledger.usage()
+        return self._indexes.usage()
 
-    # --- changes ---------------------------------------------------------------------------------------------------
-
-    def on_node(self, key: Key, old: NodeRecord | None, new: NodeRecord | None) -> None:
-        """A Node came, went, or was replaced under the same name."""
-        if old != new:
-            self._listeners.pool(key[1])
-        if (old is None) != (new is None):
-            self._listeners.inventory(key)
-
-    def on_inventory(self, key: Key, old: InventoryRecord | None, new: InventoryRecord | None) -> None:
-        """An agent stated something. A mere heartbeat is no work, unless it is the first after a silence."""
-        node = key[1]
-        was_dead = self.pulse.age_s(node) > HEARTBEAT_LIMIT_S
-        status = new.status if new else None
-        before, after = (record.problem if record else "" for record in (old, new))
-        if after and before != after:
-            log.warning("found mistakes in an inventory", extra={"error": after})
-        if new is None or status is not None:
-            self.pulse.note(node, status.heartbeat_time if status else None)
-        if was_dead or _facts(old) != _facts(new):
-            self._listeners.pool(node)
-        if _wishes(old) != _wishes(new):
-            self._listeners.inventory(key)
-
-    def index_slice(self, key: Key, old: Object | None, new: Object | None) -> None:
-        """A slice of our driver came, changed or went: by us or by somebody else."""
-        pool = _pool(old, new)
-        if pool == PROBE_NODE:
-            return  # left by a controller that was killed while it tried something out: it offers nothing
-        with self._lock:
-            stored = self._pools.setdefault(pool, {})
-            if new is None:
-                stored.pop(key[1], None)
-            else:
-                stored[key[1]] = new
-            if not stored:
-                del self._pools[pool]
-            self._index.note_slice(key[1], new)
-
-    def on_slice(self, _key: Key, old: Object | None, new: Object | None) -> None:
-        """The pool of a slice is worth a look."""
-        self._listeners.pool(_pool(old, new))
-
-    def on_claim(self, key: Key, old: ClaimRecord | None, new: ClaimRecord | None) -> None:
-        """A claim came, got its devices, gave them back, or went."""
-        pools: set[str] = set()
-        before, after = (record.view if record is not None else None for record in (old, new))
-        with self._lock:
-            if before is not None and (after is None or after.uid != before.uid):
-                pools |= self._ledger.note(before.uid, None) | self._followed.note(before.uid)
-            if new is not None and after is not None:
-                results = after.allocation.results if after.allocation is not None else ()
-                pools |= self._ledger.note(after.uid, after.allocation)
-                pools |= self._followed.note(after.uid, (result.pool for result in results), new.digest)
-            waits = self._waiting.wait_for(key)
-        for pool in pools:
-            self._listeners.pool(pool)
-        # Of most claims there is nothing to say, from their first day to their last.
-        if waits or any(record is not None and record.is_odd for record in (old, new)):
-            self._listeners.claim(key)
-
-    def on_pod(self, key: Key, old: PodRecord | None, new: PodRecord | None) -> None:
-        """A pod without a node came, was found unschedulable, or went (to its node, mostly)."""
-        with self._lock:
-            claims = self._waiting.note(key, old, new)
-        for claim in claims:
-            self._listeners.claim(claim)
-
-    def on_template(self, key: Key, _old: TemplateRecord | None, _new: TemplateRecord | None) -> None:
-        """A template with wrong parameters came, changed or went."""
-        self._listeners.template(key)
-
-    def on_class(self, key: Key, _old: ClassRecord | None, _new: ClassRecord | None) -> None:
-        """A DeviceClass came, changed or went, and with it the answer to which of the waiting claims are ours."""
-        self._listeners.device_class(key)
-        self._look_at_waiting()
-
-    def on_rules(self) -> None:
-        """A DeviceTaintRule for our devices came, changed or went: waiting claims may have another reason."""
-        self._look_at_waiting()
-
-    def _look_at_waiting(self) -> None:
-        with self._lock:
-            waiting = self._waiting.claims()
-        for claim in waiting:
-            self._listeners.claim(claim)
-
-    def on_outage_end(self) -> None:
-        """The API server answers again."""
+    def _end_outage(self) -> None:
         self._rules.look_again()
         self._listeners.outage_end()
-
-
-def _pool(old: Object | None, new: Object | None) -> str:
-    changed = new or old
-    assert changed is not None
-    return str(changed["spec"]["pool"]["name"])
-
-
-def _facts(record: InventoryRecord | None) -> object:
-    """Return what an inventory states, without the heartbeat; a new spelling of an unreadable one counts too."""
-    if record is None or record.status is None:
-        return record and (record.problem, record.spec)
-    return record.spec, record.status.model_copy(update={"heartbeat_time": None})
-
-
-def _wishes(record: InventoryRecord | None) -> object:
-    """Return what may be worth an event on an inventory."""
-    return record and (record.problem, record.spec)

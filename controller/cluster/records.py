@@ -23,6 +23,7 @@ from controller.reasons.checking import (
     check_cordons,
     check_template,
 )
+from controller.reasons.extendedresources import Ask, plugin_resources, read_asks
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,8 @@ class PodRecord:
     claims: tuple[Key, ...]
     unschedulable: bool
     """The scheduler has tried, and found no place."""
+    asks: tuple[Ask, ...] = ()
+    """What it asks for of extended resources, as long as the scheduler has made no claim of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,8 @@ class NodeRecord:
     uid: str
     labels: Mapping[str, str]
     """Those that rules ask for, and no others."""
+    resources: tuple[str, ...] = ()
+    """Extended resources that device plugins have there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +96,22 @@ class TemplateRecord:
 
 @dataclass(frozen=True, slots=True)
 class ClassRecord:
-    """A DeviceClass that may select our devices."""
+    """A DeviceClass that may select our devices, or stands for an extended resource."""
 
     subject: Subject
     problem: str
     """What is wrong with its parameters; empty: nothing."""
+    is_ours: bool = True
+    """Whether it may select our devices."""
+    resource: str = ""
+    """The extended resource that it stands for; empty: none but that of its own name."""
+    created: str = ""
+    """When, as the API server writes it."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.subject.name
 
 
 def claim_trimmer(driver: str) -> Callable[[Object], ClaimRecord | None]:
@@ -141,23 +157,31 @@ def template_trimmer(driver: str) -> Callable[[Object], TemplateRecord | None]:
 
 
 def class_trimmer(driver: str) -> Callable[[Object], ClassRecord | None]:
-    """Return the trim of DeviceClasses: those that may select our devices, others are not kept."""
+    """Return the trim of DeviceClasses: those that may select our devices or stand for an extended resource."""
 
     def trim(obj: Object) -> ClassRecord | None:
         spec = obj.get("spec") or {}
         expressions = [(selector.get("cel") or {}).get("expression", "") for selector in spec.get("selectors") or []]
         drivers = [(config.get("opaque") or {}).get("driver") for config in spec.get("config") or []]
-        if driver not in drivers and not any(driver in text for text in expressions):
+        is_ours = driver in drivers or any(driver in text for text in expressions)
+        resource = spec.get("extendedResourceName") or ""
+        if not is_ours and not resource:
             return None
-        return ClassRecord(_subject(obj, "DeviceClass"), check_class(obj, driver))
+        created = obj["metadata"].get("creationTimestamp") or ""
+        problem = check_class(obj, driver) if is_ours else ""
+        return ClassRecord(_subject(obj, "DeviceClass"), problem, is_ours, resource, created)
 
     return trim
 
 
 def trim_pod(obj: Object) -> PodRecord | None:
-    """Keep a pod without a node if it has claims."""
+    """Keep a pod without a node if it has claims, or asks for what the scheduler may make one of."""
     names_of_claims = tuple(_claim_names(obj))
-    if not names_of_claims:
+    made = ((obj.get("status") or {}).get("extendedResourceClaimStatus") or {}).get("resourceClaimName")
+    if made:
+        names_of_claims += (made,)
+    asks = () if made else read_asks(obj)
+    if not names_of_claims and not asks:
         return None
     namespace = obj["metadata"]["namespace"]
     conditions = (obj.get("status") or {}).get("conditions") or []
@@ -168,6 +192,7 @@ def trim_pod(obj: Object) -> PodRecord | None:
             condition.get("type") == "PodScheduled" and condition.get("reason") == "Unschedulable"
             for condition in conditions
         ),
+        asks=asks,
     )
 
 
@@ -202,12 +227,13 @@ def trim_slice(obj: Object) -> dict[str, Any]:
 
 
 def node_trimmer(labels: Iterable[str]) -> Callable[[Object], NodeRecord]:
-    """Return the trim of Nodes: their uid, and the labels of these names."""
+    """Return the trim of Nodes: their uid, the labels of these names, and what device plugins have there."""
     kept = frozenset(labels)
 
     def trim(obj: Object) -> NodeRecord:
         found = obj["metadata"].get("labels") or {}
-        return NodeRecord(str(obj["metadata"]["uid"]), {key: found[key] for key in sorted(kept & set(found))})
+        labels = {key: found[key] for key in sorted(kept & set(found))}
+        return NodeRecord(str(obj["metadata"]["uid"]), labels, plugin_resources(obj))
 
     return trim
 

@@ -14,10 +14,13 @@ class WaitingPods:
     """Pods that found no place, by the claims that they name. Not thread-safe: its owner locks."""
 
     _by_claim: dict[Key, set[Key]] = field(default_factory=dict)
+    _asking: set[Key] = field(default_factory=set)
+    """Pods that ask for extended resources."""
 
     def note(self, pod: Key, old: PodRecord | None, new: PodRecord | None) -> set[Key]:
         """Take over a pod; return the claims that are worth a look since then."""
         before, after = (set(record.claims if record and record.unschedulable else ()) for record in (old, new))
+        (self._asking.add if new and new.unschedulable and new.asks else self._asking.discard)(pod)
         for claim in before - after:
             waiting = self._by_claim.get(claim, set())
             waiting.discard(pod)
@@ -38,3 +41,7 @@ class WaitingPods:
     def claims(self) -> list[Key]:
         """Return the claims that pods name."""
         return list(self._by_claim)
+
+    def asking(self) -> list[Key]:
+        """Return the pods that ask for extended resources."""
+        return list(self._asking)

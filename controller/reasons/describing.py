@@ -37,7 +37,10 @@ def _heading(explanation: RequestExplanation) -> str:
     least = sorted(read_selectors(request.selectors).least.items())
     amounts += [f"{name} at least {show_amount(name, value)}" for name, value in least if name not in request.capacity]
     asked = ", ".join(amounts)
-    what = f"ResourceClaim {explanation.claim}: request {request.name} ({asked or 'a whole device'})"
+    if request.resource:
+        what = f"Pod {explanation.claim}: {request.resource} ({request.count} of DeviceClass {request.device_class})"
+    else:
+        what = f"ResourceClaim {explanation.claim}: request {request.name} ({asked or 'a whole device'})"
     if explanation.fits_on and selects(request):
         return f"{what}: no device is selected"
     if explanation.fits_on:

@@ -6,7 +6,7 @@ and no more, and it does not look at nodes (CPU, taints, affinity); where only t
 Source: KEP-5075, k8s.io/dynamic-resource-allocation/structured.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from api import names
@@ -27,7 +27,7 @@ class RequestExplanation:
     """What every device says to one request of a claim."""
 
     claim: str
-    """Namespace and name."""
+    """Namespace and name; of the pod, where the request stands for an extended resource."""
     request: DeviceRequest
     findings: tuple[Finding, ...]
     fits_on: tuple[str, ...]
@@ -41,8 +41,14 @@ class RequestExplanation:
         return not fits_on or selects(self.request) or any(finding.node in fits_on for finding in self.findings)
 
 
+_NO_PLUGINS: Mapping[str, Collection[str]] = {}
+
+
 def explain(
-    claims: Sequence[ClaimView], devices: Iterable[OfferedDevice], usage: Mapping[DeviceKey, Usage]
+    claims: Sequence[ClaimView],
+    devices: Iterable[OfferedDevice],
+    usage: Mapping[DeviceKey, Usage],
+    plugins: Mapping[str, Collection[str]] = _NO_PLUGINS,
 ) -> list[RequestExplanation]:
     """Return for each unmet request of a pod why each device cannot serve it.
 
@@ -50,6 +56,7 @@ def explain(
         claims: all claims of one pod (they must end up on one node), or one claim.
         devices: of all nodes, offered or withheld.
         usage: what allocated claims hold of each device.
+        plugins: by node, extended resources that device plugins have there: DeviceClasses do not stand for them there.
     """
     nodes: dict[str, list[OfferedDevice]] = {}
     for device in devices:
@@ -69,7 +76,12 @@ def explain(
     ]
     findings: list[list[Finding]] = [[] for _ in wishes]
     tries = Tries(_TRIES)
-    fits_on = [node for node in sorted(bound or nodes) if _place_all(wishes, nodes[node], usage, findings, tries)]
+    fits_on = [
+        node
+        for node in sorted(bound or nodes)
+        if not _left_to_plugins(wishes, nodes[node], plugins.get(node, ()), findings)
+        and _place_all(wishes, nodes[node], usage, findings, tries)
+    ]
     return [
         RequestExplanation(
             f"{wish.claim.namespace}/{wish.claim.name}", wish.alternatives[-1], tuple(found), tuple(fits_on)
@@ -96,6 +108,22 @@ def selects(request: DeviceRequest) -> bool:
     """Say whether CEL that is not evaluated here decides too: the request's own, or that of a foreign class."""
     ours = request.device_class == names.DEVICE_CLASS_ANY or request.device_class.startswith(names.device_class(""))
     return not read_selectors(request.selectors).complete or not ours
+
+
+def _left_to_plugins(
+    wishes: Sequence[Wish], devices: Sequence[OfferedDevice], there: Collection[str], findings: list[list[Finding]]
+) -> bool:
+    """Say whether a device plugin has a resource that a pod asks for; add that to `findings`."""
+    if not there:
+        return False
+    is_left = False
+    for wish, found in zip(wishes, findings, strict=True):
+        resource = wish.alternatives[-1].resource
+        if resource in there:
+            is_left = True
+            detail = f"a device plugin has {resource} on this node, and goes before its DeviceClass"
+            found += [Finding(device.node, device.name, names.REASON_NOT_SELECTED, detail) for device in devices]
+    return is_left
 
 
 def _place_all(

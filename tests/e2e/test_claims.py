@@ -8,7 +8,7 @@ import yaml
 
 from api.kube import NODE_INVENTORIES
 from deploy.demo.scenario import ROOT
-from deploy.demo.tenants import GPU
+from deploy.demo.tenants import GPU, IMAGE
 from tests.e2e.workloads import Asked, Container, Workloads
 
 pytestmark = pytest.mark.cluster
@@ -60,6 +60,23 @@ def test_one_form_of_claim_has_the_same_share_in_every_offer_mode(workloads: Wor
 def test_a_claim_that_says_nothing_of_amounts_has_the_first_device(workloads: Workloads) -> None:
     output = _run(workloads, "says-nothing", {"requests": [_exactly("gpu")]}, _SIZES)
     assert [size for size, _ in _seen(output)] == [_SMALLEST_MIB[workloads.scenario.dialect.mode]]
+
+
+def test_a_pod_without_a_claim_has_the_first_device_by_the_name_of_an_extended_resource(workloads: Workloads) -> None:
+    if _is_before(workloads, 36):
+        pytest.skip("DeviceClasses stand for extended resources from 1.36 on")
+    container = {
+        "name": "main",
+        "image": IMAGE,
+        "imagePullPolicy": "Never",
+        "command": _SIZES,
+        "resources": {"limits": {"deviceclass.resource.kubernetes.io/vgpu-nvidia": "1"}},
+    }
+    spec = {"restartPolicy": "Never", "containers": [container]}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "by-resource"}, "spec": spec}
+    workloads.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(pod))
+    seen = _seen(workloads.finish("by-resource"))
+    assert [size for size, _ in seen] == [_SMALLEST_MIB[workloads.scenario.dialect.mode]]
 
 
 def test_a_claim_for_all_of_a_gpu_has_it_without_the_library(workloads: Workloads) -> None:

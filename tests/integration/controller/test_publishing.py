@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from api import kube as kube_api
 from api import names
+from api.errors import KubeError
 from api.events import Message, Subject
 from api.kube import JSON, LEASES
 from controller import eventing
@@ -208,6 +210,71 @@ def test_the_scheduler_fills_a_gpu_and_the_claim_that_is_left_gets_its_reason(
     assert explain_pod(cluster.kube, cluster.namespace, "third") == f"{heading}\n  {reason}"
     assert not allocated(cluster, "third")
     assert controller.is_leading()
+
+
+def test_a_pod_that_asks_for_an_extended_resource_gets_a_gpu_and_the_next_one_its_reason(
+    cluster: Cluster, start_controller: Start
+) -> None:
+    cluster.create(SERVICE_ACCOUNTS, {"kind": "ServiceAccount", "metadata": {"name": "default"}})
+    cluster.add_node("by-resource", facts())
+    start_controller("a")
+    published(cluster, "by-resource")
+    resource = "deviceclass.resource.kubernetes.io/vgpu"
+    for name in ("first", "second"):
+        made = pod(name, "", "by-resource")
+        del made["spec"]["resourceClaims"]
+        made["spec"]["containers"][0]["resources"] = {"limits": {resource: "1"}}
+        cluster.create(kube_api.PODS, made)
+        if name == "first":
+            wait_until(lambda: cluster.kube.get(kube_api.PODS, "first", cluster.namespace)["spec"].get("nodeName"))
+    wait_until(lambda: notes(cluster, "Pod", "second"))
+    (made_claim,) = cluster.kube.list(CLAIMS, kube_api.Selection(namespace=cluster.namespace))["items"]
+    (asked,) = made_claim["spec"]["devices"]["requests"]
+    assert (asked["name"], asked["exactly"]["deviceClassName"]) == ("container-0-request-0", "vgpu")
+    assert notes(cluster, "Pod", "second") == [
+        (
+            f"Pod {cluster.namespace}/second: {resource} (1 of DeviceClass vgpu): 0 of 1 device can serve it: "
+            f"by-resource/{facts().name}: CardInUse (the whole device is asked, 1 share on it)"
+        )
+    ]
+
+
+def policy_of_the_documents(namespace: str) -> list[dict[str, Any]]:
+    """The policy against a `count` that ends schedulers of 1.34, for one namespace."""
+    text = Path(__file__).parents[3].joinpath("docs/offer-modes.md").read_text()
+    (block,) = (part for part in text.split("```yaml\n")[1:] if "ValidatingAdmissionPolicy" in part)
+    policy, binding = yaml.safe_load_all(block.partition("```")[0])
+    selector = {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
+    return [policy, {**binding, "spec": {**binding["spec"], "matchResources": {"namespaceSelector": selector}}}]
+
+
+def test_the_policy_of_the_documents_refuses_counts_that_end_old_schedulers_and_nothing_else(cluster: Cluster) -> None:
+    for obj in policy_of_the_documents(cluster.namespace):
+        plural = "validatingadmissionpolicies" if "Binding" not in obj["kind"] else "validatingadmissionpolicybindings"
+        cluster.create(kube_api.Resource("admissionregistration.k8s.io", "v1", plural, namespaced=False), obj)
+
+    def refusal(name: str, **fields: Any) -> str:
+        made = claim(name, requests=[{"name": "gpu", **fields}])
+        del made["metadata"]["uid"]
+        try:
+            cluster.create(CLAIMS, made)
+        except KubeError as error:
+            return str(error)
+        cluster.kube.delete(CLAIMS, made)
+        return ""
+
+    def exactly(**fields: Any) -> dict[str, Any]:
+        return {"deviceClassName": "vgpu", **fields}
+
+    # The API server takes a moment until it asks a new policy.
+    wait_until(lambda: refusal("three", exactly=exactly(count=3)))
+    assert refusal("three", exactly=exactly(count=3)).endswith("no node of this cluster has so many GPUs")
+    alternatives = [{"name": "a", **exactly(count=3)}, {"name": "b", **exactly()}]
+    assert refusal("either", firstAvailable=alternatives).endswith("no node of this cluster has so many GPUs")
+    assert refusal("one", exactly=exactly()) == ""
+    assert refusal("two", exactly=exactly(count=2)) == ""
+    assert refusal("all", exactly=exactly(allocationMode="All")) == ""
+    assert refusal("first", firstAvailable=[{"name": "a", **exactly(count=2)}]) == ""
 
 
 def test_a_claim_with_a_typing_error_is_told_so_before_any_pod(cluster: Cluster, start_controller: Start) -> None:

@@ -13,14 +13,7 @@ from controller.classes import ClassKeeper, ClassSettings
 from tests.unit.controller.builders import (
     CLASSES,
     DRIVER,
-    SLICES,
-    add_node,
     device_class,
-    facts,
-    make_controller,
-    state_inventory,
-    status,
-    wait_until,
 )
 
 ROLES = Resource("rbac.authorization.k8s.io", "v1", "clusterroles", namespaced=False)
@@ -100,29 +93,6 @@ def test_classes_of_another_release_with_this_driver_name_stay_its_own() -> None
     before = kube.objects(CLASSES)
     keeper(kube, "nvidia", owner="ours").sync_all()
     assert kube.objects(CLASSES) == before
-
-
-def test_nothing_is_offered_beside_another_release_with_this_driver_name() -> None:
-    kube = FakeKube()
-    for role in ("theirs", "ours"):
-        kube.create(ROLES, {"metadata": {"name": role}})
-    keeper(kube, owner="theirs").sync_all()
-    add_node(kube)
-    state_inventory(kube, "n1", status(facts(0)))
-    controller = make_controller(kube, classes=ClassSettings(("nvidia",), "ours"))
-    controller.start()
-    try:
-        wait_until(lambda: "another release" in controller.ready())
-        assert controller.ready() == (
-            f"driver {DRIVER}: found DeviceClass vgpu of another release (ClusterRole theirs), expected none: a "
-            "cluster has one release with a driver's name; remove one, or give one another driverName"
-        )
-        assert kube.objects(SLICES) == []
-        kube.delete(CLASSES, kube.get(CLASSES, "vgpu"))  # as Kubernetes does when the role that owns it is gone
-        wait_until(lambda: kube.objects(SLICES))
-    finally:
-        controller.stop()
-        kube.set_down(True)
 
 
 def test_classes_of_former_settings_go_and_those_of_others_stay() -> None:

@@ -5,8 +5,7 @@ import tracemalloc
 from dataclasses import dataclass, field
 from typing import Any
 
-from api.kubefake import FakeKube
-from controller.cluster.caching import ClusterCache, Listeners
+from controller.cluster.indexing import Indexes, Listeners
 from controller.cluster.records import ClaimRecord, claim_trimmer, trim_pod
 from controller.offers.composing import Composer
 from controller.offers.consumable import ConsumableMode
@@ -73,22 +72,23 @@ def test_a_claim_is_looked_at_once_a_pod_waits_for_it_or_something_is_wrong_and_
     listeners = Listeners(
         pool=lambda _: None,
         claim=lambda key: looked_at.append(key[1]),
+        pod=lambda _: None,
         template=lambda _: None,
         inventory=lambda _: None,
         device_class=lambda _: None,
         outage_end=lambda: None,
     )
-    cache = ClusterCache(FakeKube(), DRIVER, "v1", listeners)
+    indexes = Indexes(DRIVER, listeners)
     trim = claim_trimmer(DRIVER)
 
     def see(name: str, **fields: Any) -> None:
-        cache.on_claim(("demo", name), None, trim(claim(name, **fields)))
+        indexes.on_claim(("demo", name), None, trim(claim(name, **fields)))
 
     see("fine", memory="1Gi")
-    cache.on_pod(("demo", "p"), None, trim_pod(pod("p", "fine", unschedulable=False)))
+    indexes.on_pod(("demo", "p"), None, trim_pod(pod("p", "fine", unschedulable=False)))
     see("fine", memory="1Gi", results=[result(facts().name, memory="1Gi")])
     assert looked_at == []
-    cache.on_pod(("demo", "q"), None, trim_pod(pod("q", "late")))
+    indexes.on_pod(("demo", "q"), None, trim_pod(pod("q", "late")))
     see("late", memory="1Gi")
     see("wrong", config={"cores": -1})
     assert looked_at == ["late", "late", "wrong"]
