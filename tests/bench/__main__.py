@@ -9,6 +9,7 @@ from deploy.demo.containers import bring_up
 from deploy.demo.tenants import GPU
 from deploy.local.cluster import Cluster
 from tests.bench import fleet, monitor, pods
+from tests.bench.simulated import NODE_COUNT
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
         # In a process of its own: it starts others from its own command line.
         prepare = [sys.executable, "-m", "tests.bench.prepare", "--kubeconfig", str(cluster.kubeconfig)]
         subprocess.run(prepare, check=True)
-    print(f"\nA fleet of {fleet.NODE_COUNT} simulated nodes, the real scheduler:", flush=True)
+    print(f"\nA fleet of {NODE_COUNT} simulated nodes, the real scheduler:", flush=True)
     fleet.main()
 
 
