@@ -85,11 +85,6 @@ def reason_for_process_nodes() -> str:
     return "" if chosen == "containers" else obstacle_to_containers()
 
 
-def containers_can_run() -> bool:
-    """Tell whether this machine lets us run nodes with containers."""
-    return not obstacle_to_containers()
-
-
 def obstacle_to_containers() -> str:
     """Return what keeps us from running nodes with containers: no root, namespaces, mounts, links or cgroups.
 

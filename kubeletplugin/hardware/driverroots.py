@@ -21,7 +21,7 @@ LIBRARY_FOLDERS = (
 )
 CONTAINER_LIBRARY_FOLDERS = (Path("/usr/lib") / _MULTIARCH, Path("/usr/lib64"))
 """Where the dynamic loaders of Debian and Red Hat look without a cache."""
-_MAX_LINKS = 16
+_MAX_SYMLINKS = 16
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class DriverRoot:
 
     def resolve(self, path: Path) -> Path:
         """Follow the symbolic links of a file name inside the root: an absolute target starts at the root again."""
-        for _ in range(_MAX_LINKS):
+        for _ in range(_MAX_SYMLINKS):
             if not path.is_symlink():
                 break
             target = path.readlink()

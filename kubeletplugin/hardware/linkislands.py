@@ -10,9 +10,7 @@ from typing import Any
 import pynvml
 
 from kubeletplugin.hardware.devices import Device
-from kubeletplugin.hardware.nvml import ask
-
-_MAX_LINKS = getattr(pynvml, "NVML_NVLINK_MAX_LINKS", 18)
+from kubeletplugin.hardware.nvml import MAX_NVLINKS, ask
 
 
 def nvlinks(handle: Any, bus_id: Callable[[Any], str]) -> frozenset[str]:
@@ -23,7 +21,7 @@ def nvlinks(handle: Any, bus_id: Callable[[Any], str]) -> frozenset[str]:
         bus_id: turns NVML's PCI information into an address.
     """
     found = set()
-    for link in range(_MAX_LINKS):
+    for link in range(MAX_NVLINKS):
         active = ask(pynvml.nvmlDeviceGetNvLinkState, handle, link)
         if active is None:
             break

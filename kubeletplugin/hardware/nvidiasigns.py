@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from kubeletplugin.hardware.devices import MemoryRepairs
-from kubeletplugin.hardware.nvml import ask, pynvml
+from kubeletplugin.hardware.nvml import MAX_NVLINKS, ask, pynvml
 
 _THERMAL_LOOKS = 3
 """Looks in a row with a slowdown before the device counts as too hot: a moment of it is everyday life."""
-_MAX_LINKS = 36
 _RECOVERY_FIELD = getattr(pynvml, "NVML_FI_DEV_GET_GPU_RECOVERY_ACTION", None)
 _RECOVERY_ACTIONS = {
     pynvml.NVML_GPU_RECOVERY_ACTION_GPU_RESET: "a reset of the device",
@@ -120,7 +119,7 @@ def _recovery_action(handle: Any) -> int | None:
 
 def _links(handle: Any) -> tuple[bool, ...]:
     links: list[bool] = []
-    for number in range(_MAX_LINKS):
+    for number in range(MAX_NVLINKS):
         state = ask(pynvml.nvmlDeviceGetNvLinkState, handle, number)
         if state is None:
             break  # the device has no more

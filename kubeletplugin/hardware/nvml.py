@@ -29,6 +29,8 @@ pynvml: Any = _pynvml  # ships no types
 
 LIBRARY = "libnvidia-ml.so.1"
 PCI_VENDOR = "0x10de"
+MAX_NVLINKS = 36
+"""More NVLinks than a GPU has; NVML has no answer for the first that is not there."""
 _NODE = re.compile(r"nvidia\d+")
 _RETRY_S = 60.0
 """Between two restarts of NVML that a device which does not answer has caused: one takes seconds on large machines."""

@@ -10,15 +10,15 @@ from pathlib import Path
 from api.errors import StateError, VGPUError
 from api.names import ClaimUID
 from kubeletplugin.files import read_if_there, write_durably
+from kubeletplugin.hardware.faultfiles import BOOT_ID_FILE
 from kubeletplugin.state.nodestates import NodeState
 
 _log = logging.getLogger(__name__)
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _BOOT_FILE = "boot"
 """Boot id of the last start."""
 
 
-def restore(state: NodeState, boot_id_file: Path = _BOOT_ID) -> None:
+def restore(state: NodeState, boot_id_file: Path = BOOT_ID_FILE) -> None:
     """Read the state of a node, and bring it to what its records say.
 
     A share without a record lost it (records go last): it is counted again. A spec without record and share is of no

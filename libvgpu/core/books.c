@@ -65,7 +65,10 @@ static bool adds_up(const struct vgpu_books *books) {
     return sum == used || __atomic_load_n(&books->used, __ATOMIC_SEQ_CST) != used;
 }
 
-bool vgpu_books_reap_locked(int descriptor, struct vgpu_books *books) {
+static int recount(int descriptor, struct vgpu_books *books);
+
+/* `descriptor` is open for writing on the books, here and below. */
+static bool reap(int descriptor, struct vgpu_books *books) {
     bool progress = false, uncertain = !adds_up(books);
     for (uint32_t i = 0; i < slots_high(books); i++) {
         struct vgpu_slot *slot = &books->slots[i];
@@ -85,7 +88,7 @@ bool vgpu_books_reap_locked(int descriptor, struct vgpu_books *books) {
     }
     /* Whoever counted anew may have died after it had settled the slots: the flag alone tells. */
     uncertain |= (__atomic_load_n(&books->used, __ATOMIC_SEQ_CST) & VGPU_RECOUNT) != 0;
-    return (uncertain && vgpu_books_recount(descriptor, books) == 0) || progress;
+    return (uncertain && recount(descriptor, books) == 0) || progress;
 }
 
 /* Hold every dead slot's lock, and wait until no living process has bytes in flight. 0, or -1 when one keeps us
@@ -110,7 +113,7 @@ static int settle(int descriptor, struct vgpu_books *books, uint32_t high, bool 
     return 0;
 }
 
-int vgpu_books_recount(int descriptor, struct vgpu_books *books) {
+static int recount(int descriptor, struct vgpu_books *books) {
     bool dead[VGPU_SLOTS] = {false};
     if (lock_byte(descriptor, F_WRLCK, VGPU_RECOUNT_LOCK) != 0)
         return -1; /* somebody else is at it */
@@ -145,7 +148,7 @@ bool vgpu_books_reap(const char *path, struct vgpu_books *books) {
     int saved = errno, cancel_state;
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state); /* a descriptor is open, with locks */
     int descriptor = open(path, O_RDWR | O_CLOEXEC);
-    bool progress = descriptor >= 0 && vgpu_books_reap_locked(descriptor, books);
+    bool progress = descriptor >= 0 && reap(descriptor, books);
     if (descriptor >= 0)
         close(descriptor);
     pthread_setcancelstate(cancel_state, NULL);
@@ -158,7 +161,7 @@ void vgpu_books_relieve(const char *path, struct vgpu_books *books) {
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state); /* a descriptor is open, with locks */
     int descriptor = open(path, O_RDWR | O_CLOEXEC);
     if (descriptor >= 0) {
-        vgpu_books_recount(descriptor, books);
+        recount(descriptor, books);
         close(descriptor);
     }
     pthread_setcancelstate(cancel_state, NULL);

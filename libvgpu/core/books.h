@@ -23,8 +23,4 @@ bool vgpu_books_reap(const char *path, struct vgpu_books *books);
 /* A recount has been going on for long: finish it if its owner died. */
 void vgpu_books_relieve(const char *path, struct vgpu_books *books);
 
-/* The same on an open description, for tests and for the two above. `descriptor` is open for writing on the books. */
-bool vgpu_books_reap_locked(int descriptor, struct vgpu_books *books);
-int vgpu_books_recount(int descriptor, struct vgpu_books *books);
-
 #endif

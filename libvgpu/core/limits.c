@@ -12,6 +12,41 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+static int expect(const char *path, const char *field, uint64_t found, uint64_t low, uint64_t high) {
+    if (low <= found && found <= high)
+        return 0;
+    if (low == high)
+        vgpu_complain("%s: %s: found %#llx, expected %#llx; the GPU is refused", path, field, (unsigned long long)found,
+                      (unsigned long long)low);
+    else
+        vgpu_complain("%s: %s: found %llu, expected %llu to %llu; the GPU is refused", path, field,
+                      (unsigned long long)found, (unsigned long long)low, (unsigned long long)high);
+    return -1;
+}
+
+static int expect_text(const char *path, const char *field, const char *text, size_t size) {
+    if (text[0] != '\0' && memchr(text, '\0', size) != NULL)
+        return 0;
+    vgpu_complain("%s: %s: found no text, expected text of 1 to %zu bytes; the GPU is refused", path, field, size - 1);
+    return -1;
+}
+
+/* Check a consistent copy of the file; 0, or -1 with one line on stderr that names `path`. */
+static int check(const struct vgpu_limits *limits, const char *path) {
+    if (expect(path, "magic", limits->magic, VGPU_LIMITS_MAGIC, VGPU_LIMITS_MAGIC) ||
+        expect(path, "version", limits->version, VGPU_VERSION, VGPU_VERSION) ||
+        expect(path, "size", limits->size, VGPU_LIMITS_MIN_BYTES, VGPU_LIMITS_FILE_BYTES) ||
+        expect(path, "memory_bytes", limits->memory_bytes, 1, UINT64_C(1) << 62) ||
+        expect(path, "cores_percent", limits->cores_percent, 0, 100) ||
+        expect(path, "ceiling_percent", limits->ceiling_percent, 1, 100) ||
+        expect(path, "granted_percent", limits->granted_percent, 0, 100) ||
+        expect(path, "policy", limits->policy, VGPU_POLICY_FIXED, VGPU_POLICY_BURST) ||
+        expect_text(path, "device_uuid", limits->device_uuid, sizeof limits->device_uuid) ||
+        expect_text(path, "share", limits->share, sizeof limits->share))
+        return -1;
+    return 0;
+}
+
 const struct vgpu_limits *vgpu_limits_map(const char *path) {
     int descriptor = open(path, O_RDONLY | O_CLOEXEC);
     if (descriptor < 0) {
@@ -36,44 +71,10 @@ const struct vgpu_limits *vgpu_limits_map(const char *path) {
     if (vgpu_limits_copy(limits, &copy) != 0)
         vgpu_complain("%s: sequence: found %u, expected an even number (a writer died); the GPU is refused", path,
                       __atomic_load_n(&limits->sequence, __ATOMIC_RELAXED));
-    else if (vgpu_limits_check(&copy, path) == 0)
+    else if (check(&copy, path) == 0)
         return limits;
     munmap((void *)limits, VGPU_LIMITS_FILE_BYTES);
     return NULL;
-}
-
-static int expect(const char *path, const char *field, uint64_t found, uint64_t low, uint64_t high) {
-    if (low <= found && found <= high)
-        return 0;
-    if (low == high)
-        vgpu_complain("%s: %s: found %#llx, expected %#llx; the GPU is refused", path, field, (unsigned long long)found,
-                      (unsigned long long)low);
-    else
-        vgpu_complain("%s: %s: found %llu, expected %llu to %llu; the GPU is refused", path, field,
-                      (unsigned long long)found, (unsigned long long)low, (unsigned long long)high);
-    return -1;
-}
-
-static int expect_text(const char *path, const char *field, const char *text, size_t size) {
-    if (text[0] != '\0' && memchr(text, '\0', size) != NULL)
-        return 0;
-    vgpu_complain("%s: %s: found no text, expected text of 1 to %zu bytes; the GPU is refused", path, field, size - 1);
-    return -1;
-}
-
-int vgpu_limits_check(const struct vgpu_limits *limits, const char *path) {
-    if (expect(path, "magic", limits->magic, VGPU_LIMITS_MAGIC, VGPU_LIMITS_MAGIC) ||
-        expect(path, "version", limits->version, VGPU_VERSION, VGPU_VERSION) ||
-        expect(path, "size", limits->size, VGPU_LIMITS_MIN_BYTES, VGPU_LIMITS_FILE_BYTES) ||
-        expect(path, "memory_bytes", limits->memory_bytes, 1, UINT64_C(1) << 62) ||
-        expect(path, "cores_percent", limits->cores_percent, 0, 100) ||
-        expect(path, "ceiling_percent", limits->ceiling_percent, 1, 100) ||
-        expect(path, "granted_percent", limits->granted_percent, 0, 100) ||
-        expect(path, "policy", limits->policy, VGPU_POLICY_FIXED, VGPU_POLICY_BURST) ||
-        expect_text(path, "device_uuid", limits->device_uuid, sizeof limits->device_uuid) ||
-        expect_text(path, "share", limits->share, sizeof limits->share))
-        return -1;
-    return 0;
 }
 
 int vgpu_limits_copy(const struct vgpu_limits *limits, struct vgpu_limits *copy) {

@@ -13,9 +13,6 @@
 /* Map and validate a limits file. NULL, with one line on stderr, if it can't be used. The mapping is the caller's. */
 const struct vgpu_limits *vgpu_limits_map(const char *path);
 
-/* Check a consistent copy of the file; 0, or -1 with one line on stderr that names `path`. */
-int vgpu_limits_check(const struct vgpu_limits *limits, const char *path);
-
 /* Copy between two equal, even sequences. 0, or -1 if a writer stays in the middle for 100 ms (it died). */
 int vgpu_limits_copy(const struct vgpu_limits *limits, struct vgpu_limits *copy);
 

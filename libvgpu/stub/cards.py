@@ -93,6 +93,7 @@ class StubCard:
     uuid: str
     memory_bytes: int
     used_bytes: int
+    """What living processes hold."""
     peak_bytes: int
     gpu_time_ns: int
     """Of all processes ever, also of those whose records were given to others."""
@@ -100,16 +101,6 @@ class StubCard:
     engine_waiters: int
     """Processes that have work for the engine and not the engine."""
     processes: tuple[StubProcess, ...]
-
-    @property
-    def total(self) -> int:
-        """All of its memory, in bytes."""
-        return self.memory_bytes
-
-    @property
-    def used(self) -> int:
-        """The memory that living processes hold, in bytes."""
-        return self.used_bytes
 
     @property
     def live(self) -> tuple[StubProcess, ...]:

@@ -9,10 +9,10 @@ import pytest
 from deploy.local import imagecontents
 from deploy.local.cluster import Cluster
 from deploy.local.images import Image
-from deploy.local.prerequisites import containers_can_run
+from deploy.local.prerequisites import obstacle_to_containers
 from tests.integration.local.pods import Pods
 
-needs_containers = pytest.mark.skipif(not containers_can_run(), reason="containers cannot run on this machine")
+needs_containers = pytest.mark.skipif(bool(obstacle_to_containers()), reason="containers cannot run on this machine")
 
 
 @pytest.fixture(scope="session")

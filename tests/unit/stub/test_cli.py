@@ -64,7 +64,7 @@ def test_a_setting_changes_on_a_card_in_use(machine: Machine) -> None:
     change_settings(machine.card_file(), granularity_bytes=2 * MIB)
     process.go_on()
     process.heard()
-    assert read_card(machine.card_file()).used == 2 * MIB
+    assert read_card(machine.card_file()).used_bytes == 2 * MIB
     with pytest.raises(
         ValueError, match="no setting 'speed'; there are array_tile_bytes, bytes_per_us, context_bytes,"
     ):

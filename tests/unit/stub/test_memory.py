@@ -67,7 +67,7 @@ def test_memory_of_a_killed_process_is_there_for_others_at_once(machine: Machine
     """)
     assert taker.heard() == {"before": 24 * MIB}
     holder.kill()
-    assert machine.card().used == 0
+    assert machine.card().used_bytes == 0
     taker.go_on()
     assert taker.finish() == [{"after": 0}]
     ended = next(process for process in machine.card().processes if process.pid == holder.popen.pid)
@@ -97,7 +97,7 @@ def test_processes_killed_at_random_leave_nothing_charged(machine: Machine) -> N
             process.heard()
         for process in processes:
             process.kill()
-    assert machine.card().used == 0
+    assert machine.card().used_bytes == 0
     assert machine.card().peak_bytes <= 1024 * MIB
     said = machine.run("gpu = Driver(); gpu.alloc(1024 * MIB); say(left=gpu.info()[0])")
     assert said == {"left": 0}
@@ -157,10 +157,10 @@ def test_a_parent_that_dies_before_its_forked_child_gives_its_memory_back(machin
         time.sleep(60)
     """)
     parent.heard()
-    assert machine.card().used == 100 * MIB
+    assert machine.card().used_bytes == 100 * MIB
     parent.popen.kill()
     parent.popen.wait()
-    assert machine.card().used == 0
+    assert machine.card().used_bytes == 0
     parent.go_on()
 
 
@@ -179,7 +179,7 @@ def test_contexts_modules_and_what_the_driver_keeps_are_charged_as_set(make_mach
     assert process.heard() == {"with_context": 900, "with_module": 890}
     process.go_on()
     process.heard()
-    assert machine.card().used == 0
+    assert machine.card().used_bytes == 0
     process.go_on()
 
 

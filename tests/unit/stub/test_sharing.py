@@ -37,7 +37,7 @@ def test_opened_memory_stays_until_the_last_process_closes_it_and_is_counted_to_
     importers = [machine.start(opening), machine.start(opening)]
     for importer in importers:
         importer.heard()
-    assert machine.card().used == 40 * MIB
+    assert machine.card().used_bytes == 40 * MIB
     exporter.go_on()
     exporter.heard()
     held = {process.pid: process.memory_bytes for process in machine.card().live}
@@ -49,7 +49,7 @@ def test_opened_memory_stays_until_the_last_process_closes_it_and_is_counted_to_
     assert held == {exporter.popen.pid: 0, importers[1].popen.pid: 40 * MIB}
     importers[1].go_on()
     importers[1].finish()
-    assert machine.card().used == 0
+    assert machine.card().used_bytes == 0
     exporter.go_on()
     exporter.finish()
 
@@ -79,7 +79,7 @@ def test_opened_memory_outlives_the_process_that_exported_it_and_was_killed(mach
     importer.go_on()
     assert importer.heard() == {"free": (1024 - 40) * MIB}
     importer.finish()
-    assert machine.card().used == 0
+    assert machine.card().used_bytes == 0
 
 
 def test_an_open_descriptor_keeps_exported_memory(machine: Machine) -> None:
