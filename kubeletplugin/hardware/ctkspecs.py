@@ -2,8 +2,8 @@
 
 Called by the NVIDIA backend. `nvidia-ctk cdi generate` knows more of a driver than we do (firmware, application
 profiles, the hook that brings the loader's cache up to date, Tegra's files), so where it was run, its edits are taken
-over. What we have a say in stays ours: the driver's two libraries behind the gate, and no nodes for graphics, which no
-share counts. Source: Container Device Interface specification.
+over. What we have a say in stays ours: the driver's two libraries behind the gate, and neither nodes nor libraries of
+APIs that no share counts: graphics and OpenCL. Source: Container Device Interface specification.
 """
 
 import json
@@ -24,6 +24,12 @@ KIND = "nvidia.com/gpu"
 _FOLDERS = ("etc/cdi", "var/run/cdi", "run/cdi")
 _OURS = f"-{names.CDI_CLASS_CLAIM}_"
 _GRAPHICS = Path("/dev/dri")
+_UNCOUNTED = (
+    *("libnvidia-opencl.so", "libGLX_nvidia.so", "libEGL_nvidia.so", "libGLESv1_CM_nvidia.so", "libGLESv2_nvidia.so"),
+    *("libnvidia-vksc-core.so", "libvdpau_nvidia.so", "libglxserver_nvidia.so", "nvidia_drv.so"),
+)
+"""Where the loaders of OpenCL, OpenGL, EGL and Vulkan enter the driver. It opens the device there by itself and not by
+way of libcuda: memory that is told only afterwards, and GPU time that nobody holds back."""
 _LISTS = ("deviceNodes", "mounts", "hooks")
 
 Edits = Mapping[str, Any]
@@ -64,7 +70,12 @@ def find_spec(root: DriverRoot, cdi_dir: Path) -> ToolkitSpec | None:
 def is_gated(container_path: str) -> bool:
     """Return whether a mount is of one of the driver's libraries that the gate stands for, in any version."""
     name = Path(container_path).name
-    return any(name.startswith(gated.removesuffix("1")) for gated in names.GATED_LIBRARIES)
+    return any(name.startswith(gated.removesuffix(".1")) for gated in names.GATED_LIBRARIES)
+
+
+def is_uncounted(container_path: str) -> bool:
+    """Return whether a mount is of a library by which programs reach the GPU past every count, in any version."""
+    return Path(container_path).name.startswith(_UNCOUNTED)
 
 
 def _read(path: Path) -> ToolkitSpec | None:
@@ -87,9 +98,13 @@ def _read(path: Path) -> ToolkitSpec | None:
 
 
 def _kept(edits: Edits) -> Edits:
-    """Return what is taken over: no environment (ours says that nobody else shall add devices), no graphics."""
+    """Return what is taken over: no environment (ours says that nobody else shall add devices), nothing uncounted."""
     kept = {name: list(edits.get(name) or []) for name in _LISTS}
-    kept["mounts"] = [mount for mount in kept["mounts"] if not is_gated(mount["containerPath"])]
+    kept["mounts"] = [
+        mount
+        for mount in kept["mounts"]
+        if not is_gated(mount["containerPath"]) and not is_uncounted(mount["containerPath"])
+    ]
     kept["deviceNodes"] = [node for node in kept["deviceNodes"] if not Path(node["path"]).is_relative_to(_GRAPHICS)]
     return {name: entries for name, entries in kept.items() if entries}
 

@@ -42,7 +42,6 @@ _LIBRARIES = (
     "libnvidia-gpucomp.so.*",
     "libnvidia-nvvm.so.4",
     "libnvidia-nvvm70.so.4",
-    "libnvidia-opencl.so.1",
     "libnvidia-ptxjitcompiler.so.1",
     "libnvidia-tileiras.so.*",
     *("libnvrm_*.so", "libnvos.so", "libnvsocsys.so", "libnvsci*.so*"),  # what libcuda needs on Jetson Linux

@@ -37,8 +37,9 @@ static const char *container_library(void) {
     return NULL;
 }
 
+/* A program that was told to preload the library by another path (LD_PRELOAD) has it under that one alone. */
 bool vgpu_in_container(void) {
-    return container_library() != NULL;
+    return container_library() != NULL || access(VGPU_CONTAINER_LIBRARY_DIR, F_OK) == 0;
 }
 
 /* A file below /proc/self; a chroot may have any file there, so the filesystem is asked. */
@@ -112,8 +113,8 @@ static bool find_source(int descriptor, struct source *source) {
 /* Where this library was mounted from; its root without "/lib/NAME" is the node agent's folder. */
 static bool find_agent(struct source *agent) {
     char end[ROOT_BYTES];
-    const char *path = container_library(), *name = strrchr(path, '/');
-    int descriptor = open(path, O_RDONLY | O_CLOEXEC);
+    const char *path = container_library(), *name = path != NULL ? strrchr(path, '/') : "";
+    int descriptor = path == NULL ? -1 : open(path, O_RDONLY | O_CLOEXEC);
     bool found = descriptor >= 0 && find_source(descriptor, agent);
     if (descriptor >= 0)
         close(descriptor);
@@ -139,8 +140,9 @@ int vgpu_origin_check(int descriptor, const char *path, bool read_only) {
     if (!vgpu_in_container())
         return 0;
     if (!find_agent(&agent)) {
+        const char *library = container_library();
         vgpu_complain("%s: found no mount of it in /proc/self/mountinfo, expected the node agent's; the GPU is refused",
-                      container_library());
+                      library != NULL ? library : "the library, preloaded by another path");
         return -1;
     }
     find_source(descriptor, &file);

@@ -12,10 +12,12 @@
 #include "cuda/localmemory.h"
 #include "cuda/managed.h"
 #include "cuda/memory.h"
+#include "cuda/oversubscribe.h"
 #include "cuda/pools.h"
 #include "cuda/rounding.h"
 #include "cuda/visible.h"
 #include "cuda/vmm.h"
+#include "preload/libc.h"
 
 #include <stddef.h>
 #include <stdio.h>
@@ -115,6 +117,7 @@ static void find_only_device(struct vgpu_process *process) {
 CUresult cuInit(unsigned int flags) {
     CUresult result;
     vgpu_at_fork_child(forget_parent);
+    vgpu__libc_use_clock();
     struct vgpu_process *process = vgpu_process();
     if (process == NULL)
         return CUDA_ERROR_NOT_PERMITTED;
@@ -124,8 +127,10 @@ CUresult cuInit(unsigned int flags) {
     vgpu__callers_find();
     bool first = !process->started;
     struct vgpu_setting setting;
-    if (first)
+    if (first) {
+        vgpu__oversubscribe_first_look();
         vgpu__footprint_first_look();
+    }
     bool changed = first && vgpu__visible_begin(process, &setting);
     starting_here = true;
     VGPU_CALL(result, cuInit, flags);

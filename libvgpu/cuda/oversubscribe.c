@@ -5,8 +5,16 @@
 #include "cuda/memory.h"
 
 #include <stddef.h>
+#include <stdlib.h>
 
-static int used; /* this process has had memory on the host */
+static int used;   /* this process has had memory on the host */
+static int forced; /* in this process all managed memory lies on the device */
+
+void vgpu__oversubscribe_first_look(void) {
+    const char *setting = getenv("CUDA_MANAGED_FORCE_DEVICE_ALLOC");
+    if (setting != NULL && atoi(setting) != 0)
+        __atomic_store_n(&forced, 1, __ATOMIC_RELAXED);
+}
 
 /* Managed memory would move to the device when a kernel touches it, and so take more of that than the share has. Its
  * preferred location keeps it on the host (which takes a device that reaches the host's memory on its own). It starts
@@ -45,7 +53,7 @@ CUresult vgpu__oversubscribe(CUdeviceptr *dptr, uint64_t bytes, CUresult refused
     CUdevice ordinal;
     CUdeviceptr made = 0;
     struct vgpu_charge replaced;
-    if (dptr == NULL || bytes == 0 || refused != CUDA_ERROR_OUT_OF_MEMORY)
+    if (dptr == NULL || bytes == 0 || refused != CUDA_ERROR_OUT_OF_MEMORY || __atomic_load_n(&forced, __ATOMIC_RELAXED))
         return refused;
     struct vgpu_device *device = vgpu__cuda_current(&context, &result);
     if (device == NULL || vgpu_reserve_host(device, bytes) != VGPU_OK)

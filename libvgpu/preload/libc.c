@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "preload/libc.h"
 
+#include "core/clock.h"
 #include "core/origin.h"
 
 #include <dlfcn.h>
@@ -9,6 +10,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 /* Everything up to vgpu__libc_function runs inside somebody's very first dlsym, e.g. while a sanitizer looks for the
  * functions that it will intercept: it calls no function of the C library. */
@@ -66,8 +69,8 @@ static uint32_t hash_of(const char *name) {
     return hash;
 }
 
-/* The function of this name in its default version, else in any. */
-static void *find_function(const struct symbols *symbols, const char *name) {
+/* The symbol of this name and type in its default version, else in any. */
+static void *find_symbol(const struct symbols *symbols, const char *name, int type) {
     const uint32_t *header = symbols->gnu_hash; /* buckets, first symbol, bloom words, bloom shift */
     const uint32_t *bucket = header + 4 + header[2] * (sizeof(ElfW(Addr)) / 4);
     const uint32_t *chain = bucket + header[0];
@@ -79,13 +82,17 @@ static void *find_function(const struct symbols *symbols, const char *name) {
         const ElfW(Sym) *symbol = &symbols->table[i];
         last = chain[i - header[1]] & 1;
         if ((chain[i - header[1]] | 1) != (hash | 1) || symbol->st_shndx == SHN_UNDEF ||
-            (symbol->st_info & 0xf) != STT_FUNC || !same(symbols->strings + symbol->st_name, name))
+            (symbol->st_info & 0xf) != type || !same(symbols->strings + symbol->st_name, name))
             continue;
         found = (void *)(symbols->base + symbol->st_value);
         if (symbols->versions == NULL || !(symbols->versions[i] & 0x8000)) /* not a hidden, old version */
             break;
     }
     return found;
+}
+
+static void *find_function(const struct symbols *symbols, const char *name) {
+    return find_symbol(symbols, name, STT_FUNC);
 }
 
 static void *search_libc(const char *name) {
@@ -117,6 +124,14 @@ vgpu_dlsym_function vgpu__libc_dlsym(void) {
 vgpu_dlvsym_function vgpu__libc_dlvsym(void) {
     static void *found;
     return (vgpu_dlvsym_function)vgpu__libc_function("dlvsym", &found);
+}
+
+void vgpu__libc_use_clock(void) {
+    static void *gettime, *nanosleep;
+    vgpu_gettime_function own_gettime = (vgpu_gettime_function)vgpu__libc_function("clock_gettime", &gettime);
+    vgpu_sleep_function own_nanosleep = (vgpu_sleep_function)vgpu__libc_function("clock_nanosleep", &nanosleep);
+    __atomic_store_n(&vgpu__gettime, own_gettime, __ATOMIC_RELAXED);
+    __atomic_store_n(&vgpu__nanosleep, own_nanosleep, __ATOMIC_RELAXED);
 }
 
 struct search {
@@ -158,6 +173,18 @@ const char *vgpu__libc_own_path(void) {
     return NULL;
 }
 
+void *vgpu__libc_in_front(const char *library, const char *function) {
+    const struct link_map *object = _r_debug.r_map;
+    void *found = NULL;
+    for (; object != NULL && object->l_ld != _DYNAMIC; object = object->l_next) {
+        struct symbols symbols;
+        if (found == NULL && read_dynamic(object->l_addr, object->l_ld, &symbols) && same(symbols.soname, library) &&
+            find_symbol(&symbols, "vgpu_is_gate", STT_OBJECT) == NULL)
+            found = find_function(&symbols, function);
+    }
+    return object != NULL ? found : NULL; /* a copy in a namespace of its own is in no list that we see */
+}
+
 static void *open_library(const char *library, int flags) {
     static void *found;
     void *(*open_function)(const char *, int) = (void *(*)(const char *, int))vgpu__libc_function("dlopen", &found);
@@ -184,6 +211,26 @@ static bool is_cuda(const char *library) {
     return library[3] == 'c'; /* not libnvidia-ml.so.1 */
 }
 
+static ElfW(Dyn) * soname_of(const struct link_map *object, const char *library) {
+    struct symbols symbols;
+    if (!read_dynamic(object->l_addr, object->l_ld, &symbols) || !same(symbols.soname, library))
+        return NULL;
+    ElfW(Dyn) *entry = object->l_ld;
+    while (entry->d_tag != DT_SONAME)
+        entry++;
+    return entry;
+}
+
+/* The library of this name that was loaded first. Not by asking the loader for the name: it would note the answer. */
+static void *loaded_first(const char *library) {
+    if (vgpu__libc_own_path() == NULL) /* a copy in a namespace of its own, in which there may be another */
+        return vgpu__libc_loaded(library);
+    for (const struct link_map *object = _r_debug.r_map; object != NULL; object = object->l_next)
+        if (soname_of(object, library) != NULL)
+            return open_library(object->l_name, RTLD_LAZY | RTLD_NOLOAD);
+    return NULL;
+}
+
 /* A gate with no driver behind it leads back to us. */
 static void *unless_gate(void *handle) {
     vgpu_dlsym_function look_up = vgpu__libc_dlsym();
@@ -194,10 +241,27 @@ static void *unless_gate(void *handle) {
  * an older kernel module (forward compatibility). There is no such NVML, so what NVML says comes from the agent's: a
  * program that loads another first is not believed. */
 static void *open_driver(const char *library) {
-    void *handle = is_cuda(library) ? unless_gate(vgpu__libc_loaded(library)) : NULL;
+    void *handle = is_cuda(library) ? unless_gate(loaded_first(library)) : NULL;
     if (handle == NULL)
         handle = open_private(library);
     return handle != NULL ? handle : unless_gate(open_library(library, RTLD_LAZY | RTLD_LOCAL));
+}
+
+/* What is opened with RTLD_DEEPBIND looks names up past us, and asks the loader for the driver by its usual name: the
+ * loader would hand out a driver that the program has opened by a path of its own (Julia does so for one that is newer
+ * than the node's), which holds nobody to the share. So that name goes from the driver to the gate, where there is one.
+ * The loader takes names from where we write; the page stays writable, as it was until the loader was done with it. */
+static void give_name_to_gate(const char *library, void *driver) {
+    enum { SHORTER = 3 }; /* the name without its first letters is nobody's */
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    ElfW(Dyn) *name = soname_of(driver, library);
+    if (name == NULL || mprotect((void *)((uintptr_t)name & ~(page - 1)), ((uintptr_t)name & (page - 1)) + sizeof *name,
+                                 PROT_READ | PROT_WRITE) != 0)
+        return;
+    name->d_un.d_val += SHORTER;
+    void *gate = open_library(library, RTLD_LAZY | RTLD_LOCAL);
+    if (gate == NULL || unless_gate(gate) != NULL)
+        name->d_un.d_val -= SHORTER; /* there is none, or the program's own is the usual one */
 }
 
 /* Decided once: functions of two drivers do not go together. */
@@ -207,8 +271,11 @@ static void *driver_of(const char *library) {
     if (known != NULL)
         return known;
     void *found = open_driver(library);
-    return __atomic_compare_exchange_n(driver, &known, found, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE) ? found
-                                                                                                         : known;
+    if (!__atomic_compare_exchange_n(driver, &known, found, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+        return known;
+    if (found != NULL && is_cuda(library))
+        give_name_to_gate(library, found);
+    return found;
 }
 
 void (*vgpu__libc_driver_symbol(const char *library, const char *symbol))(void) {

@@ -22,12 +22,18 @@ vgpu_dlvsym_function vgpu__libc_dlvsym(void);
  */
 void *vgpu__libc_function(const char *name, void **found);
 
+/* Has vgpu_now_ns and its like ask the C library and nobody in front of it (core/clock.h). */
+void vgpu__libc_use_clock(void);
+
 /* True if the object that an address lies in defines a function of this name by itself, and where that cannot be told.
  */
 bool vgpu__libc_object_has(const void *address, const char *function);
 
 /* The path that the loader opened this library by; NULL in a namespace of its own. */
 const char *vgpu__libc_own_path(void);
+
+/* A function of a driver's own library that was loaded before this one; NULL: there is none, or it is a gate. */
+void *vgpu__libc_in_front(const char *library, const char *function);
 
 /* The library if it is loaded already (by its soname, whatever path it came from), NULL if not. */
 void *vgpu__libc_loaded(const char *library);

@@ -16,6 +16,8 @@ from tests.unit.kubeletplugin.builders import gpu
 from tests.unit.kubeletplugin.cdischema import schema
 
 LIBRARY = "/usr/lib/x86_64-linux-gnu"
+# How OpenCL, OpenGL, EGL and Vulkan programs find the GPU.
+UNCOUNTED = ("libnvidia-opencl.so.570.1", "libGLX_nvidia.so.570.1", "libEGL_nvidia.so.570.1", "libcuda.so")
 SPEC: dict[str, Any] = {
     "cdiVersion": "0.6.0",
     "kind": "nvidia.com/gpu",
@@ -32,6 +34,10 @@ SPEC: dict[str, Any] = {
                 "containerPath": f"{LIBRARY}/libcuda.so.570.1",
                 "options": ["ro"],
             },
+            *(
+                {"hostPath": f"{LIBRARY}/{name}", "containerPath": f"{LIBRARY}/{name}", "options": ["ro"]}
+                for name in UNCOUNTED
+            ),
             {"hostPath": "/lib/firmware/gsp.bin", "containerPath": "/lib/firmware/gsp.bin", "options": ["ro"]},
         ],
         "hooks": [
@@ -50,6 +56,7 @@ def host(tmp_path: Path) -> Path:
     """A host with all that the spec names."""
     for name in (
         *("dev/nvidia0", "dev/nvidiactl", "dev/nvidia-modeset", "dev/dri/card1"),
+        *(f"{LIBRARY[1:]}/{library}" for library in UNCOUNTED),
         *(f"{LIBRARY[1:]}/libcuda.so.570.1", "lib/firmware/gsp.bin", "usr/bin/nvidia-cdi-hook"),
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +70,7 @@ def root_of(host: Path) -> DriverRoot:
 
 
 @pytest.mark.parametrize(("name", "dump"), [("nvidia.yaml", yaml.safe_dump), ("nvidia.json", json.dumps)])
-def test_a_spec_is_taken_over_without_graphics_and_without_what_the_gate_stands_for(
+def test_a_spec_is_taken_over_without_what_no_share_counts_and_without_what_the_gate_stands_for(
     host: Path, name: str, dump: Any
 ) -> None:
     (host / "etc/cdi" / name).write_text(dump(SPEC))

@@ -242,6 +242,25 @@ int grab(void) {
 """
 
 
+@pytest.mark.no_sanitizer  # the same
+def test_a_plug_in_finds_the_gate_though_the_program_has_opened_a_driver_of_its_own(gate: Gate) -> None:
+    # As Julia does, with a driver that is newer than the node's.
+    compat, plugin = gate.folder / "compat", gate.folder / "libplugin.so"
+    compat.mkdir()
+    shutil.copy(gate.folder / "driver" / "libcuda.so.1", compat)
+    subprocess.run(
+        ["cc", "-shared", "-fPIC", "-o", plugin, "-x", "c", "-", "-ldl"], input=_PLUGIN, text=True, check=True
+    )
+    program = f"""
+import ctypes, os
+cuda, count = ctypes.CDLL({str(compat / "libcuda.so.1")!r}, os.RTLD_DEEPBIND | os.RTLD_NOW), ctypes.c_int()
+assert cuda.cuInit(0) == cuda.cuDeviceGetCount(ctypes.byref(count)) == cuda.cuDriverGetVersion(ctypes.byref(count)) == 0
+print(ctypes.CDLL({str(plugin)!r}, os.RTLD_DEEPBIND | os.RTLD_NOW).grab())
+"""
+    assert gate.run(program, LD_PRELOAD=str(gate.library)) == "6"
+    assert read_card(gate.machine.card).peak_bytes == 600 * MIB
+
+
 @pytest.mark.no_sanitizer  # a sanitizer's runtime refuses RTLD_DEEPBIND
 @pytest.mark.parametrize("preloaded", [False, True])
 def test_a_plug_in_that_looks_names_up_past_the_preload_finds_the_gate(preloaded: bool, gate: Gate) -> None:

@@ -57,6 +57,14 @@ def test_what_the_share_has_no_room_for_lies_on_the_host(machine: "Machine", sha
     assert read_card(machine.card).peak_bytes == 64 * MIB
 
 
+def test_a_setting_that_has_all_managed_memory_on_the_device_leaves_nothing_past_the_share(
+    machine: "Machine", share: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_MANAGED_FORCE_DEVICE_ALLOC", "1")
+    machine.run(f"start(); alloc({60 * MIB}); assert try_alloc({80 * MIB})[0] == OUT_OF_MEMORY")
+    assert read_books(share).host_bytes == 0
+
+
 def test_the_end_of_a_context_ends_what_it_had_on_the_host(machine: "Machine", share: Path) -> None:
     machine.run(f"""
         start()

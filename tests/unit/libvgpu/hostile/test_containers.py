@@ -176,6 +176,24 @@ def test_a_program_cannot_leave_the_library_by_exec(way: str, programs: "dict[st
     assert programs[way] == type(programs[way])(0, "64\n", "", LIMIT)
 
 
+def test_a_library_that_is_preloaded_by_another_path_is_still_in_the_container(container: "Container") -> None:
+    again = _AGAIN.replace("start()\nsay(grab())", "say(cuda.cuInit(0), grab())")
+    attempt = container.attempts(
+        {
+            "": f"""
+forge('/run/vgpu/shares/forged')
+os.symlink('/usr/lib/vgpu', '/mnt/elsewhere')
+os.execve(sys.executable, [sys.executable, '-c', {again!r}], {{'LD_PRELOAD': '/mnt/elsewhere/libvgpu-test.so'}})
+"""
+        }
+    )[""]
+    assert (attempt.stdout, attempt.peak_bytes) == ("800 0\n", 0)
+    assert attempt.stderr == (
+        "libvgpu: the library, preloaded by another path: found no mount of it in /proc/self/mountinfo, expected the "
+        "node agent's; the GPU is refused\n"
+    )
+
+
 def test_a_refused_share_is_named_with_what_was_expected(container: "Container") -> None:
     # By the author of a pod, say: a volume at the right place, read-only, with everything as it should be.
     attempt = container.attempts(

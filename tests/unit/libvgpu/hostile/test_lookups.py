@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,11 +11,13 @@ import pytest
 
 from libvgpu.shares import read_books
 from libvgpu.stub import library_directory, read_card
+from tests.unit.libvgpu.parts import check_part
 
 if TYPE_CHECKING:
     from tests.unit.libvgpu.conftest import Machine
 
 MIB = 1 << 20
+REFUSED = "libvgpu: LD_PRELOAD: found {} in front of this library, expected no driver there; the GPU is refused\n"
 DRIVER = library_directory() / "libcuda.so.1"
 
 
@@ -31,6 +34,16 @@ def _grab(machine: "Machine", program: Path, *arguments: str | Path, **changes: 
     return run.stdout
 
 
+_LAUNCHES = """
+from gpu import *
+import time
+start()
+function, begin = kernel(), time.monotonic()
+while time.monotonic() < begin + 1:
+    launch(function, 1_000_000)
+synchronize()
+say(time.monotonic() - begin)
+"""
 WAYS = ["path", "wrong-version", "scope", "raw-fork", "clone-with-memory", "signal-handler"]
 
 
@@ -67,6 +80,40 @@ def test_a_preloaded_library_of_the_tenants_own_comes_back_to_ours(
     preload = order.replace("before", str(before)).replace("ours", str(machine.library))
     assert _grab(machine, hostile_program("grab"), "scope", LD_PRELOAD=preload) == "64\n"
     assert read_card(machine.card).peak_bytes == 64 * MIB
+
+
+# Images do so for an older kernel module (CUDA forward compatibility): what is linked would be bound to the driver.
+@pytest.mark.no_sanitizer  # its runtime comes first
+@pytest.mark.parametrize("way", ["linked", "dlsym"])
+def test_a_driver_that_is_preloaded_in_front_of_the_library_cannot_be_started(
+    way: str, machine: "Machine", reaching_program: tuple[Path, Path]
+) -> None:
+    machine.share(64 * MIB)
+    environment = machine.environment() | {"LD_PRELOAD": f"{DRIVER}:{machine.library}"}
+    run = subprocess.run(
+        [reaching_program[0], way, str(1 << 20)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (2, "", REFUSED.format("libcuda.so.1"))
+    assert read_card(machine.card).peak_bytes == 0
+
+
+@pytest.mark.no_sanitizer  # the same
+def test_an_nvml_that_is_preloaded_in_front_of_the_library_shows_nothing(machine: "Machine") -> None:
+    machine.share(64 * MIB)
+    environment = machine.environment() | {"LD_PRELOAD": f"{DRIVER.with_name('libnvidia-ml.so.1')}:{machine.library}"}
+    program = "import ctypes; print(ctypes.CDLL(None).nvmlInit_v2())"
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "4\n", REFUSED.format("libnvidia-ml.so.1"))
+
+
+# A library like libfaketime, for the application's sake: with ten times as much time the share had all of the GPU.
+@pytest.mark.no_sanitizer  # the same
+def test_a_preloaded_clock_makes_no_gpu_time(machine: "Machine", hostile_program: Callable[..., Path]) -> None:
+    share = machine.share(256 * MIB, cores_percent=10)
+    clock = hostile_program("otherclock", "-shared", "-fPIC")
+    environment = machine.environment() | {"LD_PRELOAD": f"{clock}:{machine.library}"}
+    run = subprocess.run([sys.executable, "-c", _LAUNCHES], env=environment, capture_output=True, text=True, check=True)
+    check_part(machine, 10, float(run.stdout), share)
 
 
 @pytest.mark.no_sanitizer
