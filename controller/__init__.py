@@ -3,8 +3,8 @@
 All policy lives here. Decisions are pure functions over plain data; effects are thin and stand at the edge. Where to
 look:
 
-- the process: `controller` wires it, `leading` holds the Lease, `claiming` the driver's name, `terms` works while both
-  are held on what `queueing` has, `versionwatching` notices upgrades of the API server, `metrics` counts;
+- the process: `controller` wires it, `leading` holds the Lease, `drivernames` the driver's name, `terms` works while
+  both are held on what `queueing` has, `versionwatching` notices upgrades of the API server, `metrics` counts;
 - `offers`, how GPUs are offered: the modes (`consumable`, `counters`, `slots`; their interface is `offering`, their
   data `forms`), `probing` finds out which the API server carries, `policies`, `layouts` and `ordering` have what
   operators wish, `migrating` what older offers gave away; `composing` makes one offer of it, `publishing` its slices;
@@ -15,5 +15,5 @@ look:
   follows from a change (`waiting`, `followedclaims`), `caching` holds all, `rulewatching` what few clusters serve;
 - what is written: `choosing` the mode, `keeping` the slices (as often as `restoring` lets it), `telling` inventories
   (`damping`), `classes` the DeviceClasses, `crds` the CRD; `pending` and `eventing` tell why claims wait, as far as
-  `looking` and `allowing` let them, `explaining` on a terminal.
+  `explanationbudgets` and `eventbudgets` let them, `explaining` on a terminal.
 """

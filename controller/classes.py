@@ -16,7 +16,7 @@ from api import names
 from api.claims import Object
 from api.errors import NotFoundError
 from api.kube import KubeClient, Selection
-from controller.claiming import owner_reference, owning_role
+from controller.drivernames import owner_reference, owning_role
 
 log = logging.getLogger(__name__)
 

@@ -21,11 +21,11 @@ from controller.metrics import Metrics
 from controller.offers.comparing import lost_fields
 from controller.offers.composing import Composer
 from controller.offers.deciding import HEARTBEAT_LIMIT_S, Action, NodeState, decide
+from controller.offers.memoizing import Memo
 from controller.offers.offering import NoMode, OfferMode, Withheld
 from controller.offers.policies import NodeDevices, Policy
 from controller.offers.probing import dropped_fields
 from controller.offers.publishing import FENCE, Plan, Pool, Settled, generation, owners, plan, settle
-from controller.offers.remembering import Memory
 from controller.restoring import Restores
 from controller.telling import InventoryTeller
 
@@ -82,7 +82,7 @@ class PoolKeeper:
         self._teller = InventoryTeller(kube, self._check_lead, metrics, sources.clock)
         self._composer = Composer(sources.clock)
         self._restores = Restores(sources.clock)
-        self._memory = Memory()
+        self._memo = Memo()
         self._fenced: set[str] = set()
         """Nodes whose pools had a new generation in this term."""
         self._withheld: dict[str, tuple[Withheld, ...]] = {}
@@ -175,7 +175,7 @@ class PoolKeeper:
         self._settled.pop(node, None)
         self._created_under.pop(node, None)
         self._withheld.pop(node, None)
-        self._memory.forget(node)
+        self._memo.forget(node)
         self._fenced.discard(node)
         self._composer.forget(node)
         self._restores.forget(node)
@@ -205,7 +205,7 @@ class PoolKeeper:
         pool = Pool(self._driver, node, node_uid, offer.slices, self.version)
         settled = dict(self._settled.get(node, {}))
         step = 1 if node in self._fenced else FENCE
-        writes = self._memory.recall(node, plan, pool, tuple(stored), settled, step)
+        writes = self._memo.recall(node, plan, pool, tuple(stored), settled, step)
         if writes and not self._restores.may_write(node, pool):
             return
         if writes.creates:

@@ -14,12 +14,12 @@ from api.claims import ClaimView
 from api.events import Message, Subject
 from api.kube import KubeClient
 from controller import eventing
-from controller.allowing import Allowance
 from controller.cluster.caching import ClusterCache
 from controller.cluster.records import ClaimRecord, ClassRecord, InventoryRecord, PodRecord, TemplateRecord
 from controller.cluster.watching import Key
+from controller.eventbudgets import EventBudget
 from controller.eventing import Said
-from controller.looking import Looks
+from controller.explanationbudgets import ExplanationBudget
 from controller.metrics import Metrics
 from controller.offers.deciding import HEARTBEAT_LIMIT_S
 from controller.reasons.checking import check_allocated
@@ -62,8 +62,8 @@ class PendingKeeper:
         self._instance = instance
         self._metrics = metrics
         self._clock = clock
-        self._looks = Looks(self._look_at, clock=clock)
-        self._allowance = Allowance(clock)
+        self._explanation_budget = ExplanationBudget(self._look_at, clock=clock)
+        self._event_budget = EventBudget(clock)
         self._said: dict[tuple[Topic, str], Said] = {}
         self._waiting: set[Topic] = set()
         self._quiet: dict[Topic, int] = {}
@@ -171,7 +171,7 @@ class PendingKeeper:
         views = [record.view for record in records if record is not None and record.view is not None]
         special = self._special(pod)
         views = [*(of_classes(other, self._cache.is_of_us) for other in views), *([special] if special else [])]
-        return self._looks.look(topic, _with_some_others(view, views))
+        return self._explanation_budget.explain(topic, _with_some_others(view, views))
 
     def _look_at(self, claims: Sequence[ClaimView]) -> list[RequestExplanation]:
         asks = any(request.resource for claim in claims for request in claim.requests)
@@ -202,13 +202,13 @@ class PendingKeeper:
         wait_s = eventing.due_in_s(said, message.note, now)
         if wait_s > 0:
             return wait_s
-        wait_s = self._allowance.ask((topic, message.reason), 2 * len(about), first=said is None)
+        wait_s = self._event_budget.ask((topic, message.reason), 2 * len(about), first=said is None)
         if wait_s > 0:
             return wait_s
         is_same = None if said is None else said.note == message.note
         for subject, related in about:
             event = eventing.render(subject, message, self._instance, datetime.now(UTC), related)
-            self._allowance.spend(eventing.write(self._kube, event, is_same=is_same))
+            self._event_budget.spend(eventing.write(self._kube, event, is_same=is_same))
             self._metrics.events.labels(message.reason).inc()
         count = said.count + 1 if said is not None and is_same else 1
         said = Said(message.note, now, count)
@@ -216,13 +216,13 @@ class PendingKeeper:
         return eventing.due_in_s(said, message.note, now)
 
     def _forget(self, topic: Topic) -> None:
-        self._looks.forget(topic)
+        self._explanation_budget.forget(topic)
         self._unsay(topic, names.EVENT_UNSATISFIABLE)
         self._quiet.pop(topic, None)
         self._note_waiting(topic, waits=False)
 
     def _unsay(self, topic: Topic, reason: str) -> None:
-        self._allowance.forget((topic, reason))
+        self._event_budget.forget((topic, reason))
         self._said.pop((topic, reason), None)
 
     def _note_waiting(self, topic: Topic, *, waits: bool) -> None:

@@ -9,11 +9,11 @@ from api.errors import ConfigError, VGPUError
 from api.kube import KubeClient
 from api.offerrules import OfferModeName, OfferRule
 from controller.choosing import ModeChooser
-from controller.claiming import DriverName
 from controller.classes import ClassKeeper, ClassSettings
 from controller.cluster.caching import ClusterCache
 from controller.cluster.indexing import Listeners
 from controller.crds import update_crd
+from controller.drivernames import DriverName
 from controller.keeping import PoolKeeper, Sources
 from controller.leading import NotLeadingError
 from controller.metrics import Metrics

@@ -34,7 +34,7 @@ from kubeletplugin.hardware.labels import label_for_containers
 from kubeletplugin.hardware.nodeviews import NodeView
 from kubeletplugin.hardware.nvidia import NvidiaDiscovery, NvidiaOptions
 from kubeletplugin.hardware.patienttimes import PatientTimes
-from kubeletplugin.hardware.remembering import SEEN_FILE
+from kubeletplugin.hardware.seendevices import SEEN_FILE
 from kubeletplugin.kubelet.healths import HealthBoard
 from kubeletplugin.kubelet.services import HealthSettings, dra_services
 from kubeletplugin.kubelet.serving import PluginServer

@@ -1,4 +1,4 @@
-"""Which claims of each node can change while they are prepared. Used by `caching`; `telling` tells the nodes.
+"""Which claims of each node can change while they are prepared. Used by `indexing`; `telling` tells the nodes.
 
 The controller watches claims anyway. What it tells a node is which claims are worth a look: the node agent reads the
 annotation and the pods from the claim itself.

@@ -1,4 +1,4 @@
-"""Which pods wait for which claims: an index, kept up to date pod by pod. Used by `caching`.
+"""Which pods wait for which claims: an index, kept up to date pod by pod. Used by `indexing`.
 
 Only pods that the scheduler has tried to place are in it: all others, which are most, have nothing to wait for yet.
 """

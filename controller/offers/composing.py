@@ -1,7 +1,7 @@
 """Puts a node's offer together: policy, order, what older offers gave away, and the offer mode. Used by `keeping`.
 
 Holds what must be remembered from one offer of a node to the next (`Withdrawals`, `Orders`), and what need not be
-worked out again (`Memory`); all decisions are pure and stand in the modules that it calls.
+worked out again (`Memo`); all decisions are pure and stand in the modules that it calls.
 """
 
 import time
@@ -12,11 +12,11 @@ from api import names
 from api.claims import Object
 from api.nodeinventory import OfferedRoom
 from controller.offers.forms import GPU, Division, Form, Holding, Kind, total
+from controller.offers.memoizing import Memo
 from controller.offers.migrating import Withdrawals, read_published, situate
 from controller.offers.offering import NoMode, Offer, OfferMode, Withheld, fixed_device
 from controller.offers.ordering import Orders
 from controller.offers.policies import NodeDevices, Policy
-from controller.offers.remembering import Memory
 
 _PARTS = ("held", "situated", "division")
 """What is remembered of each GPU."""
@@ -29,7 +29,7 @@ class Composer:
         """Begin with nothing remembered."""
         self._withdrawals = Withdrawals(clock)
         self._orders = Orders(clock)
-        self._memories: dict[str, Memory] = {}
+        self._memos: dict[str, Memo] = {}
 
     def compose(
         self, node: str, devices: NodeDevices, mode: OfferMode, policy: Policy, stored: Sequence[Object]
@@ -43,17 +43,17 @@ class Composer:
             policy: the operator's wishes.
             stored: the slices that are on offer now.
         """
-        memory = self._memories.setdefault(node, Memory())
-        published = memory.recall("published", read_published, tuple(stored))
-        bare, withheld = memory.recall("policy", policy.gpus, replace(devices, holdings={}))
-        gpus = [memory.recall(("held", gpu.name), _hold, gpu, devices.held(gpu.name)) for gpu in bare]
+        memo = self._memos.setdefault(node, Memo())
+        published = memo.recall("published", read_published, tuple(stored))
+        bare, withheld = memo.recall("policy", policy.gpus, replace(devices, holdings={}))
+        gpus = [memo.recall(("held", gpu.name), _hold, gpu, devices.held(gpu.name)) for gpu in bare]
         gpus = self._orders.arrange(node, policy.order(devices), gpus)
         # Before anything of a node is offered, its agent is told how (see `keeping`).
         is_new = not stored and not devices.inventory.offer_mode and devices.keeps_mode
         gone = self._withdrawals.gone(node, gpus, published, is_new=is_new)
-        gpus = [memory.recall(("situated", gpu.name), situate, gpu, mode, published, gone) for gpu in gpus]
-        divisions = [(gpu, memory.recall(("division", gpu.name), _divide, mode, gpu)) for gpu in gpus]
-        memory.keep_only({"published", "policy"} | {(part, gpu.name) for gpu in gpus for part in _PARTS})
+        gpus = [memo.recall(("situated", gpu.name), situate, gpu, mode, published, gone) for gpu in gpus]
+        divisions = [(gpu, memo.recall(("division", gpu.name), _divide, mode, gpu)) for gpu in gpus]
+        memo.keep_only({"published", "policy"} | {(part, gpu.name) for gpu in gpus for part in _PARTS})
         withheld = [*withheld, *(_left_out(gpu, mode) for gpu, division in divisions if not division.devices)]
         return Offer(mode.pack(divisions), tuple(withheld), tuple(_rooms(gpus, devices, policy)))
 
@@ -71,7 +71,7 @@ class Composer:
         """Forget a node that is gone."""
         self._withdrawals.forget(node)
         self._orders.forget(node)
-        self._memories.pop(node, None)
+        self._memos.pop(node, None)
 
 
 def _hold(gpu: GPU, held: tuple[Holding, ...]) -> GPU:

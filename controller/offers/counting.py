@@ -1,6 +1,6 @@
 """What is taken of each device, from the allocations in the claims: the scheduler's own accounting, read back.
 
-Used by `caching` and `explaining`, which keep a ledger up to date claim by claim: a change costs what changed, and not
+Used by `indexing` and `explaining`, which keep a ledger up to date claim by claim: a change costs what changed, and not
 a walk over all claims.
 """
 

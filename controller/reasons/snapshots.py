@@ -1,4 +1,4 @@
-"""Devices as claims meet them, from the published slices and the inventories. Pure; used by `caching` and `explaining`.
+"""Devices as claims meet them, from published slices and inventories. Pure; used by `indexing` and `explaining`.
 
 What is offered is read from the slices and not from the offer mode, since it is what the scheduler reads; what is
 withheld is in the inventories alone.

@@ -32,7 +32,7 @@ from kubeletplugin.hardware.nvml import (
     pynvml,
     tells_of_another_driver,
 )
-from kubeletplugin.hardware.remembering import Memory
+from kubeletplugin.hardware.seendevices import SeenDevices
 
 _LIBRARIES = (
     "libcuda.so.1",
@@ -82,7 +82,7 @@ class NvidiaDiscovery(DiscoveryBackend):
         self._session = NvmlSession(root, self._machine.sysfs)
         self._faults = Faults(options.ignored_xids, options.faults_file)
         self._judges: dict[str, Judge] = {}
-        self._memory = Memory(options.seen_file)
+        self._seen = SeenDevices(options.seen_file)
         self._events: tuple[int, Any] = (0, None)
         """The set that is waited for, and the generation of NVML that it belongs to."""
         self._watched: dict[int | None, str] = {}
@@ -155,7 +155,7 @@ class NvidiaDiscovery(DiscoveryBackend):
         if missing or silent:
             self._session.distrust()
         devices += missing
-        self._memory.note(devices, {uuid: judge.links_seen for uuid, judge in self._judges.items()})
+        self._seen.note(devices, {uuid: judge.links_seen for uuid, judge in self._judges.items()})
         devices += unseen(self._machine)
         root = self._machine.root
         toolkit = find_spec(root, self._options.cdi_dir)
@@ -180,7 +180,7 @@ class NvidiaDiscovery(DiscoveryBackend):
 
     def _judge(self, uuid: str) -> Judge:
         if uuid not in self._judges:
-            self._judges[uuid] = Judge(self._memory.links(uuid))
+            self._judges[uuid] = Judge(self._seen.links(uuid))
         return self._judges[uuid]
 
     def _missing(self, found: set[str], silent: dict[int, str]) -> Iterator[Device]:
@@ -192,10 +192,10 @@ class NvidiaDiscovery(DiscoveryBackend):
         """
         errors = {
             device.uuid: silent.pop(device.index, "")
-            for device in self._memory.devices.values()
+            for device in self._seen.devices.values()
             if not device.parent_uuid
         }
-        for device in self._memory.devices.values():
+        for device in self._seen.devices.values():
             gpu = device.parent_uuid or device.uuid
             if gpu in found:
                 continue  # a part whose GPU answers was undone

@@ -27,7 +27,7 @@ from kubeletplugin.agent import NodeAgent
 from kubeletplugin.hardware.discovery import FakeDiscovery
 from kubeletplugin.hardware.faultfiles import boot_id
 from kubeletplugin.hardware.faults import Faults
-from kubeletplugin.hardware.remembering import Memory
+from kubeletplugin.hardware.seendevices import SeenDevices
 from kubeletplugin.monitoring.contextsizes import ContextSizes
 from libvgpu.layout import layout
 from libvgpu.shares import read_books, read_limits
@@ -95,7 +95,7 @@ def record(folder: Path) -> None:
             agent.stop()
         Faults(file=root / "state/faults.json").tell_xid(FAULTY, 79)
         ContextSizes(root / "state/contexts.json")._learn(A.uuid.lower(), CONTEXT_BYTES)
-        Memory(root / "state/seen.json").note([A, B, C], {A.uuid: [0, 1]})
+        SeenDevices(root / "state/seen.json").note([A, B, C], {A.uuid: [0, 1]})
         manifest = {
             "answers": {uid: [list(device.cdi_device_ids) for device in answers[uid]] for uid in answers},
             "limits": {one.name: _plain(read_limits(one)) for one in _shares(root / "state/shares")},

@@ -20,7 +20,7 @@ from kubeletplugin.hardware.discovery import FakeDiscovery
 from kubeletplugin.hardware.faultfiles import FAULTS_FILE
 from kubeletplugin.hardware.faults import Faults
 from kubeletplugin.hardware.inventory import OFFERS_FILE, InventoryWriter
-from kubeletplugin.hardware.remembering import SEEN_FILE, Memory
+from kubeletplugin.hardware.seendevices import SEEN_FILE, SeenDevices
 from kubeletplugin.monitoring.contextsizes import ContextSizes
 from libvgpu.layout import layout
 from libvgpu.shares import read_books, read_limits
@@ -171,9 +171,9 @@ def test_faults_contexts_offers_and_what_was_seen_are_known_on(left: Left, clien
         writer = InventoryWriter(client, NODE, "vgpu.dra-driver.io", "1.0.0", state / OFFERS_FILE)
         assert writer.offers[B.name].memory_bytes == 15 << 30
     if left.has(SEEN_FILE):
-        memory = Memory(state / SEEN_FILE)
-        assert set(memory.devices) == {A.uuid, B.uuid, C.uuid}
-        assert memory.links(A.uuid) == {0, 1}
+        seen = SeenDevices(state / SEEN_FILE)
+        assert set(seen.devices) == {A.uuid, B.uuid, C.uuid}
+        assert seen.links(A.uuid) == {0, 1}
 
 
 def test_faults_that_a_newer_release_knows_more_of_are_not_lost_when_another_comes(left: Left) -> None:

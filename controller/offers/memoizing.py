@@ -10,7 +10,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Memory:
+class Memo:
     """The last result by key. Not thread-safe: its owner works on one node at a time."""
 
     def __init__(self) -> None:

@@ -30,7 +30,7 @@ class _Kept:
     until_s: float
 
 
-class Looks:
+class ExplanationBudget:
     """Explanations, each for all claims of a pod. Safe to use from several threads."""
 
     def __init__(
@@ -58,7 +58,7 @@ class Looks:
         self._cost_s = 0.0
         """Of the last one."""
 
-    def look(self, who: Hashable, claims: Sequence[ClaimView]) -> list[RequestExplanation] | float:
+    def explain(self, who: Hashable, claims: Sequence[ClaimView]) -> list[RequestExplanation] | float:
         """Return why the claims of a pod wait; or, where too many ask, the seconds after which to ask again.
 
         Args:

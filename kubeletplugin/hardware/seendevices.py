@@ -32,7 +32,7 @@ class _Seen:
 _FORM = TypeAdapter(_Seen)
 
 
-class Memory:
+class SeenDevices:
     """What was seen since the boot; where the disk does not take it, it is known as long as we live."""
 
     def __init__(self, file: Path | None) -> None:

@@ -2,7 +2,7 @@
 
 Thousands of claims may wait, and what keeps them waiting changes with each claim that comes or goes. Each of them would
 be told so once a minute; together that would be hundreds of writes a second, for texts that nobody reads. So all events
-share an allowance. What was never said goes first: half of what may be saved up is for that alone.
+share a budget. What was never said goes first: half of what may be saved up is for that alone.
 """
 
 import time
@@ -15,7 +15,7 @@ BURST = 1000.0
 _FOR_NEWS = BURST / 2
 
 
-class Allowance:
+class EventBudget:
     """Requests that may be made. Not thread-safe: one thread writes events."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

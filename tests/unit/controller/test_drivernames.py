@@ -8,8 +8,8 @@ from api import names
 from api.errors import ConfigError, ConflictError
 from api.kube import JSON, Resource, Selection, slices
 from api.kubefake import FakeKube
-from controller.claiming import CLUSTER_ROLES, DriverName
 from controller.classes import ClassSettings
+from controller.drivernames import CLUSTER_ROLES, DriverName
 from tests.unit.controller.builders import (
     DRIVER,
     SLICES,

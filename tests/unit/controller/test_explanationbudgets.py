@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from api.claims import ClaimView
-from controller.looking import Looks
+from controller.explanationbudgets import ExplanationBudget
 from controller.reasons.reasoning import RequestExplanation, explain
 from tests.unit.controller.builders import claim
 
@@ -22,7 +22,7 @@ class Cluster:
 
     def __post_init__(self) -> None:
         """Start looking."""
-        self.looks = Looks(self._explain, clock=lambda: self.now_s, cpu_clock=lambda: self.cpu_s)
+        self.budget = ExplanationBudget(self._explain, clock=lambda: self.now_s, cpu_clock=lambda: self.cpu_s)
 
     def _explain(self, claims: Sequence[ClaimView]) -> list[RequestExplanation]:
         self.cpu_s += self.cost_s
@@ -42,7 +42,7 @@ def ask(cluster: Cluster, claims: list[ClaimView]) -> dict[str, float]:
         name = min(due, key=lambda name: due[name])
         cluster.now_s = max(cluster.now_s, due.pop(name))
         (one,) = (each for each in claims if each.name == name)
-        found = cluster.looks.look(name, [one])
+        found = cluster.budget.explain(name, [one])
         if isinstance(found, float):
             due[name] = cluster.now_s + found
             continue

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from controller.allowing import BURST, REQUESTS_PER_S, Allowance
+from controller.eventbudgets import BURST, REQUESTS_PER_S, EventBudget
 
 
 @dataclass
@@ -14,8 +14,8 @@ class World:
     told_s: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Begin with a full allowance."""
-        self.allowance = Allowance(lambda: self.now_s)
+        """Begin with a full budget."""
+        self.budget = EventBudget(lambda: self.now_s)
 
     def write(self, *names: str, first: bool) -> None:
         """Let all of them write two requests, each when it may."""
@@ -23,11 +23,11 @@ class World:
         while due:
             name = min(due, key=lambda name: due[name])
             self.now_s = max(self.now_s, due.pop(name))
-            wait_s = self.allowance.ask(name, 2, first=first)
+            wait_s = self.budget.ask(name, 2, first=first)
             if wait_s > 0:
                 due[name] = self.now_s + wait_s
                 continue
-            self.allowance.spend(2)
+            self.budget.spend(2)
             self.spent += 2
             self.told_s[name] = self.now_s
 
@@ -57,14 +57,14 @@ def test_what_is_said_for_the_first_time_need_not_wait_for_repetitions() -> None
     began_s = world.now_s
     world.write("new", first=True)
     assert world.now_s == began_s
-    assert world.allowance.ask("again", 2, first=False) > 0
+    assert world.budget.ask("again", 2, first=False) > 0
 
 
 def test_who_has_nothing_to_say_any_more_keeps_nobody_waiting() -> None:
     world = World()
     world.write(*names(400), first=False)
-    waits_s = [world.allowance.ask(name, 2, first=False) for name in names(50)]
+    waits_s = [world.budget.ask(name, 2, first=False) for name in names(50)]
     assert waits_s == sorted(waits_s)
     for name in names(50):
-        world.allowance.forget(name)
-    assert world.allowance.ask("last", 2, first=False) <= waits_s[0]
+        world.budget.forget(name)
+    assert world.budget.ask("last", 2, first=False) <= waits_s[0]
