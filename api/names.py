@@ -14,7 +14,7 @@ NodeName = NewType("NodeName", str)
 DRIVER_NAME: Final = "vgpu.dra-driver.io"
 """Default driver name; settable with --driver-name. """
 MAX_DRIVER_NAME: Final = 27
-"""Characters. KEP-4381 allows 63, but the name of the agent's socket holds its pod's UID too: no room for more."""
+"""Characters. KEP-4381 allows 63, but a socket's path has no room for more where the kubelet's folder is a long one."""
 
 API_GROUP: Final = "vgpu.dra-driver.io"
 API_VERSION: Final = "v1alpha1"

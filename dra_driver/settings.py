@@ -37,7 +37,7 @@ def _driver_name(value: object) -> object:
     if isinstance(value, str):
         if len(value) > names.MAX_DRIVER_NAME:
             raise ValueError(f"expected at most {names.MAX_DRIVER_NAME} characters")
-        if not re.fullmatch(r"[a-z]([-a-z0-9.]*[a-z0-9])?", value):
+        if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", value):
             raise ValueError('expected a name such as "vgpu.example.com", in lower case and with a letter first')
     return value
 

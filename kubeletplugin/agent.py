@@ -255,6 +255,9 @@ class NodeAgent:
         for thread in self._threads:
             if not thread.is_alive() and not self._stopping.is_set():
                 return f"thread {thread.name} has ended"
+        lost = self._server.lost() if self._server and not self._stopping.is_set() else ""
+        if lost:
+            return f"socket {lost} is gone: the kubelet cannot call"
         silent_s = self._observer.silent_s() if self._observer else 0.0
         if silent_s > max(60.0, 10 * self._settings.monitor_interval_s):
             return f"the monitor has not finished a round for {silent_s:.0f} s"

@@ -86,6 +86,10 @@ class PluginServer:
         """Return why the kubelet does not call us, empty if it does."""
         return self._registration.problem()
 
+    def lost(self) -> str:
+        """Return the path of a socket that somebody removed, so that nobody can call us; empty: both are there."""
+        return self._paths.missing() if self._servers else ""
+
     def _server(self, threads: int, name: str) -> grpc.Server:
         pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._pools.append(pool)

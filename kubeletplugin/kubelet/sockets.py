@@ -15,6 +15,9 @@ _log = logging.getLogger(__name__)
 _LOCK_SUFFIX = ".lock"
 _MAX_BYTES = 107
 """sockaddr_un.sun_path without its NUL."""
+_UID_CHARACTERS = 8
+"""Of the pod's UID in a path: all 36 would leave no room for folders such as those of MicroK8s. Two pods of a node with
+the same ones would find each other's lock."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class SocketPaths:
         Raises:
             ConfigError: a path is too long for a socket.
         """
-        own = f"-{pod_uid}" if pod_uid else ""
+        own = f"-{pod_uid[:_UID_CHARACTERS]}" if pod_uid else ""
         paths = cls(
             registration=kubelet_dir / "plugins_registry" / f"{driver_name}{own}-reg.sock",
             service=kubelet_dir / "plugins" / driver_name / f"dra{own}.sock",
@@ -78,6 +81,10 @@ class SocketPaths:
         """Remove both sockets, the registration first: the kubelet finds no plugin that does not answer."""
         for path in (self.registration, self.service):
             path.unlink(missing_ok=True)
+
+    def missing(self) -> str:
+        """Return the path of a socket that is not there; empty: both are."""
+        return next((str(path) for path in (self.registration, self.service) if not path.is_socket()), "")
 
     def _others(self) -> Iterator["SocketPaths"]:
         """Yield the sockets of all instances of this driver but this one, by their locks."""

@@ -174,6 +174,33 @@ def test_the_program_reads_the_rules_of_the_chart(helm: Path, tmp_path: Path) ->
     assert (rule.node_labels, rule.order) == ({"pool": "a"}, "spread")
 
 
+def test_on_the_network_of_the_node_a_new_controller_waits_for_the_port_of_the_one_before(helm: Path) -> None:
+    for value, expected in (("false", None), ("true", {"maxSurge": 0, "maxUnavailable": 1})):
+        found = rendered(helm, "--set", f"controller.hostNetwork={value}")
+        (controller,) = (obj["spec"] for obj in found if obj["kind"] == "Deployment")
+        assert controller.get("strategy", {}).get("rollingUpdate") == expected
+
+
+@pytest.mark.parametrize(("kubelet", "surge"), [("v1.32.10", None), ("v1.33.6-gke.100", 1)])
+def test_agents_are_updated_one_after_the_other_while_a_kubelet_knows_one_instance_only(
+    helm: Path, cluster: Cluster, kubelet: str, surge: int | None
+) -> None:
+    node = cluster.create(kube_api.NODES, {"kind": "Node", "metadata": {"name": "old"}})
+    facts_of_node = {**node["status"]["nodeInfo"], "kubeletVersion": kubelet}
+    cluster.kube.patch(kube_api.NODES, node, {"status": {"nodeInfo": facts_of_node}}, "status")
+    arguments = [
+        "--namespace",
+        cluster.namespace,
+        "--kubeconfig",
+        cluster.kubeconfig,
+        "--skip-crds",
+        "--dry-run=server",
+    ]
+    text = run(helm, "install", "dry", str(CHART), *arguments).partition("\nMANIFEST:\n")[2].partition("\nNOTES:\n")[0]
+    (agent,) = (obj for obj in yaml.safe_load_all(text) if obj and obj["kind"] == "DaemonSet")
+    assert agent["spec"]["updateStrategy"]["rollingUpdate"].get("maxSurge") == surge
+
+
 def test_one_replica_gets_no_disruption_budget(helm: Path) -> None:
     assert [o for o in rendered(helm, "--set", "controller.replicas=1") if o["kind"] == "PodDisruptionBudget"] == []
 

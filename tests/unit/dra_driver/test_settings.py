@@ -91,7 +91,10 @@ _NO_NAME = 'expected a name such as "vgpu.example.com", in lower case and with a
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("a" * 28, "expected at most 27 characters"), *((name, _NO_NAME) for name in ("1.example.com", "Not a Name", ""))],
+    [
+        ("a" * 28, "expected at most 27 characters"),
+        *((name, _NO_NAME) for name in ("1.example.com", "Not a Name", "a..b", "a.-b", "")),
+    ],
 )
 def test_a_driver_name_with_which_nothing_would_work_is_refused(name: str, expected: str) -> None:
     with pytest.raises(ConfigError) as error:

@@ -360,6 +360,23 @@ def test_an_agent_removes_the_sockets_of_one_that_was_killed_and_of_no_other(
     assert can_connect(registry / f"{names.DRIVER_NAME}-living-reg.sock")
 
 
+@pytest.mark.parametrize(
+    "socket", ["plugins_registry/vgpu.dra-driver.io-reg.sock", "plugins/vgpu.dra-driver.io/dra.sock"]
+)
+def test_an_agent_whose_socket_somebody_removed_asks_to_be_started_anew(
+    start_agent: Callable[..., NodeAgent], kubelet: FakeKubelet, root: Path, socket: str
+) -> None:
+    agent = start_agent()
+    kubelet.register()
+    assert agent.alive() == ""
+    path = root / "kubelet" / socket
+    path.unlink()
+
+    assert agent.alive() == f"socket {path} is gone: the kubelet cannot call"
+    agent.stop()
+    assert agent.alive() == ""
+
+
 def test_the_state_folder_of_another_driver_is_left_alone(start_agent: Callable[..., NodeAgent], root: Path) -> None:
     start_agent()
 
@@ -455,6 +472,8 @@ def test_a_socket_path_that_is_too_long_is_refused_with_its_length(client: FakeK
     from kubeletplugin.kubelet.sockets import SocketPaths
 
     folder = Path("/" + "x" * 80)
+    longest = "v" * names.MAX_DRIVER_NAME
+    SocketPaths.of(Path("/var/snap/microk8s/common/var/lib/kubelet"), longest, "5c1f2d3e-0000-4000-8000-000000000001")
 
     with pytest.raises(ConfigError) as caught:
         SocketPaths.of(folder, names.DRIVER_NAME, None)
