@@ -7,7 +7,7 @@
 #include <sys/mman.h>
 
 enum { SHARDS = 64, FIRST_CAPACITY = 64 };
-enum { EMPTY = 0, FULL = 1, REMOVED = 2 };
+enum { EMPTY = 0, FULL = 1, REMOVED = 2, ASIDE = 3 /* in use, and found by its owner alone */ };
 
 struct shard {
     int locked;
@@ -48,15 +48,19 @@ static struct vgpu_charge *find(struct shard *shard, uint64_t hashed, uint64_t k
     }
 }
 
-static void insert(struct shard *shard, const struct vgpu_charge *charge) {
+static bool is_used(const struct vgpu_charge *entry) {
+    return entry->state == FULL || entry->state == ASIDE;
+}
+
+static void insert(struct shard *shard, const struct vgpu_charge *charge, uint32_t state) {
     uint32_t i = (uint32_t)(hash(charge->key, charge->kind) >> 6);
-    while (shard->table[i & (shard->capacity - 1)].state == FULL)
+    while (is_used(&shard->table[i & (shard->capacity - 1)]))
         i++;
     struct vgpu_charge *entry = &shard->table[i & (shard->capacity - 1)];
     shard->touched += entry->state == EMPTY;
     shard->full++;
     *entry = *charge;
-    entry->state = FULL;
+    entry->state = state;
 }
 
 /* Room for one more, at most half full with live and removed entries together. */
@@ -75,8 +79,8 @@ static bool make_room(struct shard *shard) {
     shard->capacity = capacity;
     shard->full = shard->touched = 0;
     for (uint32_t i = 0; i < old.capacity; i++)
-        if (old.table[i].state == FULL)
-            insert(shard, &old.table[i]);
+        if (is_used(&old.table[i]))
+            insert(shard, &old.table[i], old.table[i].state);
     if (old.table != NULL)
         munmap(old.table, old.capacity * sizeof *old.table);
     return true;
@@ -107,7 +111,7 @@ bool vgpu_ptrmap_put(const struct vgpu_charge *charge, struct vgpu_charge *repla
     } else {
         good = make_room(shard);
         if (good)
-            insert(shard, charge);
+            insert(shard, charge, FULL);
     }
     unlock(shard);
     return good;
@@ -127,7 +131,7 @@ int64_t vgpu_ptrmap_add(const struct vgpu_charge *charge, int64_t change) {
     } else if (change > 0 && make_room(shard)) {
         struct vgpu_charge first = *charge;
         first.bytes = (uint64_t)change;
-        insert(shard, &first);
+        insert(shard, &first, FULL);
         now = change;
     }
     unlock(shard);
@@ -162,7 +166,7 @@ bool vgpu_ptrmap_take_owned(void *owner, struct vgpu_charge *charge) {
         lock(shard);
         for (uint32_t i = 0; i < shard->capacity && shard->full > 0; i++) {
             struct vgpu_charge *entry = &shard->table[i];
-            if (entry->state == FULL && entry->owner == owner) {
+            if (is_used(entry) && entry->owner == owner) {
                 *charge = *entry;
                 remove_entry(shard, entry);
                 unlock(shard);
@@ -174,15 +178,32 @@ bool vgpu_ptrmap_take_owned(void *owner, struct vgpu_charge *charge) {
     return false;
 }
 
-void vgpu_ptrmap_hand_over(void *from, void *to) {
+/* All that `from` owns, and is in one state, is of another owner and in another state. */
+static void change(void *from, uint32_t from_state, void *to, uint32_t to_state) {
     for (uint32_t s = 0; s < SHARDS; s++) {
         struct shard *shard = &shards[s];
         lock(shard);
-        for (uint32_t i = 0; i < shard->capacity && shard->full > 0; i++)
-            if (shard->table[i].state == FULL && shard->table[i].owner == from)
-                shard->table[i].owner = to;
+        for (uint32_t i = 0; i < shard->capacity && shard->full > 0; i++) {
+            struct vgpu_charge *entry = &shard->table[i];
+            if (entry->state == from_state && entry->owner == from) {
+                entry->owner = to;
+                entry->state = to_state;
+            }
+        }
         unlock(shard);
     }
+}
+
+void vgpu_ptrmap_hand_over(void *from, void *to) {
+    change(from, FULL, to, FULL);
+}
+
+void vgpu_ptrmap_set_aside(void *owner, void *keeper) {
+    change(owner, FULL, keeper, ASIDE);
+}
+
+void vgpu_ptrmap_put_back(void *keeper, void *owner) {
+    change(keeper, ASIDE, owner, FULL);
 }
 
 void vgpu_ptrmap_forget(void) {

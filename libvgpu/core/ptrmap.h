@@ -44,6 +44,11 @@ bool vgpu_ptrmap_take_owned(void *owner, struct vgpu_charge *charge);
 /* Whatever `from` owns, `to` owns from now on. */
 void vgpu_ptrmap_hand_over(void *from, void *to);
 
+/* `owner` is about to end, and the driver may hand out the keys of what it owns at once: from now on that is found by
+ * vgpu_ptrmap_take_owned(keeper) alone, until it is put back. */
+void vgpu_ptrmap_set_aside(void *owner, void *keeper);
+void vgpu_ptrmap_put_back(void *keeper, void *owner);
+
 /* In a fork's child: forget everything, whatever state its locks were in. */
 void vgpu_ptrmap_forget(void);
 

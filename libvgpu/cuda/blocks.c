@@ -36,10 +36,12 @@ static uint64_t aligned(uint64_t bytes) {
     return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
 }
 
-/* Count what lies in the block of an address. Returns how many there are then. */
+/* Count what lies in the block of an address, for each device by itself: addresses that one has given back another may
+ * have before we know. Returns how many there are then. */
 static int64_t count(struct vgpu_device *device, uint64_t address, int64_t change) {
+    uint64_t block_at = address / VGPU_BLOCK_BYTES * VGPU_BLOCK_BYTES;
     struct vgpu_charge block = {
-        .key = address / VGPU_BLOCK_BYTES * VGPU_BLOCK_BYTES, .kind = VGPU_KIND_BLOCK, .device = device};
+        .key = block_at + (uint64_t)(blocks_of(device) - all), .kind = VGPU_KIND_BLOCK, .device = device};
     return vgpu_ptrmap_add(&block, change);
 }
 

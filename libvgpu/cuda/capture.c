@@ -6,6 +6,7 @@
 #include "core/ptrmap.h"
 #include "cuda/launch.h"
 #include "cuda/poolrecords.h"
+#include "cuda/pools.h"
 
 #include <stddef.h>
 
@@ -22,24 +23,47 @@ static void capture_ended(CUstream stream) {
         vgpu__launch_capture(-1);
 }
 
-static void capture_began(CUstream stream) {
+/* The context whose end ends it. */
+static CUresult context_of(CUstream stream, CUcontext *context) {
     CUresult result;
-    CUcontext context = NULL;
-    VGPU_CALL(result, cuCtxGetCurrent, &context);
+    *context = NULL;
+    if (stream == NULL || stream == CU_STREAM_LEGACY || stream == CU_STREAM_PER_THREAD)
+        VGPU_CALL(result, cuCtxGetCurrent, context);
+    else
+        VGPU_CALL(result, cuStreamGetCtx, stream, context);
+    return result;
+}
+
+static void capture_began(CUstream stream, CUcontext context) {
     struct vgpu_charge replaced, charge = {.key = capture_key(stream), .kind = VGPU_KIND_CAPTURE, .owner = context};
     capture_ended(stream);
-    if (result == CUDA_SUCCESS && vgpu_ptrmap_put(&charge, &replaced))
+    if (vgpu_ptrmap_put(&charge, &replaced))
         vgpu__launch_capture(1);
 }
 
 #define BEGIN(stream, symbol, ...)                                                                                     \
     do {                                                                                                               \
-        CUresult result;                                                                                               \
+        CUresult result, known = CUDA_ERROR_UNKNOWN;                                                                   \
+        CUcontext context;                                                                                             \
+        if (!VGPU_BY_DRIVER() && vgpu__attached())                                                                     \
+            known = context_of(stream, &context);                                                                      \
         VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
-        if (!VGPU_BY_DRIVER() && vgpu__attached() && result == CUDA_SUCCESS)                                           \
-            capture_began(stream);                                                                                     \
+        if (result == CUDA_SUCCESS && known == CUDA_SUCCESS)                                                           \
+            capture_began(stream, context);                                                                            \
         return result;                                                                                                 \
     } while (0)
+
+/* Around a call that may end the capture of a stream, which may begin another at once, or its handle be another's: what
+ * is known of it is taken away before. */
+static bool capture_ending(CUstream stream, struct vgpu_charge *known) {
+    return vgpu_ptrmap_take(capture_key(stream), VGPU_KIND_CAPTURE, known);
+}
+
+static void capture_goes_on(const struct vgpu_charge *known) {
+    struct vgpu_charge replaced = {.kind = 0};
+    if (!vgpu_ptrmap_put(known, &replaced) || replaced.kind != 0)
+        vgpu__launch_capture(-1);
+}
 
 /* An end that fails ends most captures too, but not if the wrong thread asks. No other thread asks for stream-ordered
  * memory meanwhile (pools.c): it would get it from the pool where it was to be a node of the graph. */
@@ -50,11 +74,15 @@ static void capture_began(CUstream stream) {
         VGPU_ENTER(symbol, __VA_ARGS__);                                                                               \
         if (!vgpu__attached())                                                                                         \
             return VGPU_REAL(symbol)(__VA_ARGS__);                                                                     \
+        struct vgpu_charge known;                                                                                      \
+        bool ending = capture_ending(stream, &known);                                                                  \
         vgpu__pools_enter();                                                                                           \
         VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
         vgpu__pools_leave();                                                                                           \
-        if (result == CUDA_SUCCESS || !vgpu__launch_captured(stream, &capture))                                        \
-            capture_ended(stream);                                                                                     \
+        if (ending && result != CUDA_SUCCESS && vgpu__launch_captured(stream, &capture))                               \
+            capture_goes_on(&known);                                                                                   \
+        else if (ending)                                                                                               \
+            vgpu__launch_capture(-1);                                                                                  \
         return result;                                                                                                 \
     } while (0)
 
@@ -105,9 +133,17 @@ CUresult cuStreamEndCapture_ptsz(CUstream hStream, CUgraph *graph) {
 #define DESTROY(stream, symbol)                                                                                        \
     do {                                                                                                               \
         CUresult result;                                                                                               \
+        struct vgpu_charge known;                                                                                      \
+        VGPU_ENTER(symbol, stream);                                                                                    \
+        if (!vgpu__attached())                                                                                         \
+            return VGPU_REAL(symbol)(stream);                                                                          \
+        bool ending = capture_ending(stream, &known);                                                                  \
+        vgpu__pools_stream_gone(stream);                                                                               \
         VGPU_CALL(result, symbol, stream);                                                                             \
-        if (!VGPU_BY_DRIVER() && vgpu__attached() && result == CUDA_SUCCESS)                                           \
-            capture_ended(stream);                                                                                     \
+        if (ending && result != CUDA_SUCCESS)                                                                          \
+            capture_goes_on(&known);                                                                                   \
+        else if (ending)                                                                                               \
+            vgpu__launch_capture(-1);                                                                                  \
         return result;                                                                                                 \
     } while (0)
 

@@ -13,6 +13,16 @@
 
 static unsigned int endings; /* of contexts, and forks: what a thread has seen before may be another one now */
 
+/* Held from before a call that may end a context until all that was known of it is forgotten, and while what another
+ * call has made is remembered: the driver may give the handle again at once. And whether a call makes or ends a primary
+ * context must not change before it is made. */
+static struct vgpu_lock lives = VGPU_UNLOCKED;
+
+void vgpu__contexts_forget(void) {
+    endings++;
+    vgpu_lock_renew(&lives);
+}
+
 /* ---- Created contexts ---- */
 
 static void remember(CUcontext context, struct vgpu_device *device) {
@@ -20,18 +30,46 @@ static void remember(CUcontext context, struct vgpu_device *device) {
     vgpu_ptrmap_put(&charge, &replaced); /* without memory to remember it, it stays charged */
 }
 
+static void remember_created(CUcontext context, struct vgpu_device *device) {
+    vgpu__enter(&lives);
+    remember(context, device);
+    vgpu__leave(&lives);
+}
+
+/* What a context that surely ends has owned. The addresses are other threads' before we know. */
+static char aside;
+
+/* The lock is held. NULL: there is none. */
+static void ending(CUcontext context, bool surely) {
+    if (context == NULL)
+        return;
+    __atomic_fetch_add(&endings, 1, __ATOMIC_RELEASE); /* whoever has seen it waits for us */
+    vgpu__launch_context_ending(context, surely);
+    vgpu__pools_context_ending(context);
+    if (surely)
+        vgpu_ptrmap_set_aside(context, &aside);
+}
+
 /* What was allocated in it is freed, and what it took itself. */
-static void context_gone(CUcontext context) {
+static void ended(CUcontext context, bool over) {
     struct vgpu_charge known;
-    __atomic_fetch_add(&endings, 1, __ATOMIC_RELEASE);
-    vgpu__memory_context_gone(context);
+    if (context == NULL)
+        return;
+    vgpu__launch_context_ended(context, over);
+    vgpu__pools_context_ended(context, over);
+    if (!over) {
+        vgpu_ptrmap_put_back(&aside, context);
+        return;
+    }
+    vgpu__memory_gone(&aside);
+    vgpu__memory_gone(context);
     if (vgpu_ptrmap_take((uintptr_t)context, VGPU_KIND_CONTEXT, &known))
         vgpu__footprint_context_gone(known.device);
 }
 
 /* A context on a device without a share is refused; so no other call can reach that device. `unmake` undoes the call,
- * which has put the context into `made`. */
-#define CREATE(context, ordinal, unmake, symbol, ...)                                                                  \
+ * which has put the context into `made`; `known` remembers it. */
+#define CREATE(context, ordinal, known, unmake, symbol, ...)                                                           \
     do {                                                                                                               \
         CUresult result, room;                                                                                         \
         CUcontext made = NULL;                                                                                         \
@@ -53,7 +91,7 @@ static void context_gone(CUcontext context) {
         }                                                                                                              \
         vgpu__footprint_end(device);                                                                                   \
         if (result == CUDA_SUCCESS) {                                                                                  \
-            remember(made, device);                                                                                    \
+            known(made, device);                                                                                       \
             *(context) = made;                                                                                         \
         }                                                                                                              \
         return result;                                                                                                 \
@@ -61,65 +99,76 @@ static void context_gone(CUcontext context) {
 
 CUresult cuCtxCreate(CUcontext *ctx, unsigned int flags, CUdevice dev) {
     VGPU_ENTER(cuCtxCreate, ctx, flags, dev);
-    CREATE(ctx, dev, VGPU_CALL(result, cuCtxDestroy, made), cuCtxCreate, flags, dev);
+    CREATE(ctx, dev, remember_created, VGPU_CALL(result, cuCtxDestroy, made), cuCtxCreate, flags, dev);
 }
 
 CUresult cuCtxCreate_v2(CUcontext *ctx, unsigned int flags, CUdevice dev) {
     VGPU_ENTER(cuCtxCreate_v2, ctx, flags, dev);
-    CREATE(ctx, dev, VGPU_CALL(result, cuCtxDestroy_v2, made), cuCtxCreate_v2, flags, dev);
+    CREATE(ctx, dev, remember_created, VGPU_CALL(result, cuCtxDestroy_v2, made), cuCtxCreate_v2, flags, dev);
 }
 
 CUresult cuCtxCreate_v3(CUcontext *ctx, CUexecAffinityParam *affinity, int count, unsigned int flags, CUdevice dev) {
     VGPU_ENTER(cuCtxCreate_v3, ctx, affinity, count, flags, dev);
-    CREATE(ctx, dev, VGPU_CALL(result, cuCtxDestroy_v2, made), cuCtxCreate_v3, affinity, count, flags, dev);
+    CREATE(ctx, dev, remember_created, VGPU_CALL(result, cuCtxDestroy_v2, made), cuCtxCreate_v3, affinity, count, flags,
+           dev);
 }
 
 CUresult cuCtxCreate_v4(CUcontext *ctx, CUctxCreateParams *params, unsigned int flags, CUdevice dev) {
     VGPU_ENTER(cuCtxCreate_v4, ctx, params, flags, dev);
-    CREATE(ctx, dev, VGPU_CALL(result, cuCtxDestroy_v2, made), cuCtxCreate_v4, params, flags, dev);
+    CREATE(ctx, dev, remember_created, VGPU_CALL(result, cuCtxDestroy_v2, made), cuCtxCreate_v4, params, flags, dev);
 }
 
-/* A call that may end a context. `find` sets `context` to the one that is meant, NULL if there is none; `ended` says
- * whether it has ended, once the driver has done what it was asked for. */
-#define END(find, ended, symbol, what)                                                                                 \
+/* A call that may end a context, with the lock held. `find` sets `context` to the one that is meant, NULL if there is
+ * none; `over` says whether it has ended, once the driver has done what it was asked for, which `surely` says before.
+ */
+#define END(find, surely, over, symbol, what)                                                                          \
     do {                                                                                                               \
         CUcontext context = NULL;                                                                                      \
-        if (vgpu__attached() && (result = (find)) != CUDA_SUCCESS)                                                     \
+        if ((result = (find)) != CUDA_SUCCESS)                                                                         \
             break;                                                                                                     \
-        vgpu__launch_context_ending(context);                                                                          \
+        ending(context, surely);                                                                                       \
         VGPU_CALL(result, symbol, what);                                                                               \
-        bool over = result == CUDA_SUCCESS && context != NULL && (ended);                                              \
-        vgpu__launch_context_ended(context, over);                                                                     \
-        if (over)                                                                                                      \
-            context_gone(context);                                                                                     \
+        ended(context, result == CUDA_SUCCESS && context != NULL && (over));                                           \
     } while (0)
 
-#define ENDS(find, ended, symbol, what)                                                                                \
+#define ENDS(find, surely, over, symbol, what)                                                                         \
     do {                                                                                                               \
         CUresult result = CUDA_SUCCESS;                                                                                \
         VGPU_ENTER(symbol, what);                                                                                      \
-        END(find, ended, symbol, what);                                                                                \
+        if (!vgpu__attached())                                                                                         \
+            return VGPU_REAL(symbol)(what);                                                                            \
+        vgpu__enter(&lives);                                                                                           \
+        END(find, surely, over, symbol, what);                                                                         \
+        vgpu__leave(&lives);                                                                                           \
         return result;                                                                                                 \
     } while (0)
 
 CUresult cuCtxDestroy(CUcontext ctx) {
-    ENDS((context = ctx, CUDA_SUCCESS), true, cuCtxDestroy, ctx);
+    ENDS((context = ctx, CUDA_SUCCESS), true, true, cuCtxDestroy, ctx);
 }
 
 CUresult cuCtxDestroy_v2(CUcontext ctx) {
-    ENDS((context = ctx, CUDA_SUCCESS), true, cuCtxDestroy_v2, ctx);
+    ENDS((context = ctx, CUDA_SUCCESS), true, true, cuCtxDestroy_v2, ctx);
 }
 
-static bool is_alive(CUcontext context) {
+/* Is it alive, and the same as it was? Another thread may have been given its handle. (Drivers before CUDA 12 do not
+ * tell them apart.) */
+static bool is_alive(CUcontext context, unsigned long long *id) {
     CUresult result;
     unsigned int version;
-    VGPU_CALL(result, cuCtxGetApiVersion, context, &version);
+    *id = 0;
+    if (vgpu__cuda_exists(VGPU_FN_cuCtxGetId))
+        VGPU_CALL(result, cuCtxGetId, context, id);
+    else
+        VGPU_CALL(result, cuCtxGetApiVersion, context, &version);
     return result == CUDA_SUCCESS;
 }
 
 /* Gives back one use; the last one ends the context. */
 CUresult cuCtxDetach(CUcontext ctx) {
-    ENDS((context = ctx, CUDA_SUCCESS), !is_alive(ctx), cuCtxDetach, ctx);
+    unsigned long long before, after;
+    ENDS((context = ctx, is_alive(ctx, &before), CUDA_SUCCESS), false, !is_alive(ctx, &after) || after != before,
+         cuCtxDetach, ctx);
 }
 
 /* ---- The primary context of a device ---- */
@@ -163,30 +212,22 @@ static bool primary_ended(CUdevice dev, CUcontext context) {
     return false;
 }
 
-/* Whether a call makes or ends a primary context must not change before it is made. */
-static struct vgpu_lock primaries = VGPU_UNLOCKED;
-
-void vgpu__contexts_forget(void) {
-    endings++;
-    vgpu_lock_renew(&primaries);
-}
-
 static CUresult retain_or_create(CUcontext *ctx, CUdevice dev) {
     CUresult result;
     if (primary_active(dev)) {
         VGPU_CALL(result, cuDevicePrimaryCtxRetain, ctx, dev);
         return result;
     }
-    CREATE(ctx, dev, VGPU_CALL(result, cuDevicePrimaryCtxRelease_v2, dev), cuDevicePrimaryCtxRetain, dev);
+    CREATE(ctx, dev, remember, VGPU_CALL(result, cuDevicePrimaryCtxRelease_v2, dev), cuDevicePrimaryCtxRetain, dev);
 }
 
 static CUresult retain_primary(CUcontext *ctx, CUdevice dev) {
     CUresult result;
     if (vgpu__attached() && vgpu__cuda_device(dev, &result) == NULL)
         return result;
-    vgpu__enter(&primaries);
+    vgpu__enter(&lives);
     result = retain_or_create(ctx, dev);
-    vgpu__leave(&primaries);
+    vgpu__leave(&lives);
     return result;
 }
 
@@ -195,33 +236,21 @@ CUresult cuDevicePrimaryCtxRetain(CUcontext *ctx, CUdevice dev) {
     return retain_primary(ctx, dev);
 }
 
-#define PRIMARY_ENDS(ended, symbol, dev)                                                                               \
-    do {                                                                                                               \
-        CUresult result = CUDA_SUCCESS;                                                                                \
-        VGPU_ENTER(symbol, dev);                                                                                       \
-        if (!vgpu__attached())                                                                                         \
-            return VGPU_REAL(symbol)(dev);                                                                             \
-        vgpu__enter(&primaries);                                                                                       \
-        END(find_primary(dev, &context), ended, symbol, dev);                                                          \
-        vgpu__leave(&primaries);                                                                                       \
-        return result;                                                                                                 \
-    } while (0)
-
 CUresult cuDevicePrimaryCtxRelease(CUdevice dev) {
-    PRIMARY_ENDS(primary_ended(dev, context), cuDevicePrimaryCtxRelease, dev);
+    ENDS(find_primary(dev, &context), false, primary_ended(dev, context), cuDevicePrimaryCtxRelease, dev);
 }
 
 CUresult cuDevicePrimaryCtxRelease_v2(CUdevice dev) {
-    PRIMARY_ENDS(primary_ended(dev, context), cuDevicePrimaryCtxRelease_v2, dev);
+    ENDS(find_primary(dev, &context), false, primary_ended(dev, context), cuDevicePrimaryCtxRelease_v2, dev);
 }
 
 /* A reset frees everything, though the context's handle may stay the same. */
 CUresult cuDevicePrimaryCtxReset(CUdevice dev) {
-    PRIMARY_ENDS(true, cuDevicePrimaryCtxReset, dev);
+    ENDS(find_primary(dev, &context), true, true, cuDevicePrimaryCtxReset, dev);
 }
 
 CUresult cuDevicePrimaryCtxReset_v2(CUdevice dev) {
-    PRIMARY_ENDS(true, cuDevicePrimaryCtxReset_v2, dev);
+    ENDS(find_primary(dev, &context), true, true, cuDevicePrimaryCtxReset_v2, dev);
 }
 
 /* ---- Primary contexts that nobody asked us for: the CUDA runtime has its own way to them, by the driver's tables ----
@@ -237,7 +266,7 @@ void vgpu__contexts_see(CUcontext context, struct vgpu_device *device, CUdevice 
     CUcontext primary;
     if (__builtin_expect(seen.context == context && seen.endings == now, 1) || vgpu__holding > 0 || vgpu__inside > 0)
         return;
-    vgpu__enter(&primaries);
+    vgpu__enter(&lives);
     bool looked = vgpu_ptrmap_look((uintptr_t)context, VGPU_KIND_CONTEXT, &known);
     if (!looked && find_primary(ordinal, &primary) == CUDA_SUCCESS) {
         looked = primary != NULL; /* one that is current may not be active yet */
@@ -246,7 +275,7 @@ void vgpu__contexts_see(CUcontext context, struct vgpu_device *device, CUdevice 
             remember(context, device);
         }
     }
-    vgpu__leave(&primaries);
+    vgpu__leave(&lives);
     if (looked) {
         seen.context = context;
         seen.endings = now;
@@ -258,14 +287,19 @@ void vgpu__contexts_see(CUcontext context, struct vgpu_device *device, CUdevice 
 
 static void release_primary(CUcontext primary, CUdevice dev) {
     CUresult result;
-    vgpu__enter(&primaries);
-    vgpu__launch_context_ending(primary);
+    vgpu__enter(&lives);
+    ending(primary, false);
     VGPU_CALL(result, cuDevicePrimaryCtxRelease_v2, dev);
-    bool ended = result == CUDA_SUCCESS && primary_ended(dev, primary);
-    vgpu__launch_context_ended(primary, ended);
-    if (ended)
-        context_gone(primary);
-    vgpu__leave(&primaries);
+    ended(primary, result == CUDA_SUCCESS && primary_ended(dev, primary));
+    vgpu__leave(&lives);
+}
+
+static void remember_green(CUgreenCtx green, struct vgpu_device *device, CUdevice dev) {
+    struct vgpu_charge replaced,
+        charge = {.key = (uintptr_t)green, .kind = VGPU_KIND_GREEN, .device = device, .bytes = (uint64_t)dev};
+    vgpu__enter(&lives);
+    vgpu_ptrmap_put(&charge, &replaced); /* forgotten: what ends with it stays charged */
+    vgpu__leave(&lives);
 }
 
 CUresult cuGreenCtxCreate(CUgreenCtx *green, CUdevResourceDesc desc, CUdevice dev, unsigned int flags) {
@@ -287,9 +321,7 @@ CUresult cuGreenCtxCreate(CUgreenCtx *green, CUdevResourceDesc desc, CUdevice de
     }
     vgpu__footprint_end(device);
     if (result == CUDA_SUCCESS) {
-        struct vgpu_charge replaced,
-            charge = {.key = (uintptr_t)made, .kind = VGPU_KIND_GREEN, .device = device, .bytes = (uint64_t)dev};
-        vgpu_ptrmap_put(&charge, &replaced); /* forgotten: what ends with it stays charged */
+        remember_green(made, device, dev);
         *green = made;
     }
     if (primary != NULL)
@@ -297,36 +329,60 @@ CUresult cuGreenCtxCreate(CUgreenCtx *green, CUdevResourceDesc desc, CUdevice de
     return result;
 }
 
-/* What was allocated in it lives in the primary context, which may end with it. */
-CUresult cuGreenCtxDestroy(CUgreenCtx green) {
+/* What was allocated in a green context lives in the primary one. What its threads and heaps have does not. */
+static void hand_over(CUcontext own, CUcontext primary) {
+    static const CUlimit heaps[] = {CU_LIMIT_PRINTF_FIFO_SIZE, CU_LIMIT_MALLOC_HEAP_SIZE};
+    struct vgpu_charge charge;
+    if (vgpu_ptrmap_take((uintptr_t)own, VGPU_KIND_LOCAL, &charge))
+        vgpu__given(&charge, CUDA_SUCCESS);
+    for (size_t i = 0; i < sizeof heaps / sizeof *heaps; i++)
+        if (vgpu_ptrmap_take((uintptr_t)own + (uint64_t)heaps[i], VGPU_KIND_LIMIT, &charge))
+            vgpu__given(&charge, CUDA_SUCCESS);
+    vgpu_ptrmap_hand_over(own, primary);
+}
+
+/* The primary context may end with it. */
+static CUresult destroy_green(CUgreenCtx green, const struct vgpu_charge *known) {
     CUresult result;
     CUcontext own = NULL, primary = NULL;
-    bool primary_over = false;
-    struct vgpu_charge known = {0};
-    struct vgpu_charge replaced;
-    VGPU_ENTER(cuGreenCtxDestroy, green);
-    if (!vgpu__attached() || !vgpu_ptrmap_take((uintptr_t)green, VGPU_KIND_GREEN, &known))
-        return VGPU_REAL(cuGreenCtxDestroy)(green);
+    CUdevice dev = (CUdevice)known->bytes;
     VGPU_CALL(result, cuCtxFromGreenCtx, &own, green);
     if (result == CUDA_SUCCESS)
-        result = find_primary((CUdevice)known.bytes, &primary);
-    if (result == CUDA_SUCCESS) {
-        vgpu__launch_context_ending(own);
-        vgpu__launch_context_ending(primary);
-        VGPU_CALL(result, cuGreenCtxDestroy, green);
-        vgpu__launch_context_ended(own, result == CUDA_SUCCESS);
-        primary_over = result == CUDA_SUCCESS && primary != NULL && primary_ended((CUdevice)known.bytes, primary);
-        vgpu__launch_context_ended(primary, primary_over);
-    }
-    if (result != CUDA_SUCCESS) {
-        vgpu_ptrmap_put(&known, &replaced);
+        result = find_primary(dev, &primary);
+    if (result != CUDA_SUCCESS)
         return result;
+    if (own != primary) {
+        vgpu__launch_context_ending(own, false);
+        vgpu__pools_context_ending(own);
     }
-    vgpu__pools_context_gone(own);
-    if (own != primary && primary != NULL)
-        vgpu_ptrmap_hand_over(own, primary);
-    if (primary_over)
-        context_gone(primary);
-    vgpu__footprint_settle(known.device);
+    ending(primary, false);
+    VGPU_CALL(result, cuGreenCtxDestroy, green);
+    if (own != primary) {
+        vgpu__launch_context_ended(own, result == CUDA_SUCCESS);
+        vgpu__pools_context_ended(own, result == CUDA_SUCCESS);
+        if (result == CUDA_SUCCESS && primary != NULL)
+            hand_over(own, primary);
+    }
+    ended(primary, result == CUDA_SUCCESS && primary_ended(dev, primary));
+    return result;
+}
+
+CUresult cuGreenCtxDestroy(CUgreenCtx green) {
+    CUresult result;
+    struct vgpu_charge known, replaced;
+    VGPU_ENTER(cuGreenCtxDestroy, green);
+    if (!vgpu__attached())
+        return VGPU_REAL(cuGreenCtxDestroy)(green);
+    vgpu__enter(&lives);
+    if (vgpu_ptrmap_take((uintptr_t)green, VGPU_KIND_GREEN, &known)) {
+        result = destroy_green(green, &known);
+        if (result == CUDA_SUCCESS)
+            vgpu__footprint_settle(known.device);
+        else
+            vgpu_ptrmap_put(&known, &replaced);
+    } else {
+        VGPU_CALL(result, cuGreenCtxDestroy, green);
+    }
+    vgpu__leave(&lives);
     return result;
 }

@@ -80,14 +80,25 @@ static uint64_t key_of(CUgraphExec exec, int place) {
     return (uint64_t)(uintptr_t)exec ^ ((uint64_t)place << 56);
 }
 
-static void forget_bytes(CUgraphExec exec) {
-    struct vgpu_charge charge;
-    bool known = false;
-    vgpu__local_graph(exec, 0);
+/* What is known of an executable graph, while it is destroyed. */
+struct known {
+    uint32_t count;
+    struct vgpu_charge charges[VGPU_GRAPH_NEEDS + 1]; /* by place, and for its threads */
+};
+
+static void take_known(CUgraphExec exec, struct known *known) {
+    known->count = vgpu_ptrmap_take((uintptr_t)exec, VGPU_KIND_THREAD, &known->charges[0]);
+    uint32_t of_threads = known->count;
     for (int place = 0; place < __atomic_load_n(&places, __ATOMIC_RELAXED); place++)
-        known |= vgpu_ptrmap_take(key_of(exec, place), VGPU_KIND_GRAPH, &charge);
-    if (known)
+        known->count += vgpu_ptrmap_take(key_of(exec, place), VGPU_KIND_GRAPH, &known->charges[known->count]);
+    if (known->count > of_threads)
         vgpu__pools_graph_gone(exec);
+}
+
+static void put_known(const struct known *known) {
+    struct vgpu_charge replaced;
+    for (uint32_t i = 0; i < known->count; i++)
+        vgpu_ptrmap_put(&known->charges[i], &replaced);
 }
 
 /* Kept beside the executable graph: all allocation nodes together, as much as a launch can need; without a device,
@@ -198,9 +209,14 @@ CUresult cuGraphExecNodeSetParams(CUgraphExec exec, CUgraphNode node, CUgraphNod
 
 CUresult cuGraphExecDestroy(CUgraphExec exec) {
     CUresult result;
-    if (!VGPU_BY_DRIVER() && vgpu__attached())
-        forget_bytes(exec);
+    struct known known;
+    VGPU_ENTER(cuGraphExecDestroy, exec);
+    if (!vgpu__attached())
+        return VGPU_REAL(cuGraphExecDestroy)(exec);
+    take_known(exec, &known);
     VGPU_CALL(result, cuGraphExecDestroy, exec);
+    if (result != CUDA_SUCCESS)
+        put_known(&known);
     return result;
 }
 

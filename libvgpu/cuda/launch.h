@@ -65,7 +65,7 @@ bool vgpu__launch_captured(CUstream stream, uint64_t *capture);
 bool vgpu__launch_captured_since(CUstream stream, uint64_t capture);
 
 /* Around a call that may end a context (NULL: none), and with it the events in it. */
-void vgpu__launch_context_ending(CUcontext context);
+void vgpu__launch_context_ending(CUcontext context, bool surely);
 void vgpu__launch_context_ended(CUcontext context, bool ended);
 
 /* The application waited for its work: what is done by now is paid now. */

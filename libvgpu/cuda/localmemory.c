@@ -124,9 +124,16 @@ void vgpu__local_kernel(CUkernel kernel, CUlibrary library) {
         vgpu_ptrmap_put(&charge, &replaced);
 }
 
-void vgpu__local_library_ends(CUlibrary library) {
+void vgpu__local_library_ending(CUlibrary library, void *keeper) {
+    if (library != NULL)
+        vgpu_ptrmap_set_aside(library, keeper);
+}
+
+void vgpu__local_library_ended(CUlibrary library, void *keeper, bool ended) {
     struct vgpu_charge charge;
-    while (library != NULL && vgpu_ptrmap_take_owned(library, &charge))
+    if (!ended)
+        vgpu_ptrmap_put_back(keeper, library);
+    while (ended && vgpu_ptrmap_take_owned(keeper, &charge))
         continue;
 }
 

@@ -35,9 +35,13 @@ bool vgpu__local_graph_more(CUgraphExec exec, void *function);
  * it cannot be unloaded alone, so nothing new is launched then. */
 CUresult vgpu__local_load(struct vgpu_device *device, CUfunction function);
 
-/* A handle that stands for a function of a library, in whatever context; and the end of all of a library's. */
+/* A handle that stands for a function of a library, in whatever context. */
 void vgpu__local_kernel(CUkernel kernel, CUlibrary library);
-void vgpu__local_library_ends(CUlibrary library);
+
+/* Around the call that unloads a library, and with it all of its functions: `keeper` is an address of the caller's own.
+ */
+void vgpu__local_library_ending(CUlibrary library, void *keeper);
+void vgpu__local_library_ended(CUlibrary library, void *keeper, bool ended);
 
 /* In a fork's child. */
 void vgpu__local_forget(void);

@@ -175,11 +175,9 @@ CUresult vgpu__given(const struct vgpu_charge *charge, CUresult result) {
     return result;
 }
 
-void vgpu__memory_context_gone(CUcontext context) {
+void vgpu__memory_gone(void *owner) {
     struct vgpu_charge charge;
-    if (context != NULL)
-        vgpu__pools_context_gone(context);
-    while (context != NULL && vgpu_ptrmap_take_owned(context, &charge)) {
+    while (vgpu_ptrmap_take_owned(owner, &charge)) {
         if (charge.kind == VGPU_KIND_CAPTURE)
             vgpu__launch_capture(-1);
         else

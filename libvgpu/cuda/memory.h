@@ -47,8 +47,8 @@ CUresult vgpu__given(const struct vgpu_charge *charge, CUresult result);
 /* Reserve, and where that fails take back what the pools keep for later and try again. VGPU_OK or VGPU_OVER. */
 int vgpu__reserve(struct vgpu_device *device, uint64_t bytes);
 
-/* The driver has freed everything of a context. */
-void vgpu__memory_context_gone(CUcontext context);
+/* The driver has freed everything of an owner of charges: a context. */
+void vgpu__memory_gone(void *owner);
 
 /* A thread uses this context, which may be one whose making nobody saw. */
 void vgpu__contexts_see(CUcontext context, struct vgpu_device *device, CUdevice ordinal);

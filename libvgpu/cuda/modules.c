@@ -72,28 +72,30 @@ CUresult cuLibraryLoadFromFile(CUlibrary *library, const char *path, CUjit_optio
          jit_values, jit_count, options, values, count);
 }
 
-#define UNLOAD(symbol, what)                                                                                           \
+/* Functions of the next module may get the handles of its functions as soon as it is unloaded, in whatever thread. */
+#define UNLOAD(symbol, what, library)                                                                                  \
     do {                                                                                                               \
         CUresult result;                                                                                               \
         struct vgpu_device *device;                                                                                    \
         VGPU_ENTER(symbol, what);                                                                                      \
         if (!payer(&device, &result))                                                                                  \
             return result;                                                                                             \
+        vgpu__launch_renew_all();                                                                                      \
+        vgpu__local_library_ending(library, &device);                                                                  \
         VGPU_CALL(result, symbol, what);                                                                               \
-        vgpu__launch_renew_all(); /* functions of the next module may get their handles */                             \
+        vgpu__local_library_ended(library, &device, result == CUDA_SUCCESS);                                           \
+        vgpu__launch_renew_all(); /* another thread may just have told what it had launched before */                  \
         if (result == CUDA_SUCCESS && device != NULL)                                                                  \
             vgpu__footprint_settle(device);                                                                            \
         return result;                                                                                                 \
     } while (0)
 
 CUresult cuModuleUnload(CUmodule module) {
-    UNLOAD(cuModuleUnload, module);
+    UNLOAD(cuModuleUnload, module, NULL);
 }
 
 CUresult cuLibraryUnload(CUlibrary library) {
-    if (vgpu__attached() && !VGPU_BY_DRIVER())
-        vgpu__local_library_ends(library);
-    UNLOAD(cuLibraryUnload, library);
+    UNLOAD(cuLibraryUnload, library, library);
 }
 
 /* ---- Functions ---- */

@@ -20,6 +20,7 @@
 
 enum {
     KEY_BITS = 56,                /* of a handle; above it, for kernels and copies, how large it is */
+    HANDLE_BITS = 48,             /* of which so many are used; between, which device it is launched on */
     GUESS_NS = 100 * 1000 * 1000, /* of a launch that cannot be measured, if no other was */
     UNKNOWN_WAIT_NS = 1000 * 1000 *
         1000, /* for the first measurement, at each launch; not for ever: it may wait for what this thread does next */
@@ -38,6 +39,8 @@ enum {
 
 void vgpu__launch_capture(int change) {
     __atomic_fetch_add(&vgpu__captures, change, __ATOMIC_RELAXED);
+    if (change > 0)
+        __atomic_fetch_add(&vgpu__plan_turn, 1, __ATOMIC_RELAXED);
 }
 
 void vgpu__launch_forget(void) {
@@ -47,18 +50,35 @@ void vgpu__launch_forget(void) {
     vgpu_estimator_forget();
 }
 
-void vgpu__launch_renew(uint64_t key) {
-    struct vgpu_estimate *estimate = vgpu_estimate_of(key);
-    vgpu__sample_disown(estimate);
-    vgpu_estimate_renew(estimate);
+/* A kernel of a library, or a graph, is launched on several devices by one handle: each has code and memory for its
+ * threads, and a speed of its own. */
+static uint64_t key_on(uint64_t key, uint32_t device) {
+    return key ^ ((uint64_t)device << HANDLE_BITS);
 }
 
-static uint64_t handles; /* how often they may have come again */
+static uint64_t key_here(uint64_t key, const struct vgpu_device *device) {
+    return key_on(key, (uint32_t)(device - vgpu__process->devices));
+}
+
+void vgpu__launch_renew(uint64_t key) {
+    for (uint32_t i = 0; i < vgpu__process->device_count; i++) {
+        struct vgpu_estimate *estimate = vgpu_estimate_of(key_on(key, i));
+        struct vgpu_charge launched;
+        vgpu__sample_disown(estimate);
+        vgpu_estimate_renew(estimate);
+        vgpu_ptrmap_take(key_on(key, i), VGPU_KIND_LAUNCHED, &launched);
+    }
+}
+
+static void renew_all(void) {
+    __atomic_fetch_add(&vgpu__handles, 1, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&vgpu__plan_turn, 1, __ATOMIC_RELAXED);
+    vgpu_estimator_renew();
+}
 
 void vgpu__launch_renew_all(void) {
-    __atomic_fetch_add(&handles, 1, __ATOMIC_RELAXED);
     vgpu__sample_disown(NULL);
-    vgpu_estimator_renew();
+    renew_all();
 }
 
 static bool something_is_captured(void) {
@@ -77,7 +97,7 @@ static bool is_kernel(uint64_t key) {
 }
 
 static void *handle_of(uint64_t key) {
-    return (void *)(uintptr_t)(key & ((UINT64_C(1) << KEY_BITS) - 1));
+    return (void *)(uintptr_t)(key & ((UINT64_C(1) << HANDLE_BITS) - 1));
 }
 
 /* ---- Paying ---- */
@@ -218,7 +238,7 @@ static struct vgpu_device *device_of(struct vgpu_process *process, CUstream stre
  * interrupted may hold locks, of ours and of the driver: nothing here takes one or asks the driver for anything. So it
  * cannot be measured, and what nobody knows yet is taken for a guess until another launch is. */
 static void pay_at_once(struct vgpu_device *device, uint64_t key) {
-    struct vgpu_estimate *estimate = vgpu_estimate_of(key);
+    struct vgpu_estimate *estimate = vgpu_estimate_of(key_here(key, device));
     bool sample;
     uint64_t gpu_ns = vgpu_estimate_launch(estimate, &sample);
     if (gpu_ns == 0) {
@@ -240,7 +260,7 @@ static bool is_first(const struct vgpu_estimate *estimate, uint64_t key) {
         return true;
     if (__atomic_load_n(&estimate->key, __ATOMIC_RELAXED) == key)
         return false;
-    uint64_t now = __atomic_load_n(&handles, __ATOMIC_RELAXED) + 1;
+    uint64_t now = __atomic_load_n(&vgpu__handles, __ATOMIC_RELAXED) + 1;
     if (vgpu_ptrmap_look(key, VGPU_KIND_LAUNCHED, &launched) && launched.bytes == now)
         return false;
     launched = (struct vgpu_charge){.key = key, .kind = VGPU_KIND_LAUNCHED, .bytes = now};
@@ -294,6 +314,7 @@ static CUresult begin(struct vgpu__launch *launch, uint64_t key, CUstream stream
     thread.busy++;
     if (device != thread.device)
         vgpu__thread_turn_to(device);
+    key = key_here(key, device);
     if (key != thread.key) {
         thread.key = key;
         thread.estimate = vgpu_estimate_of(key);
@@ -383,7 +404,7 @@ void vgpu__launch_synchronized(void) {
     thread.busy--;
 }
 
-void vgpu__launch_context_ending(CUcontext context) {
+void vgpu__launch_context_ending(CUcontext context, bool surely) {
     struct vgpu__place place;
     if (context == NULL)
         return;
@@ -394,6 +415,8 @@ void vgpu__launch_context_ending(CUcontext context) {
         vgpu__place_leave(&place);
     }
     vgpu__sample_hold(context);
+    if (surely)
+        renew_all(); /* another thread may get the handles of its functions before we know that it has ended */
 }
 
 void vgpu__launch_context_ended(CUcontext context, bool ended) {
@@ -401,7 +424,7 @@ void vgpu__launch_context_ended(CUcontext context, bool ended) {
         return;
     vgpu__sample_let_go(context, ended);
     if (ended)
-        vgpu_estimator_renew(); /* its functions ended with it */
+        renew_all(); /* its functions ended with it */
 }
 
 /* Amid of a call of the driver it might hold what another one waits for. A fork's child that has not used the driver

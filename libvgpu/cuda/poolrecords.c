@@ -129,7 +129,7 @@ static void trim(const struct vgpu__pool *pool) {
 }
 
 /* The driver may not want to: then it stays as it is until the next time. */
-static CUresult end(struct vgpu__pool *pool) {
+CUresult vgpu__pool_end(struct vgpu__pool *pool) {
     CUresult result;
     VGPU_CALL(result, cuMemPoolDestroy, pool->handle);
     if (result != CUDA_SUCCESS)
@@ -159,7 +159,7 @@ bool vgpu__pool_settle(struct vgpu__pool *pool) {
         set_charged(pool, held);
     }
     if (pool->destroyed && held == 0 && pool->live_bytes == 0)
-        end(pool);
+        vgpu__pool_end(pool);
     return progress;
 }
 
@@ -182,7 +182,7 @@ CUresult vgpu__pool_destroy(struct vgpu__pool *pool) {
     if (pool->destroyed)
         return CUDA_ERROR_INVALID_VALUE;
     if (pool->device == NULL)
-        return end(pool);
+        return vgpu__pool_end(pool);
     if ((result = leave_device(pool)) != CUDA_SUCCESS)
         return result;
     VGPU_CALL(ignored, cuMemPoolSetAttribute, pool->handle, CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, &nothing);

@@ -50,6 +50,9 @@ struct vgpu__pool *vgpu__pool_remember(CUmemoryPool handle, struct vgpu_device *
 /* Give back what it has let go of. True if that is anything. A destroyed pool that holds nothing ends here. */
 bool vgpu__pool_settle(struct vgpu__pool *pool);
 
+/* The driver is to destroy it, of which nothing is in use: its record ends with it. */
+CUresult vgpu__pool_end(struct vgpu__pool *pool);
+
 /* The application destroys it. What is in use of it lives on until it is freed, and the driver does not say what a
  * destroyed pool still holds: so the driver's pool lives as long. */
 CUresult vgpu__pool_destroy(struct vgpu__pool *pool);

@@ -79,8 +79,11 @@ static CUresult try_allocate(struct vgpu__pool *pool, const struct request *r, b
     pool->live_bytes += r->bytes;
     struct vgpu_charge replaced,
         charge = {.key = *r->dptr, .kind = VGPU_KIND_POOLED, .bytes = r->bytes, .device = pool->device, .owner = pool};
-    if (vgpu__pool_charge_growth(pool, reserved) && vgpu_ptrmap_put(&charge, &replaced))
+    if (vgpu__pool_charge_growth(pool, reserved) && vgpu_ptrmap_put(&charge, &replaced)) {
+        if (replaced.bytes > 0) /* it ended with its context, and its address comes again */
+            vgpu__pool_freed(replaced.owner, replaced.bytes);
         return CUDA_SUCCESS;
+    }
     pool->live_bytes -= r->bytes;
     undo(r);
     *over = true;
@@ -256,7 +259,9 @@ CUresult cuMemPoolDestroy(CUmemoryPool handle) {
     struct vgpu__pool *pool = vgpu__pool_find(handle);
     if (pool != NULL && pool->made)
         result = vgpu__pool_destroy(pool);
-    else /* a device's own, which the driver refuses, or one that we did not see being made */
+    else if (pool != NULL && pool->live_bytes == 0) /* a device's own, which the driver refuses, or an imported one */
+        result = vgpu__pool_end(pool);
+    else
         VGPU_CALL(result, cuMemPoolDestroy, handle);
     vgpu__pools_leave();
     return result;

@@ -36,9 +36,13 @@ enum { VGPU_GRAPH_NEEDS = VGPU_MAX_ORDINALS + 1 }; /* at most: one for each devi
 CUresult vgpu__pools_graph_launch(const struct vgpu__graph_need *needs, uint32_t count, CUresult (*launch)(void *),
                                   void *argument);
 
-/* The driver has freed everything of a context; an executable graph is destroyed, and its handle may come again. */
-void vgpu__pools_context_gone(CUcontext context);
+/* Around a call that may end a context, and with it the events in it: nobody asks for them meanwhile. */
+void vgpu__pools_context_ending(CUcontext context);
+void vgpu__pools_context_ended(CUcontext context, bool ended);
+
+/* An executable graph, or a stream, is about to be destroyed, and its handle may come again. */
 void vgpu__pools_graph_gone(CUgraphExec exec);
+void vgpu__pools_stream_gone(CUstream stream);
 
 /* In a fork's child. */
 void vgpu__pools_forget(void);

@@ -6,9 +6,9 @@
 #include <stddef.h>
 
 enum { PAIRS = 256 };
-/* FREE has no events; IDLE has; BUSY belongs to the thread that made it so; PENDING waits for its end event. The last
- * two are IDLE and PENDING in a context that may be ending. */
-enum { FREE = 0, IDLE, BUSY, PENDING, HELD_IDLE, HELD_PENDING };
+/* FREE has no events; IDLE has; BUSY belongs to the thread that made it so, for a launch; PENDING waits for its end
+ * event. The next two are IDLE and PENDING in a context that may be ending. A thread that LOOKS at one is soon done. */
+enum { FREE = 0, IDLE, BUSY, PENDING, HELD_IDLE, HELD_PENDING, LOOKED_AT };
 
 struct vgpu__sample {
     int state;
@@ -69,24 +69,24 @@ static void know(int i) {
 static struct vgpu__sample *find_pair(CUcontext context) {
     for (int i = 0; i < __atomic_load_n(&known, __ATOMIC_RELAXED); i++) {
         struct vgpu__sample *sample = &samples[i];
-        if (!become(sample, IDLE, BUSY))
+        if (!become(sample, IDLE, LOOKED_AT))
             continue;
-        if (sample->context == context)
+        bool same = sample->context == context;
+        leave(sample, same ? BUSY : IDLE);
+        if (same)
             return sample;
-        leave(sample, IDLE);
     }
     for (int i = 0; i < PAIRS; i++) {
-        bool used = become(&samples[i], IDLE, BUSY); /* by another context, which has no need of it now */
-        if (!used && !become(&samples[i], FREE, BUSY))
+        bool used = become(&samples[i], IDLE, LOOKED_AT); /* by another context, which has no need of it now */
+        if (!used && !become(&samples[i], FREE, LOOKED_AT))
             continue;
         if (used)
             destroy_events(&samples[i]);
         else
             know(i);
-        if (create_events(&samples[i], context))
-            return &samples[i];
-        leave(&samples[i], FREE);
-        return NULL;
+        bool made = create_events(&samples[i], context);
+        leave(&samples[i], made ? BUSY : FREE);
+        return made ? &samples[i] : NULL;
     }
     return NULL;
 }
@@ -157,7 +157,7 @@ int64_t vgpu__sample_harvest(CUcontext context) {
         return 0;
     for (int i = 0; i < __atomic_load_n(&known, __ATOMIC_RELAXED); i++) {
         struct vgpu__sample *sample = &samples[i];
-        if (!become(sample, PENDING, BUSY))
+        if (!become(sample, PENDING, LOOKED_AT))
             continue;
         if (sample->context == context)
             owed_ns += harvest_one(sample);
@@ -171,7 +171,7 @@ void vgpu__sample_disown(struct vgpu_estimate *estimate) {
     static struct vgpu_estimate nobody;
     for (int i = 0; i < __atomic_load_n(&known, __ATOMIC_RELAXED); i++) {
         struct vgpu__sample *sample = &samples[i];
-        if (!become(sample, PENDING, BUSY))
+        if (!become(sample, PENDING, LOOKED_AT))
             continue;
         if (estimate == NULL || sample->estimate == estimate) {
             count(sample, -1);
@@ -186,7 +186,7 @@ int vgpu__sample_unknown(void) {
     int unknown = 0;
     for (int i = 0; i < __atomic_load_n(&known, __ATOMIC_RELAXED); i++) {
         struct vgpu__sample *sample = &samples[i];
-        if (!become(sample, PENDING, BUSY))
+        if (!become(sample, PENDING, LOOKED_AT))
             continue;
         unknown += vgpu_estimate_new(sample->estimate);
         leave(sample, PENDING);
@@ -213,11 +213,19 @@ static void give_up(struct vgpu__sample *sample, uint64_t *paid_from_ns) {
         owe(sample->device, owed_ns);
 }
 
+/* Until a thread that looks at it, of whatever context, is done. Not for ever: it may be interrupted by us. */
+static void wait_for_look(const struct vgpu__sample *sample) {
+    enum { TRIES = 1000, STEP_NS = 20 * 1000 };
+    for (int i = 0; i < TRIES && __atomic_load_n(&sample->state, __ATOMIC_RELAXED) == LOOKED_AT; i++)
+        vgpu_sleep_ns(STEP_NS);
+}
+
 void vgpu__sample_hold(CUcontext context) {
     for (int i = 0; i < __atomic_load_n(&known, __ATOMIC_RELAXED); i++) {
         struct vgpu__sample *sample = &samples[i];
-        bool waits = become(sample, PENDING, BUSY);
-        if (!waits && !become(sample, IDLE, BUSY))
+        wait_for_look(sample);
+        bool waits = become(sample, PENDING, LOOKED_AT);
+        if (!waits && !become(sample, IDLE, LOOKED_AT))
             continue;
         if (sample->context == context)
             leave(sample, waits ? HELD_PENDING : HELD_IDLE);
@@ -230,8 +238,8 @@ void vgpu__sample_let_go(CUcontext context, bool ended) {
     uint64_t paid_from_ns = vgpu_now_ns();
     for (int i = 0; i < __atomic_load_n(&known, __ATOMIC_RELAXED); i++) {
         struct vgpu__sample *sample = &samples[i];
-        bool waits = become(sample, HELD_PENDING, BUSY);
-        if (!waits && !become(sample, HELD_IDLE, BUSY))
+        bool waits = become(sample, HELD_PENDING, LOOKED_AT);
+        if (!waits && !become(sample, HELD_IDLE, LOOKED_AT))
             continue;
         if (sample->context != context) {
             leave(sample, waits ? HELD_PENDING : HELD_IDLE);

@@ -13,6 +13,8 @@
 
 __thread struct vgpu__thread vgpu__thread __attribute__((tls_model("initial-exec")));
 int vgpu__captures;
+uint64_t vgpu__handles;
+uint32_t vgpu__plan_turn;
 
 /* ---- Plans ---- */
 
@@ -26,7 +28,8 @@ void vgpu__plan_end(struct vgpu__plan *plan) {
         return;
     thread.launches += launches;
     vgpu__thread_charge(launches * each_ns);
-    vgpu_estimate_count(thread.planned[i].estimate, launches, launches * each_ns);
+    if (thread.planned[i].handles == __atomic_load_n(&vgpu__handles, __ATOMIC_RELAXED)) /* else it is another's now */
+        vgpu_estimate_count(thread.planned[i].estimate, launches, launches * each_ns);
 }
 
 void vgpu__plans_end(void) {
@@ -46,8 +49,10 @@ struct vgpu__plan *vgpu__plan_of(CUfunction function, uint64_t xy, unsigned int 
 /* Half of the credit: the next kernel may want some too. */
 void vgpu__plan(CUfunction function, uint64_t xy, unsigned int z) {
     const struct vgpu_process *process = vgpu__process;
+    uint32_t turn = __atomic_load_n(&vgpu__plan_turn, __ATOMIC_RELAXED);
     if (vgpu__inside > 0 || thread.busy > 0 || thread.device == NULL || thread.device->count != 1 ||
-        thread.credit_ns < 0 || __atomic_load_n(&process->only_device, __ATOMIC_RELAXED) != thread.device)
+        thread.credit_ns < 0 || __atomic_load_n(&vgpu__captures, __ATOMIC_RELAXED) > 0 ||
+        __atomic_load_n(&process->only_device, __ATOMIC_RELAXED) != thread.device)
         return;
     uint64_t gpu_ns = __atomic_load_n(&thread.estimate->gpu_ns, __ATOMIC_RELAXED);
     uint64_t room = gpu_ns > 0 ? ((uint64_t)thread.credit_ns / gpu_ns + 1) / 2 : 0;
@@ -66,8 +71,9 @@ void vgpu__plan(CUfunction function, uint64_t xy, unsigned int z) {
     thread.planned[i].launches = (uint32_t)room;
     thread.planned[i].gpu_ns = gpu_ns;
     thread.planned[i].estimate = thread.estimate;
+    thread.planned[i].handles = __atomic_load_n(&vgpu__handles, __ATOMIC_RELAXED);
     thread.credit_ns -= (int64_t)(room * gpu_ns);
-    *plan = (struct vgpu__plan){function, xy, z, (uint32_t)room, &thread.device->shares[0]->limits->flags};
+    *plan = (struct vgpu__plan){function, xy, z, (uint32_t)room, turn, &thread.device->shares[0]->limits->flags};
 }
 
 /* ---- Accounting ---- */

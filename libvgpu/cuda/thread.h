@@ -20,6 +20,7 @@ struct vgpu__plan {
     uint64_t xy; /* grid */
     uint32_t z;
     uint32_t ahead;        /* launches that are left */
+    uint32_t turn;         /* of vgpu__plan_turn, when it was made */
     const uint32_t *flags; /* of the only share */
 };
 
@@ -29,6 +30,7 @@ struct vgpu__thread {
         uint32_t launches; /* planned */
         uint64_t gpu_ns;   /* for each */
         struct vgpu_estimate *estimate;
+        uint64_t handles;
     } planned[VGPU_PLANS];
     uint32_t next_plan;         /* to be replaced */
     struct vgpu_device *device; /* that the rest is about */
@@ -43,7 +45,9 @@ struct vgpu__thread {
 };
 
 extern __thread struct vgpu__thread vgpu__thread __attribute__((tls_model("initial-exec")));
-extern int vgpu__captures; /* going on in this process */
+extern int vgpu__captures;       /* going on in this process */
+extern uint64_t vgpu__handles;   /* how often handles may have come again, for another function */
+extern uint32_t vgpu__plan_turn; /* another one with each of them, and when a capture begins: plans are void */
 
 static inline uint64_t vgpu__xy(unsigned int x, unsigned int y) {
     return (uint64_t)x << 32 | y;
@@ -52,7 +56,7 @@ static inline uint64_t vgpu__xy(unsigned int x, unsigned int y) {
 /* True if this launch is in the plan; it counts as launched then. A signal handler may come in between. */
 static inline bool vgpu__planned(struct vgpu__plan *plan, CUfunction function, uint64_t xy, unsigned int z) {
     if (__builtin_expect(plan->function != function || plan->xy != xy || plan->z != z || plan->ahead == 0, 0) ||
-        __builtin_expect(__atomic_load_n(&vgpu__captures, __ATOMIC_RELAXED) > 0, 0) ||
+        __builtin_expect(__atomic_load_n(&vgpu__plan_turn, __ATOMIC_RELAXED) != plan->turn, 0) ||
         __builtin_expect(__atomic_load_n(plan->flags, __ATOMIC_RELAXED) & VGPU_SUSPENDED, 0))
         return false;
     plan->ahead--;

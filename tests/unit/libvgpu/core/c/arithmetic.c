@@ -402,6 +402,44 @@ static void the_end_of_an_owner_takes_all_of_its_entries_and_no_other(void) {
     CHECK(vgpu_ptrmap_take(3, KIND_POINTER, &found), 0);
 }
 
+static void what_an_owner_has_is_set_aside_while_its_keys_may_be_anothers(void) {
+    struct vgpu_charge found, replaced;
+    int count = 0;
+    char keeper;
+    for (uint64_t i = 1; i <= 999; i++) {
+        struct vgpu_charge charge = charge_of(i);
+        vgpu_ptrmap_put(&charge, &replaced);
+    }
+    vgpu_ptrmap_set_aside((void *)1, &keeper);
+    CHECK(vgpu_ptrmap_take(3, KIND_POINTER, &found), 0);
+    CHECK(vgpu_ptrmap_take(4, KIND_POINTER, &found), 1);
+    for (uint64_t i = 3; i <= 20003; i += 2) { /* among them the keys of what is set aside, and the table grows */
+        struct vgpu_charge charge = {.key = i, .kind = KIND_POINTER, .bytes = 7, .owner = (void *)2};
+        CHECK(vgpu_ptrmap_put(&charge, &replaced), 1);
+        CHECK(replaced.bytes, 0);
+    }
+    CHECK(vgpu_ptrmap_take(5, KIND_POINTER, &found), 1);
+    CHECK(found.bytes, 7);
+    CHECK(vgpu_ptrmap_take(5, KIND_POINTER, &found), 0);
+    while (vgpu_ptrmap_take_owned(&keeper, &found))
+        count += found.bytes == found.key * 3;
+    CHECK(count, 500);
+    CHECK(vgpu_ptrmap_take(7, KIND_POINTER, &found), 1);
+    CHECK(found.bytes, 7);
+}
+
+static void what_was_set_aside_is_found_again_when_its_owner_lives_on(void) {
+    struct vgpu_charge found, replaced, charge = charge_of(3);
+    char keeper;
+    vgpu_ptrmap_put(&charge, &replaced);
+    vgpu_ptrmap_set_aside((void *)1, &keeper);
+    CHECK(vgpu_ptrmap_look(3, KIND_POINTER, &found), 0);
+    vgpu_ptrmap_put_back(&keeper, (void *)1);
+    CHECK(vgpu_ptrmap_take_owned(&keeper, &found), 0);
+    CHECK(vgpu_ptrmap_take_owned((void *)1, &found), 1);
+    CHECK(found.bytes, 9);
+}
+
 #define CASE(name) {#name, name}
 static const struct test_case cases[] = {
     CASE(a_reservation_that_fits_exactly_is_granted_and_one_byte_more_is_not),
@@ -436,6 +474,8 @@ static const struct test_case cases[] = {
     CASE(the_table_survives_millions_of_changes_with_few_live_entries),
     CASE(an_old_charge_of_a_key_comes_back_when_it_is_replaced),
     CASE(the_end_of_an_owner_takes_all_of_its_entries_and_no_other),
+    CASE(what_an_owner_has_is_set_aside_while_its_keys_may_be_anothers),
+    CASE(what_was_set_aside_is_found_again_when_its_owner_lives_on),
 };
 
 int main(int argc, char **argv) {
