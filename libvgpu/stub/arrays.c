@@ -3,7 +3,9 @@
  * whole tiles. */
 #include "work.h"
 
-#include <stdlib.h>
+bool array_lives(CUarray array) {
+    return array && handle_lives(array->mipmap ? (void *)array->mipmap : array);
+}
 
 struct CUmipmappedArray_st {
     struct allocation *allocation;
@@ -55,12 +57,13 @@ CUresult stub_cuArray3DCreate_v2(CUarray *out, const CUDA_ARRAY3D_DESCRIPTOR *de
     REQUIRE(out, CUDA_ERROR_INVALID_VALUE);
     TRY(describe(&array, desc, &bytes));
     TRY(allocation_make(ALLOCATION_ARRAY, context, bytes, tiled(context, bytes), &array.allocation));
-    *out = malloc(sizeof **out);
+    *out = handle_take(HANDLE_ARRAY, sizeof **out);
     if (!*out) {
         allocation_drop(array.allocation);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
     array.context = context;
+    array.allocation->array = *out;
     **out = array;
     return CUDA_SUCCESS;
 }
@@ -87,14 +90,14 @@ CUresult stub_cuArray3DCreate(CUarray *out, const CUDA_ARRAY3D_DESCRIPTOR_v1 *de
 
 CUresult stub_cuArray3DGetDescriptor_v2(CUDA_ARRAY3D_DESCRIPTOR *desc, CUarray array) {
     REQUIRE(desc, CUDA_ERROR_INVALID_VALUE);
-    REQUIRE(array, CUDA_ERROR_INVALID_HANDLE);
+    REQUIRE(array_lives(array), CUDA_ERROR_INVALID_HANDLE);
     *desc = array->desc;
     return CUDA_SUCCESS;
 }
 
 CUresult stub_cuArrayGetDescriptor_v2(CUDA_ARRAY_DESCRIPTOR *desc, CUarray array) {
     REQUIRE(desc, CUDA_ERROR_INVALID_VALUE);
-    REQUIRE(array, CUDA_ERROR_INVALID_HANDLE);
+    REQUIRE(array_lives(array), CUDA_ERROR_INVALID_HANDLE);
     *desc = (CUDA_ARRAY_DESCRIPTOR){array->desc.Width, array->desc.Height, array->desc.Format, array->desc.NumChannels};
     return CUDA_SUCCESS;
 }
@@ -102,17 +105,17 @@ CUresult stub_cuArrayGetDescriptor_v2(CUDA_ARRAY_DESCRIPTOR *desc, CUarray array
 CUresult stub_cuArrayGetMemoryRequirements(CUDA_ARRAY_MEMORY_REQUIREMENTS *needs, CUarray array, CUdevice device) {
     (void)device;
     REQUIRE(needs, CUDA_ERROR_INVALID_VALUE);
-    REQUIRE(array, CUDA_ERROR_INVALID_HANDLE);
+    REQUIRE(array_lives(array), CUDA_ERROR_INVALID_HANDLE);
     *needs = (CUDA_ARRAY_MEMORY_REQUIREMENTS){.size = array->allocation->size, .alignment = PITCH_ALIGNMENT};
     return CUDA_SUCCESS;
 }
 
 CUresult stub_cuArrayDestroy(CUarray array) {
     REQUIRE(driver.ready, CUDA_ERROR_NOT_INITIALIZED);
-    REQUIRE(array && !array->level, CUDA_ERROR_INVALID_HANDLE);
+    REQUIRE(array_lives(array) && !array->mipmap, CUDA_ERROR_INVALID_HANDLE);
     queue_wait_context(array->context);
     allocation_drop(array->allocation);
-    free(array);
+    handle_give(array);
     return CUDA_SUCCESS;
 }
 
@@ -126,14 +129,14 @@ CUresult stub_cuMipmappedArrayCreate(CUmipmappedArray *out, const CUDA_ARRAY3D_D
     CUcontext context;
     TRY(current_context(&context));
     REQUIRE(out && desc && levels > 0 && levels <= 32, CUDA_ERROR_INVALID_VALUE);
-    CUmipmappedArray mipmap = calloc(1, sizeof *mipmap);
+    CUmipmappedArray mipmap = handle_take(HANDLE_MIPMAP, sizeof *mipmap);
     REQUIRE(mipmap, CUDA_ERROR_OUT_OF_MEMORY);
     CUDA_ARRAY3D_DESCRIPTOR level = mipmap->desc = *desc;
     CUresult result = CUDA_SUCCESS;
     size_t total = 0, bytes;
     for (unsigned i = 0; i < levels && result == CUDA_SUCCESS; i++) {
         mipmap->levels[i].offset = total;
-        mipmap->levels[i].level = true;
+        mipmap->levels[i].mipmap = mipmap;
         mipmap->levels[i].context = context;
         result = describe(&mipmap->levels[i], &level, &bytes);
         total += bytes;
@@ -148,18 +151,19 @@ CUresult stub_cuMipmappedArrayCreate(CUmipmappedArray *out, const CUDA_ARRAY3D_D
     if (result == CUDA_SUCCESS)
         result = allocation_make(ALLOCATION_ARRAY, context, total, tiled(context, total), &mipmap->allocation);
     if (result != CUDA_SUCCESS) {
-        free(mipmap);
+        handle_give(mipmap);
         return result;
     }
     for (unsigned i = 0; i < mipmap->count; i++)
         mipmap->levels[i].allocation = mipmap->allocation;
+    mipmap->allocation->array = mipmap;
     *out = mipmap;
     return CUDA_SUCCESS;
 }
 
 CUresult stub_cuMipmappedArrayGetLevel(CUarray *array, CUmipmappedArray mipmap, unsigned level) {
     REQUIRE(array, CUDA_ERROR_INVALID_VALUE);
-    REQUIRE(mipmap, CUDA_ERROR_INVALID_HANDLE);
+    REQUIRE(handle_lives(mipmap), CUDA_ERROR_INVALID_HANDLE);
     REQUIRE(level < mipmap->count, CUDA_ERROR_INVALID_VALUE);
     *array = &mipmap->levels[level];
     return CUDA_SUCCESS;
@@ -167,15 +171,15 @@ CUresult stub_cuMipmappedArrayGetLevel(CUarray *array, CUmipmappedArray mipmap, 
 
 CUresult stub_cuMipmappedArrayGetMemoryRequirements(CUDA_ARRAY_MEMORY_REQUIREMENTS *needs, CUmipmappedArray mipmap,
                                                     CUdevice device) {
-    REQUIRE(mipmap, CUDA_ERROR_INVALID_HANDLE);
+    REQUIRE(handle_lives(mipmap), CUDA_ERROR_INVALID_HANDLE);
     return stub_cuArrayGetMemoryRequirements(needs, &mipmap->levels[0], device);
 }
 
 CUresult stub_cuMipmappedArrayDestroy(CUmipmappedArray mipmap) {
     REQUIRE(driver.ready, CUDA_ERROR_NOT_INITIALIZED);
-    REQUIRE(mipmap, CUDA_ERROR_INVALID_HANDLE);
+    REQUIRE(handle_lives(mipmap), CUDA_ERROR_INVALID_HANDLE);
     queue_wait_context(mipmap->levels[0].context);
     allocation_drop(mipmap->allocation);
-    free(mipmap);
+    handle_give(mipmap);
     return CUDA_SUCCESS;
 }

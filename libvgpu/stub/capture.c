@@ -46,7 +46,7 @@ static void note_open(CUstream stream, CUstreamCaptureMode mode) {
     pthread_mutex_unlock(&open_lock);
 }
 
-void capture_forget(CUstream stream) {
+static void forget_open(CUstream stream) {
     pthread_mutex_lock(&open_lock);
     for (int i = 0; i < open_count; i++) {
         if (open_captures[i].stream != stream)
@@ -101,10 +101,22 @@ static CUresult add_dep(CUstream stream, CUgraphNode node) {
 }
 
 static void leave(CUstream stream) {
-    capture_forget(stream);
+    forget_open(stream);
     set_deps(stream, NULL, 0);
     __atomic_store_n(&stream->capture, NULL, __ATOMIC_RELEASE);
     stream->capture_origin = stream->capture_borrowed = stream->capture_failed = false;
+}
+
+/* Its streams cannot go on without the one that it began on. */
+void capture_drop(CUstream stream) {
+    CUgraph graph = stream->capture;
+    bool origin = graph && stream->capture_origin, own = origin && !stream->capture_borrowed;
+    for (CUstream other = stream->context->streams; origin && other; other = other->next)
+        if (other->capture == graph)
+            leave(other);
+    leave(stream);
+    if (own)
+        stub_cuGraphDestroy(graph);
 }
 
 /* ---- Work becomes nodes ---- */
@@ -170,7 +182,8 @@ CUresult capture_wait(CUstream stream, CUevent event, unsigned flags) {
         __atomic_store_n(&stream->capture, event->capture, __ATOMIC_RELEASE);
         stream->capture_id = event->capture_id;
     }
-    REQUIRE(stream->capture == event->capture, CUDA_ERROR_STREAM_CAPTURE_MERGE);
+    REQUIRE(stream->capture_id == event->capture_id,
+            CUDA_ERROR_STREAM_CAPTURE_MERGE); /* a graph's handle comes again */
     return event->capture_node ? add_dep(stream, event->capture_node) : CUDA_SUCCESS;
 }
 
@@ -197,7 +210,8 @@ CUresult stub_cuStreamBeginCaptureToGraph(CUstream handle, CUgraph graph, const 
     CUstream stream;
     (void)edges;
     TRY(resolve_stream(handle, &stream));
-    REQUIRE(graph && (deps || !count) && mode >= 0 && mode <= CU_STREAM_CAPTURE_MODE_RELAXED, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(handle_lives(graph) && (deps || !count) && mode >= 0 && mode <= CU_STREAM_CAPTURE_MODE_RELAXED,
+            CUDA_ERROR_INVALID_VALUE);
     REQUIRE(!stream->legacy, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
     REQUIRE(!CAPTURING(stream), CUDA_ERROR_ILLEGAL_STATE);
     TRY(set_deps(stream, deps, count));

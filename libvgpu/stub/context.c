@@ -2,7 +2,6 @@
 /* Contexts: primary ones, created ones, and each thread's stack of current ones. */
 #include "work.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #define STACK_DEPTH 64
@@ -15,7 +14,10 @@ static CUcontext contexts; /* all that live */
 static _Thread_local struct {
     unsigned generation;
     unsigned depth;
-    CUcontext stack[STACK_DEPTH];
+    struct {
+        CUcontext context;
+        uint64_t turn; /* the handle may come again, as another context's */
+    } stack[STACK_DEPTH];
     struct {
         CUcontext context;
         unsigned long long context_id;
@@ -39,9 +41,9 @@ void context_forget_all(void) {
 CUresult current_context(CUcontext *context) {
     REQUIRE(__atomic_load_n(&driver.ready, __ATOMIC_ACQUIRE), CUDA_ERROR_NOT_INITIALIZED);
     thread_check();
-    *context = thread.depth ? thread.stack[thread.depth - 1] : NULL;
+    *context = thread.depth ? thread.stack[thread.depth - 1].context : NULL;
     REQUIRE(*context, CUDA_ERROR_INVALID_CONTEXT);
-    REQUIRE(!(*context)->gone, CUDA_ERROR_CONTEXT_IS_DESTROYED);
+    REQUIRE(handle_turn(*context) == thread.stack[thread.depth - 1].turn, CUDA_ERROR_CONTEXT_IS_DESTROYED);
     return CUDA_SUCCESS;
 }
 
@@ -73,7 +75,7 @@ CUresult resolve_stream(CUstream handle, CUstream *stream) {
         return own_stream(context, stream);
     }
     REQUIRE(__atomic_load_n(&driver.ready, __ATOMIC_ACQUIRE), CUDA_ERROR_NOT_INITIALIZED);
-    REQUIRE(!handle->gone, CUDA_ERROR_INVALID_HANDLE);
+    REQUIRE(handle_lives(handle), CUDA_ERROR_INVALID_HANDLE);
     *stream = handle;
     return CUDA_SUCCESS;
 }
@@ -108,7 +110,7 @@ static CUresult context_make(struct device *device, unsigned flags, CUcontext *o
     TRY(device_join(device));
     uint64_t own_bytes = device->card.shared->context_bytes;
     REQUIRE(device_charge(device, own_bytes), CUDA_ERROR_OUT_OF_MEMORY);
-    CUcontext context = calloc(1, sizeof *context);
+    CUcontext context = handle_take(HANDLE_CONTEXT, sizeof *context);
     if (context) {
         context->device = device;
         context->flags = flags;
@@ -120,7 +122,8 @@ static CUresult context_make(struct device *device, unsigned flags, CUcontext *o
         context->legacy = queue_stream_make(context, CU_STREAM_DEFAULT, 0);
     }
     if (!context || !context->legacy) {
-        free(context);
+        if (context)
+            handle_give(context);
         device_credit(device, own_bytes);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
@@ -132,16 +135,18 @@ static CUresult context_make(struct device *device, unsigned flags, CUcontext *o
     return CUDA_SUCCESS;
 }
 
-/* Frees what the context owns. Its record stays: a thread may still have it on its stack. Under driver.lock. */
+/* Frees what the context owns. A thread may still have it on its stack. Under driver.lock. */
 static void context_unmake(CUcontext context) {
     queue_wait_context(context);
-    context->gone = true;
     while (context->allocations) {
         struct allocation *record = context->allocations;
         if (record->pool && !record->freed) {
             pool_give(record->pool, record->size, NULL);
-            record->pool->live -= record->kind == ALLOCATION_ASYNC;
+            if (record->kind == ALLOCATION_ASYNC)
+                pool_left(record->pool);
         }
+        if (record->array)
+            handle_give(record->array);
         if (record->kind == ALLOCATION_RESERVATION)
             reservation_clear(record);
         allocation_drop(record);
@@ -149,6 +154,7 @@ static void context_unmake(CUcontext context) {
     modules_unload_all(context);
     while (context->streams)
         queue_stream_free(context->streams);
+    events_end(context);
     pools_settle(context->device);
     for (CUcontext *at = &contexts; *at; at = &(*at)->next) {
         if (*at == context) {
@@ -162,12 +168,14 @@ static void context_unmake(CUcontext context) {
     device_credit(context->device,
                   local_bytes(context->device, context->thread_bytes) - local_bytes(context->device, STACK_BYTES));
     device_credit(context->device, context->device->card.shared->context_bytes);
+    handle_give(context);
 }
 
 static CUresult push(CUcontext context) {
     thread_check();
     REQUIRE(thread.depth < STACK_DEPTH, CUDA_ERROR_INVALID_VALUE);
-    thread.stack[thread.depth++] = context;
+    thread.stack[thread.depth].context = context;
+    thread.stack[thread.depth++].turn = handle_turn(context);
     return CUDA_SUCCESS;
 }
 
@@ -277,12 +285,13 @@ CUresult stub_cuCtxCreate_v4(CUcontext *out, CUctxCreateParams *params, unsigned
 
 CUresult stub_cuCtxDestroy_v2(CUcontext context) {
     REQUIRE(driver.ready, CUDA_ERROR_NOT_INITIALIZED);
-    REQUIRE(context && !context->gone && !context->primary, CUDA_ERROR_INVALID_CONTEXT);
+    REQUIRE(handle_lives(context) && !context->primary, CUDA_ERROR_INVALID_CONTEXT);
+    CUcontext current;
+    bool here = current_context(&current) == CUDA_SUCCESS && current == context;
     pthread_mutex_lock(&driver.lock);
     context_unmake(context);
     pthread_mutex_unlock(&driver.lock);
-    thread_check();
-    if (thread.depth && thread.stack[thread.depth - 1] == context)
+    if (here)
         thread.depth--;
     return CUDA_SUCCESS;
 }
@@ -299,7 +308,7 @@ CUresult stub_cuCtxAttach(CUcontext *out, unsigned flags) {
 }
 
 CUresult stub_cuCtxDetach(CUcontext context) {
-    REQUIRE(context && !context->gone, CUDA_ERROR_INVALID_CONTEXT);
+    REQUIRE(handle_lives(context), CUDA_ERROR_INVALID_CONTEXT);
     return --context->uses == 0 ? stub_cuCtxDestroy_v2(context) : CUDA_SUCCESS;
 }
 
@@ -308,7 +317,7 @@ CUresult stub_cuCtxDetach(CUcontext context) {
 CUresult stub_cuCtxPushCurrent_v2(CUcontext context) {
     REQUIRE(driver.ready, CUDA_ERROR_NOT_INITIALIZED);
     REQUIRE(context, CUDA_ERROR_INVALID_CONTEXT);
-    REQUIRE(!context->gone, CUDA_ERROR_CONTEXT_IS_DESTROYED);
+    REQUIRE(handle_lives(context), CUDA_ERROR_CONTEXT_IS_DESTROYED);
     return push(context);
 }
 
@@ -316,7 +325,7 @@ CUresult stub_cuCtxPopCurrent_v2(CUcontext *out) {
     REQUIRE(driver.ready, CUDA_ERROR_NOT_INITIALIZED);
     thread_check();
     REQUIRE(thread.depth, CUDA_ERROR_INVALID_CONTEXT);
-    CUcontext top = thread.stack[--thread.depth];
+    CUcontext top = thread.stack[--thread.depth].context;
     if (out)
         *out = top;
     return CUDA_SUCCESS;
@@ -331,7 +340,7 @@ CUresult stub_cuCtxPopCurrent(CUcontext *out) {
 
 CUresult stub_cuCtxSetCurrent(CUcontext context) {
     REQUIRE(driver.ready, CUDA_ERROR_NOT_INITIALIZED);
-    REQUIRE(!context || !context->gone, CUDA_ERROR_CONTEXT_IS_DESTROYED);
+    REQUIRE(!context || handle_lives(context), CUDA_ERROR_CONTEXT_IS_DESTROYED);
     thread_check();
     if (thread.depth)
         thread.depth--;
@@ -342,7 +351,7 @@ CUresult stub_cuCtxGetCurrent(CUcontext *out) {
     REQUIRE(driver.ready, CUDA_ERROR_NOT_INITIALIZED);
     REQUIRE(out, CUDA_ERROR_INVALID_VALUE);
     thread_check();
-    *out = thread.depth ? thread.stack[thread.depth - 1] : NULL;
+    *out = thread.depth ? thread.stack[thread.depth - 1].context : NULL;
     return CUDA_SUCCESS;
 }
 
@@ -369,6 +378,6 @@ CUresult stub_cuCtxSynchronize(void) {
 }
 
 CUresult stub_cuCtxSynchronize_v2(CUcontext context) {
-    REQUIRE(context && !context->gone, CUDA_ERROR_INVALID_CONTEXT);
+    REQUIRE(handle_lives(context), CUDA_ERROR_INVALID_CONTEXT);
     return synchronize(context);
 }

@@ -176,7 +176,7 @@ static size_t array_rows(CUarray array) {
 
 static CUresult array_bytes(CUarray array, size_t offset, size_t bytes, bool write, char **out) {
     void *start;
-    REQUIRE(array, CUDA_ERROR_INVALID_HANDLE);
+    REQUIRE(array_lives(array), CUDA_ERROR_INVALID_HANDLE);
     TRY(memory_bytes(array->allocation->base + array->offset + offset, bytes, write, &start));
     *out = start;
     return CUDA_SUCCESS;
@@ -241,7 +241,7 @@ static CUresult resolve_end(const struct end *end, const CUDA_MEMCPY3D *copy, bo
     side->pitch = end->pitch ? end->pitch : copy->WidthInBytes;
     CUdeviceptr base = end->pointer;
     if (end->type == CU_MEMORYTYPE_ARRAY) {
-        REQUIRE(end->array, CUDA_ERROR_INVALID_HANDLE);
+        REQUIRE(array_lives(end->array), CUDA_ERROR_INVALID_HANDLE);
         side->pitch = end->array->pitch;
         rows = array_rows(end->array);
         base = end->array->allocation->base + end->array->offset;

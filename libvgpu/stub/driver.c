@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The start of the driver, what a fork does to it, and the names of its errors. */
-#include "driver.h"
+#include "pools.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -19,15 +19,17 @@ static void forget_in_child(void) {
             card_forget(&driver.devices[i].card);
         }
         context_forget_all();
+        events_forget_all();
         holdings_forget_all();
         arena_forget_all();
-        handles_forget_all();
+        memories_forget_all();
         pools_forget_all();
         memset(&driver, 0, sizeof driver);
     }
     pthread_mutex_init(&driver.lock,
                        NULL); /* held since lock_for_fork, in a child that has not started the driver too */
     pthread_mutex_init(&memory_lock, NULL);
+    handles_forget_all();
 }
 
 static void lock_for_fork(void) {

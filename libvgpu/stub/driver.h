@@ -7,7 +7,7 @@
  *   context.c, settings.c, green.c     contexts and which is current; what is set for them; green contexts
  *   memory.c, managed.c, hostmemory.c  allocations: on the device, managed, pinned; arena.c: their addresses;
  *                                      blocks.c: of small ones
- *   pools.c, poolmemory.c              pools, and what is allocated from them in stream order
+ *   pools.c, poolmemory.c              pools, and what is allocated from them in stream order (pools.h)
  *   virtual.c, multicast.c             the virtual memory API (virtual.h)
  *   arrays.c                           arrays
  *   sharing.c, holding.c               IPC and external memory; memory that several processes hold
@@ -15,7 +15,9 @@
  *   copies.c, batches.c, fills.c       memcpy, its newest and oldest calls, memset
  *   launch.c                           kernel launches
  *   graph.c, graphnodes.c, graphexec.c graphs, their nodes, running them; capture.c: stream capture
- *   queue.c, engine.c, stream.c        streams' work, a process's time on the card; streams and events
+ *   queue.c, engine.c                  streams' work, a process's time on the card
+ *   stream.c, events.c                 streams and events
+ *   handles.c                          the records behind handles, which come again (handles.h)
  *   exports.c, faults.c                the exported functions; failure injection
  *
  * work.h: copies, fills and nodes, for those who make, capture and run them.
@@ -25,6 +27,7 @@
 
 #include "abi/cuda.h"
 #include "cards.h"
+#include "handles.h"
 
 #include <pthread.h>
 #include <stdbool.h>
@@ -108,10 +111,10 @@ struct CUctx_st {
     unsigned flags;
     unsigned uses; /* of the primary context: retains */
     bool primary;
-    bool gone;
     unsigned long long id;
     CUstream legacy; /* the default stream */
     CUstream streams;
+    CUevent events;
     struct allocation *allocations;
     struct block *blocks; /* of small ones */
     CUmodule modules;
@@ -180,6 +183,7 @@ struct allocation {
     CUcontext context;
     CUmemoryPool pool;
     struct mapping *mappings; /* of a reservation */
+    void *array;              /* that it is behind */
     struct block *block;      /* that it lies in */
     struct allocation *next, *previous;
     int arena;
@@ -254,7 +258,6 @@ struct CUstream_st {
     unsigned flags;
     int priority;
     bool legacy;
-    bool gone;
     unsigned long long id;
     struct op *ring; /* QUEUE_DEPTH */
     uint64_t submitted, completed;
@@ -281,6 +284,8 @@ struct CUevent_st {
     CUgraph capture; /* recorded in this capture, behind this node */
     unsigned long long capture_id;
     CUgraphNode capture_node;
+    bool gone;               /* destroyed: the handle comes again when no work refers to it any more */
+    CUevent next, *previous; /* of the context; what points to it */
 };
 
 CUresult executor_start(struct device *device);
@@ -295,6 +300,8 @@ void queue_wait_event(CUevent event, uint64_t generation);
 bool queue_stream_idle(CUstream stream);
 void event_reference(CUevent event);
 void event_release(CUevent event);
+void events_end(CUcontext context); /* with their context */
+void events_forget_all(void);
 
 /* Runs for duration_ns on the card's engine, not before ready_ns; returns the engine's time at its end. */
 uint64_t engine_run(struct device *device, uint64_t ready_ns, uint64_t duration_ns);
@@ -338,43 +345,11 @@ void modules_unload_all(CUcontext context);
 /* The function that a CUfunction or CUkernel handle stands for. */
 CUfunction function_of(const void *handle);
 
-/* ---- Pools ---- */
-
-struct CUmemPoolHandle_st {
-    struct device *device;
-    CUmemPoolProps props;
-    bool implicit; /* the device's own: cannot be destroyed */
-    bool gone;
-    unsigned live; /* allocations */
-    uint64_t reserved, reserved_high, used, used_high;
-    uint64_t threshold;
-    uint64_t reuse[4];
-    struct pending_free *pending;
-    CUmemoryPool next;
-};
-
-/* Takes bytes from a pool for a stream, growing it if need be. */
-bool pool_take(CUmemoryPool pool, uint64_t bytes, CUstream stream);
-/* Gives them back; if stream is not NULL they are free for others only once free_done was called with the result. */
-struct pending_free *pool_give(CUmemoryPool pool, uint64_t bytes, CUstream stream);
-void pool_give_done(struct pending_free *pending);
-/* A synchronisation point: pools fall back to their thresholds. */
-void pools_settle(struct device *device);
-/* Gives back everything that pools keep for nobody. Returns whether that was anything. */
-bool pools_trim_all(struct device *device);
-CUresult pool_allocate(CUcontext context, CUmemoryPool pool, size_t bytes, CUstream stream, CUdeviceptr *dptr);
-CUresult pool_free(struct allocation *allocation, CUstream stream);
-/* The device's pools that need no creating. */
-CUmemoryPool pool_default(struct device *device);
-CUmemoryPool pool_of_graphs(struct device *device);
-void pool_trim(CUmemoryPool pool, uint64_t keep_bytes);
-void pools_forget_all(void);
-
 /* ---- Virtual memory ---- */
 
 /* Is all of [address, address + size) of a reservation mapped and accessible? Under memory_lock. */
 bool reservation_accessible(const struct allocation *reservation, CUdeviceptr address, size_t size);
-void handles_forget_all(void); /* in a fork's child */
+void memories_forget_all(void); /* in a fork's child */
 /* Drops the mappings of a reservation that goes. */
 void reservation_clear(struct allocation *reservation);
 /* Puts a memory file behind part of an allocation. */

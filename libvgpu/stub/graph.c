@@ -8,7 +8,7 @@
 /* ---- Building ---- */
 
 CUgraph graph_make(void) {
-    return calloc(1, sizeof(struct CUgraph_st));
+    return handle_take(HANDLE_GRAPH, sizeof(struct CUgraph_st));
 }
 
 void work_free(struct node_work *work) {
@@ -40,15 +40,15 @@ static CUresult add_deps(CUgraphNode node, const CUgraphNode *deps, size_t count
 static void node_free(CUgraphNode node) {
     work_free(&node->work);
     free(node->deps);
-    free(node);
+    handle_give(node);
 }
 
 CUresult graph_add(CUgraph graph, const CUgraphNode *deps, size_t count, const struct node_work *work,
                    CUgraphNode *out) {
-    CUresult result = graph && (deps || !count) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    CUresult result = handle_lives(graph) && (deps || !count) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
     for (size_t i = 0; i < count && result == CUDA_SUCCESS; i++)
-        result = deps[i] && deps[i]->graph == graph ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
-    CUgraphNode node = result == CUDA_SUCCESS ? calloc(1, sizeof *node) : NULL;
+        result = handle_lives(deps[i]) && deps[i]->graph == graph ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    CUgraphNode node = result == CUDA_SUCCESS ? handle_take(HANDLE_NODE, sizeof *node) : NULL;
     if (!node) {
         struct node_work owned = *work;
         work_free(&owned);
@@ -80,7 +80,7 @@ CUresult stub_cuGraphCreate(CUgraph *graph, unsigned flags) {
 }
 
 CUresult stub_cuGraphDestroy(CUgraph graph) {
-    REQUIRE(graph, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(handle_lives(graph), CUDA_ERROR_INVALID_VALUE);
     for (CUgraphNode node = graph->first; node;) {
         CUgraphNode next = node->next;
         if (node->work.type == CU_GRAPH_NODE_TYPE_GRAPH)
@@ -88,7 +88,7 @@ CUresult stub_cuGraphDestroy(CUgraph graph) {
         node_free(node);
         node = next;
     }
-    free(graph);
+    handle_give(graph);
     return CUDA_SUCCESS;
 }
 
@@ -116,7 +116,7 @@ static bool has_memory_nodes(CUgraph graph) {
 
 /* Graphs with memory nodes cannot be cloned (CUDA driver API, cuGraphAddMemAllocNode: restrictions). */
 CUresult stub_cuGraphClone(CUgraph *out, CUgraph graph) {
-    REQUIRE(out && graph, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(out && handle_lives(graph), CUDA_ERROR_INVALID_VALUE);
     REQUIRE(!has_memory_nodes(graph), CUDA_ERROR_NOT_SUPPORTED);
     CUgraph clone = graph_make();
     REQUIRE(clone, CUDA_ERROR_OUT_OF_MEMORY);
@@ -147,9 +147,10 @@ CUresult stub_cuGraphClone(CUgraph *out, CUgraph graph) {
 /* ---- Looking at a graph ---- */
 
 CUresult stub_cuGraphAddDependencies(CUgraph graph, const CUgraphNode *from, const CUgraphNode *to, size_t count) {
-    REQUIRE(graph && ((from && to) || !count), CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(handle_lives(graph) && ((from && to) || !count), CUDA_ERROR_INVALID_VALUE);
     for (size_t i = 0; i < count; i++) {
-        REQUIRE(from[i] && to[i] && from[i]->graph == graph && to[i]->graph == graph, CUDA_ERROR_INVALID_VALUE);
+        REQUIRE(handle_lives(from[i]) && handle_lives(to[i]) && from[i]->graph == graph && to[i]->graph == graph,
+                CUDA_ERROR_INVALID_VALUE);
         TRY(add_deps(to[i], &from[i], 1));
     }
     return CUDA_SUCCESS;
@@ -157,7 +158,7 @@ CUresult stub_cuGraphAddDependencies(CUgraph graph, const CUgraphNode *from, con
 
 /* Nodes that pass; with no array only their number. */
 static CUresult list_nodes(CUgraph graph, CUgraphNode *nodes, size_t *count, bool roots_only) {
-    REQUIRE(graph && count, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(handle_lives(graph) && count, CUDA_ERROR_INVALID_VALUE);
     size_t found = 0;
     for (CUgraphNode node = graph->first; node; node = node->next) {
         if (roots_only && node->dep_count)
@@ -179,13 +180,13 @@ CUresult stub_cuGraphGetRootNodes(CUgraph graph, CUgraphNode *nodes, size_t *cou
 }
 
 CUresult stub_cuGraphNodeGetType(CUgraphNode node, CUgraphNodeType *type) {
-    REQUIRE(node && type, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(handle_lives(node) && type, CUDA_ERROR_INVALID_VALUE);
     *type = node->work.type;
     return CUDA_SUCCESS;
 }
 
 CUresult stub_cuGraphDestroyNode(CUgraphNode node) {
-    REQUIRE(node, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(handle_lives(node), CUDA_ERROR_INVALID_VALUE);
     CUgraph graph = node->graph;
     CUgraphNode before = NULL;
     for (CUgraphNode at = graph->first; at; at = at->next) {

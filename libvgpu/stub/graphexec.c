@@ -12,7 +12,8 @@
 #include <stdlib.h>
 
 struct CUgraphExec_st {
-    CUcontext context;
+    CUcontext context; /* which may end before */
+    uint64_t turn;
     unsigned long long flags;
     struct step {
         struct node_work work;
@@ -20,18 +21,6 @@ struct CUgraphExec_st {
     } *steps;
     size_t count, room;
 };
-
-/* ---- Records: the one destroyed last is given again first, as with real drivers, whose handles come back too ---- */
-
-static CUgraphExec spare;
-
-static CUgraphExec exec_make(void) {
-    CUgraphExec exec = __atomic_exchange_n(&spare, NULL, __ATOMIC_ACQ_REL);
-    if (!exec)
-        return calloc(1, sizeof *exec);
-    *exec = (struct CUgraphExec_st){0};
-    return exec;
-}
 
 static void exec_clear(CUgraphExec exec) {
     for (size_t i = 0; i < exec->count; i++)
@@ -41,9 +30,14 @@ static void exec_clear(CUgraphExec exec) {
     exec->count = exec->room = 0;
 }
 
+static void wait_for(CUgraphExec exec) {
+    if (handle_turn(exec->context) == exec->turn)
+        queue_wait_context(exec->context);
+}
+
 static void exec_free(CUgraphExec exec) {
     exec_clear(exec);
-    free(__atomic_exchange_n(&spare, exec, __ATOMIC_ACQ_REL));
+    handle_give(exec);
 }
 
 /* ---- Instantiating ---- */
@@ -86,10 +80,11 @@ static CUresult flatten(CUgraphExec exec, CUgraph graph) {
 CUresult stub_cuGraphInstantiateWithFlags(CUgraphExec *out, CUgraph graph, unsigned long long flags) {
     CUcontext context;
     TRY(current_context(&context));
-    REQUIRE(out && graph && flags <= 15, CUDA_ERROR_INVALID_VALUE);
-    CUgraphExec exec = exec_make();
+    REQUIRE(out && handle_lives(graph) && flags <= 15, CUDA_ERROR_INVALID_VALUE);
+    CUgraphExec exec = handle_take(HANDLE_EXECUTABLE, sizeof *exec);
     REQUIRE(exec, CUDA_ERROR_OUT_OF_MEMORY);
     exec->context = context;
+    exec->turn = handle_turn(context);
     exec->flags = flags;
     CUresult result = flatten(exec, graph);
     if (result != CUDA_SUCCESS) {
@@ -128,21 +123,21 @@ CUresult stub_cuGraphInstantiateWithParams_ptsz(CUgraphExec *exec, CUgraph graph
 }
 
 CUresult stub_cuGraphExecGetFlags(CUgraphExec exec, unsigned long long *flags) {
-    REQUIRE(exec && flags, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(handle_lives(exec) && flags, CUDA_ERROR_INVALID_VALUE);
     *flags = exec->flags;
     return CUDA_SUCCESS;
 }
 
 CUresult stub_cuGraphExecDestroy(CUgraphExec exec) {
-    REQUIRE(exec, CUDA_ERROR_INVALID_VALUE);
-    queue_wait_context(exec->context);
+    REQUIRE(handle_lives(exec), CUDA_ERROR_INVALID_VALUE);
+    wait_for(exec);
     exec_free(exec);
     return CUDA_SUCCESS;
 }
 
 CUresult stub_cuGraphExecKernelNodeSetParams_v2(CUgraphExec exec, CUgraphNode node,
                                                 const CUDA_KERNEL_NODE_PARAMS_v2 *params) {
-    REQUIRE(exec && node && params, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(handle_lives(exec) && node && params, CUDA_ERROR_INVALID_VALUE);
     for (size_t i = 0; i < exec->count; i++)
         if (exec->steps[i].source == node && node->work.type == CU_GRAPH_NODE_TYPE_KERNEL)
             return kernel_work(params, &exec->steps[i].work);
@@ -165,7 +160,7 @@ CUresult stub_cuGraphExecKernelNodeSetParams(CUgraphExec exec, CUgraphNode node,
 /* Takes the nodes of a graph of the same shape. */
 CUresult stub_cuGraphExecUpdate_v2(CUgraphExec exec, CUgraph graph, CUgraphExecUpdateResultInfo *info) {
     struct CUgraphExec_st newer = {0};
-    REQUIRE(exec && graph && info, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(handle_lives(exec) && handle_lives(graph) && info, CUDA_ERROR_INVALID_VALUE);
     *info = (CUgraphExecUpdateResultInfo){.result = CU_GRAPH_EXEC_UPDATE_SUCCESS};
     CUresult result = flatten(&newer, graph);
     bool same = result == CUDA_SUCCESS && newer.count == exec->count;
@@ -176,7 +171,7 @@ CUresult stub_cuGraphExecUpdate_v2(CUgraphExec exec, CUgraph graph, CUgraphExecU
         info->result = CU_GRAPH_EXEC_UPDATE_ERROR_TOPOLOGY_CHANGED;
         return CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE;
     }
-    queue_wait_context(exec->context);
+    wait_for(exec);
     for (size_t i = 0; i < exec->count; i++)
         newer.steps[i].source = exec->steps[i].source;
     exec_clear(exec);
@@ -240,7 +235,7 @@ static CUresult launch_step(CUgraphExec exec, struct step *step, CUstream stream
 CUresult stub_cuGraphLaunch(CUgraphExec exec, CUstream handle) {
     CUstream stream;
     TRY(resolve_stream(handle, &stream));
-    REQUIRE(exec, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(handle_lives(exec), CUDA_ERROR_INVALID_VALUE);
     REQUIRE(!CAPTURING(stream), CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
     for (size_t i = 0; i < exec->count; i++)
         TRY(launch_step(exec, &exec->steps[i], stream));
@@ -251,7 +246,7 @@ CUresult stub_cuGraphLaunch(CUgraphExec exec, CUstream handle) {
 CUresult stub_cuGraphUpload(CUgraphExec exec, CUstream handle) {
     CUstream stream;
     TRY(resolve_stream(handle, &stream));
-    REQUIRE(exec, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(handle_lives(exec), CUDA_ERROR_INVALID_VALUE);
     CUresult result = CUDA_SUCCESS;
     size_t taken = 0;
     for (; taken < exec->count && result == CUDA_SUCCESS; taken++) {

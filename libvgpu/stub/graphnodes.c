@@ -36,7 +36,7 @@ CUresult stub_cuGraphAddKernelNode(CUgraphNode *node, CUgraph graph, const CUgra
 }
 
 CUresult stub_cuGraphKernelNodeGetParams_v2(CUgraphNode node, CUDA_KERNEL_NODE_PARAMS_v2 *params) {
-    REQUIRE(node && params && node->work.type == CU_GRAPH_NODE_TYPE_KERNEL, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(handle_lives(node) && params && node->work.type == CU_GRAPH_NODE_TYPE_KERNEL, CUDA_ERROR_INVALID_VALUE);
     const struct kernel *kernel = &node->work.kernel;
     *params = (CUDA_KERNEL_NODE_PARAMS_v2){.func = kernel->function,
                                            .gridDimX = kernel->grid[0],
@@ -58,7 +58,7 @@ CUresult stub_cuGraphKernelNodeGetParams(CUgraphNode node, CUDA_KERNEL_NODE_PARA
 }
 
 CUresult stub_cuGraphKernelNodeSetParams_v2(CUgraphNode node, const CUDA_KERNEL_NODE_PARAMS_v2 *params) {
-    REQUIRE(node && params && node->work.type == CU_GRAPH_NODE_TYPE_KERNEL, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(handle_lives(node) && params && node->work.type == CU_GRAPH_NODE_TYPE_KERNEL, CUDA_ERROR_INVALID_VALUE);
     return kernel_work(params, &node->work);
 }
 
@@ -117,7 +117,7 @@ static CUresult add_moved_child(CUgraphNode *node, CUgraph graph, const CUgraphN
 }
 
 CUresult stub_cuGraphChildGraphNodeGetGraph(CUgraphNode node, CUgraph *graph) {
-    REQUIRE(node && graph && node->work.type == CU_GRAPH_NODE_TYPE_GRAPH, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(handle_lives(node) && graph && node->work.type == CU_GRAPH_NODE_TYPE_GRAPH, CUDA_ERROR_INVALID_VALUE);
     *graph = node->work.child;
     return CUDA_SUCCESS;
 }
@@ -165,7 +165,7 @@ CUresult stub_cuGraphAddMemAllocNode(CUgraphNode *node, CUgraph graph, const CUg
 }
 
 CUresult stub_cuGraphMemAllocNodeGetParams(CUgraphNode node, CUDA_MEM_ALLOC_NODE_PARAMS *params) {
-    REQUIRE(node && params && node->work.type == CU_GRAPH_NODE_TYPE_MEM_ALLOC, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(handle_lives(node) && params && node->work.type == CU_GRAPH_NODE_TYPE_MEM_ALLOC, CUDA_ERROR_INVALID_VALUE);
     *params = node->work.alloc_params;
     return CUDA_SUCCESS;
 }
@@ -186,7 +186,7 @@ CUresult stub_cuGraphAddMemFreeNode(CUgraphNode *node, CUgraph graph, const CUgr
 }
 
 CUresult stub_cuGraphMemFreeNodeGetParams(CUgraphNode node, CUdeviceptr *dptr) {
-    REQUIRE(node && dptr && node->work.type == CU_GRAPH_NODE_TYPE_MEM_FREE, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(handle_lives(node) && dptr && node->work.type == CU_GRAPH_NODE_TYPE_MEM_FREE, CUDA_ERROR_INVALID_VALUE);
     *dptr = node->work.allocation->base;
     return CUDA_SUCCESS;
 }

@@ -6,8 +6,6 @@
  */
 #include "driver.h"
 
-#include <stdlib.h>
-
 struct CUgreenCtx_st {
     struct device *device;
     CUcontext primary;
@@ -18,7 +16,7 @@ CUresult stub_cuGreenCtxCreate(CUgreenCtx *out, CUdevResourceDesc desc, CUdevice
     struct device *device;
     TRY(device_of(ordinal, &device));
     REQUIRE(out && desc && flags == 1, CUDA_ERROR_INVALID_VALUE); /* CU_GREEN_CTX_DEFAULT_STREAM */
-    CUgreenCtx green = calloc(1, sizeof *green);
+    CUgreenCtx green = handle_take(HANDLE_GREEN, sizeof *green);
     REQUIRE(green, CUDA_ERROR_OUT_OF_MEMORY);
     CUresult result = stub_cuDevicePrimaryCtxRetain(&green->primary, ordinal);
     if (result == CUDA_SUCCESS && !device_charge(device, device->card.shared->context_bytes)) {
@@ -26,7 +24,7 @@ CUresult stub_cuGreenCtxCreate(CUgreenCtx *out, CUdevResourceDesc desc, CUdevice
         result = CUDA_ERROR_OUT_OF_MEMORY;
     }
     if (result != CUDA_SUCCESS) {
-        free(green);
+        handle_give(green);
         return result;
     }
     green->device = device;
@@ -36,15 +34,15 @@ CUresult stub_cuGreenCtxCreate(CUgreenCtx *out, CUdevResourceDesc desc, CUdevice
 }
 
 CUresult stub_cuGreenCtxDestroy(CUgreenCtx green) {
-    REQUIRE(green, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(handle_lives(green), CUDA_ERROR_INVALID_VALUE);
     device_credit(green->device, green->charged);
     CUresult result = stub_cuDevicePrimaryCtxRelease_v2(green->device->ordinal);
-    free(green);
+    handle_give(green);
     return result;
 }
 
 CUresult stub_cuCtxFromGreenCtx(CUcontext *out, CUgreenCtx green) {
-    REQUIRE(out && green, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(out && handle_lives(green), CUDA_ERROR_INVALID_VALUE);
     *out = green->primary;
     return CUDA_SUCCESS;
 }

@@ -4,9 +4,11 @@
 
 #include <stdlib.h>
 
-/* A library is one module, loaded into the context that is current when it is loaded. */
+/* A library is one module, loaded into the context that is current when it is loaded. What is behind its handles ends
+ * with that context, and may come again as another's: then the turn is another. */
 struct CUlib_st {
     CUmodule module;
+    uint64_t turn;
     struct CUkern_st *kernels;
 };
 
@@ -14,9 +16,15 @@ struct CUkern_st {
     enum handle_tag tag;
     CUlibrary library;
     CUfunction function;
-    char *name;
+    uint64_t turn;
     struct CUkern_st *next;
 };
+
+_Static_assert(sizeof(struct CUkern_st) <= sizeof(struct CUfunc_st), "their handles are one kind");
+
+static CUmodule module_of(CUlibrary library) {
+    return handle_lives(library) && handle_turn(library->module) == library->turn ? library->module : NULL;
+}
 
 CUresult stub_cuLibraryLoadData(CUlibrary *out, const void *code, CUjit_option *jit_options, void **jit_values,
                                 unsigned jit_count, CUlibraryOption *options, void **values, unsigned count) {
@@ -24,13 +32,14 @@ CUresult stub_cuLibraryLoadData(CUlibrary *out, const void *code, CUjit_option *
     CUcontext context;
     TRY(current_context(&context));
     REQUIRE(out && code, CUDA_ERROR_INVALID_VALUE);
-    CUlibrary library = calloc(1, sizeof *library);
+    CUlibrary library = handle_take(HANDLE_LIBRARY, sizeof *library);
     REQUIRE(library, CUDA_ERROR_OUT_OF_MEMORY);
     CUresult result = module_load(context, code, &library->module);
     if (result != CUDA_SUCCESS) {
-        free(library);
+        handle_give(library);
         return result;
     }
+    library->turn = handle_turn(library->module);
     *out = library;
     return CUDA_SUCCESS;
 }
@@ -45,21 +54,28 @@ CUresult stub_cuLibraryLoadFromFile(CUlibrary *out, const char *path, CUjit_opti
 }
 
 CUresult stub_cuLibraryUnload(CUlibrary library) {
-    REQUIRE(library && !library->module->gone, CUDA_ERROR_INVALID_HANDLE);
-    return stub_cuModuleUnload(library->module);
+    REQUIRE(module_of(library), CUDA_ERROR_INVALID_HANDLE);
+    TRY(stub_cuModuleUnload(library->module));
+    while (library->kernels) {
+        CUkernel kernel = library->kernels;
+        library->kernels = kernel->next;
+        handle_give(kernel);
+    }
+    handle_give(library);
+    return CUDA_SUCCESS;
 }
 
 CUresult stub_cuLibraryGetKernel(CUkernel *out, CUlibrary library, const char *name) {
-    REQUIRE(out && library, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(out && module_of(library), CUDA_ERROR_INVALID_VALUE);
     CUfunction function;
     TRY(module_find_function(library->module, name, &function));
     CUkernel kernel = library->kernels;
     while (kernel && kernel->function != function)
         kernel = kernel->next;
     if (!kernel) {
-        kernel = calloc(1, sizeof *kernel);
+        kernel = handle_take(HANDLE_FUNCTION, sizeof *function);
         REQUIRE(kernel, CUDA_ERROR_OUT_OF_MEMORY);
-        *kernel = (struct CUkern_st){TAG_KERNEL, library, function, function->name, library->kernels};
+        *kernel = (struct CUkern_st){TAG_KERNEL, library, function, handle_turn(function), library->kernels};
         library->kernels = kernel;
     }
     *out = kernel;
@@ -67,57 +83,56 @@ CUresult stub_cuLibraryGetKernel(CUkernel *out, CUlibrary library, const char *n
 }
 
 CUresult stub_cuLibraryEnumerateKernels(CUkernel *kernels, unsigned count, CUlibrary library) {
-    REQUIRE(kernels && library, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(kernels && module_of(library), CUDA_ERROR_INVALID_VALUE);
     for (CUfunction function = library->module->functions; function && count > 0; function = function->next, count--)
         TRY(stub_cuLibraryGetKernel(kernels++, library, function->name));
     return CUDA_SUCCESS;
 }
 
 CUresult stub_cuLibraryGetModule(CUmodule *module, CUlibrary library) {
-    REQUIRE(module && library, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(module && module_of(library), CUDA_ERROR_INVALID_VALUE);
     *module = library->module;
     return CUDA_SUCCESS;
 }
 
 CUresult stub_cuLibraryGetGlobal(CUdeviceptr *dptr, size_t *bytes, CUlibrary library, const char *name) {
-    REQUIRE(library, CUDA_ERROR_INVALID_HANDLE);
+    REQUIRE(module_of(library), CUDA_ERROR_INVALID_HANDLE);
     return stub_cuModuleGetGlobal_v2(dptr, bytes, library->module, name);
 }
 
 CUresult stub_cuLibraryGetKernelCount(unsigned *count, CUlibrary library) {
-    REQUIRE(library, CUDA_ERROR_INVALID_HANDLE);
+    REQUIRE(module_of(library), CUDA_ERROR_INVALID_HANDLE);
     return stub_cuModuleGetFunctionCount(count, library->module);
 }
 
 CUresult stub_cuKernelGetFunction(CUfunction *function, CUkernel kernel) {
     REQUIRE(function, CUDA_ERROR_INVALID_VALUE);
-    REQUIRE(kernel, CUDA_ERROR_INVALID_HANDLE);
-    *function = kernel->function;
-    return CUDA_SUCCESS;
+    *function = function_of(kernel);
+    return *function ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
 }
 
 CUresult stub_cuKernelGetLibrary(CUlibrary *library, CUkernel kernel) {
     REQUIRE(library, CUDA_ERROR_INVALID_VALUE);
-    REQUIRE(kernel, CUDA_ERROR_INVALID_HANDLE);
+    REQUIRE(function_of(kernel), CUDA_ERROR_INVALID_HANDLE);
     *library = kernel->library;
     return CUDA_SUCCESS;
 }
 
 CUresult stub_cuKernelGetName(const char **name, CUkernel kernel) {
     REQUIRE(name, CUDA_ERROR_INVALID_VALUE);
-    REQUIRE(kernel, CUDA_ERROR_INVALID_HANDLE);
-    *name = kernel->name;
+    REQUIRE(function_of(kernel), CUDA_ERROR_INVALID_HANDLE);
+    *name = kernel->function->name;
     return CUDA_SUCCESS;
 }
 
 /* The API lets a launch take a CUkernel where it takes a CUfunction: both begin with what they are. */
 CUfunction function_of(const void *handle) {
-    if (!handle)
+    if (!handle_lives(handle))
         return NULL;
-    const enum handle_tag *tag = handle;
-    if (*tag == TAG_KERNEL)
-        return ((const struct CUkern_st *)handle)->function;
-    return *tag == TAG_FUNCTION ? (CUfunction)handle : NULL;
+    if (*(const enum handle_tag *)handle == TAG_FUNCTION)
+        return (CUfunction)handle;
+    const struct CUkern_st *kernel = handle;
+    return handle_turn(kernel->function) == kernel->turn ? kernel->function : NULL;
 }
 
 CUresult stub_cuKernelGetAttribute(int *value, CUfunction_attribute attribute, CUkernel kernel, CUdevice device) {
@@ -132,5 +147,5 @@ CUresult stub_cuKernelSetAttribute(CUfunction_attribute attribute, int value, CU
 
 CUresult stub_cuKernelSetCacheConfig(CUkernel kernel, int config, CUdevice device) {
     (void)config, (void)device;
-    return kernel ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
+    return function_of(kernel) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
 }

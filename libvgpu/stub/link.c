@@ -14,14 +14,14 @@ CUresult stub_cuLinkCreate_v2(unsigned count, CUjit_option *options, void **valu
     CUcontext context;
     TRY(current_context(&context));
     REQUIRE(state && (count == 0 || (options && values)), CUDA_ERROR_INVALID_VALUE);
-    *state = calloc(1, sizeof **state);
+    *state = handle_take(HANDLE_LINK, sizeof **state);
     return *state ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 CUresult stub_cuLinkAddData_v2(CUlinkState state, CUjitInputType type, void *data, size_t size, const char *name,
                                unsigned count, CUjit_option *options, void **values) {
     (void)type, (void)name, (void)count, (void)options, (void)values;
-    REQUIRE(state && data && size, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(handle_lives(state) && data && size, CUDA_ERROR_INVALID_VALUE);
     char *more = realloc(state->image, state->size + size + 1);
     REQUIRE(more, CUDA_ERROR_OUT_OF_MEMORY);
     memcpy(more + state->size, data, size);
@@ -34,7 +34,7 @@ CUresult stub_cuLinkAddData_v2(CUlinkState state, CUjitInputType type, void *dat
 }
 
 CUresult stub_cuLinkComplete(CUlinkState state, void **image, size_t *size) {
-    REQUIRE(state && state->image && image, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(handle_lives(state) && state->image && image, CUDA_ERROR_INVALID_VALUE);
     *image = state->image;
     if (size)
         *size = state->size + 1;
@@ -42,8 +42,8 @@ CUresult stub_cuLinkComplete(CUlinkState state, void **image, size_t *size) {
 }
 
 CUresult stub_cuLinkDestroy(CUlinkState state) {
-    REQUIRE(state, CUDA_ERROR_INVALID_HANDLE);
+    REQUIRE(handle_lives(state), CUDA_ERROR_INVALID_HANDLE);
     free(state->image);
-    free(state);
+    handle_give(state);
     return CUDA_SUCCESS;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Managed memory: on the card or on the host, and what moves it. */
-#include "driver.h"
+#include "pools.h"
 
 /*
  * Managed memory lives on the card as long as there is room (what a first use by a kernel would lead to) and else on

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Device memory: the records of all allocations, from addresses to bytes, allocating and freeing. */
-#include "driver.h"
+#include "pools.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -19,9 +19,14 @@ static void module_free(CUmodule module) {
         free(variable->name);
         free(variable);
     }
+    while (module->functions) {
+        CUfunction function = module->functions;
+        module->functions = function->next;
+        free(function->name);
+        handle_give(function);
+    }
     device_credit(module->context->device, module->charged);
-    module->charged = 0;
-    module->gone = true; /* kept: functions of it may still be in somebody's hands */
+    handle_give(module);
 }
 
 /* Byte by byte: the image may be a shorter text. */
@@ -50,7 +55,7 @@ CUresult module_load(CUcontext context, const char *image, CUmodule *out) {
     REQUIRE(image, CUDA_ERROR_INVALID_VALUE);
     uint64_t charge = context->device->card.shared->module_bytes;
     REQUIRE(device_charge(context->device, charge), CUDA_ERROR_OUT_OF_MEMORY);
-    CUmodule module = calloc(1, sizeof *module);
+    CUmodule module = handle_take(HANDLE_MODULE, sizeof *module);
     if (!module) {
         device_credit(context->device, charge);
         return CUDA_ERROR_OUT_OF_MEMORY;
@@ -60,7 +65,6 @@ CUresult module_load(CUcontext context, const char *image, CUmodule *out) {
     CUresult result = module_fill(module, image);
     if (result != CUDA_SUCCESS) {
         module_free(module);
-        free(module);
         return result;
     }
     pthread_mutex_lock(&memory_lock);
@@ -125,7 +129,7 @@ CUresult stub_cuModuleLoad(CUmodule *module, const char *path) {
 CUresult stub_cuModuleUnload(CUmodule module) {
     CUcontext context;
     TRY(current_context(&context));
-    REQUIRE(module && !module->gone, CUDA_ERROR_INVALID_HANDLE);
+    REQUIRE(handle_lives(module), CUDA_ERROR_INVALID_HANDLE);
     queue_wait_context(module->context);
     pthread_mutex_lock(&memory_lock);
     for (CUmodule *at = &module->context->modules; *at; at = &(*at)->next) {
@@ -141,11 +145,12 @@ CUresult stub_cuModuleUnload(CUmodule module) {
 
 void modules_unload_all(CUcontext context) {
     /* The variables went with the context's allocations. */
-    for (CUmodule module = context->modules; module; module = module->next) {
+    while (context->modules) {
+        CUmodule module = context->modules;
+        context->modules = module->next;
         module->variables = NULL;
         module_free(module);
     }
-    context->modules = NULL;
 }
 
 CUresult stub_cuModuleGetLoadingMode(int *mode) {
@@ -157,7 +162,7 @@ CUresult stub_cuModuleGetLoadingMode(int *mode) {
 /* ---- What is in them ---- */
 
 CUfunction module_add_function(CUmodule module, const char *name) {
-    CUfunction function = calloc(1, sizeof *function);
+    CUfunction function = handle_take(HANDLE_FUNCTION, sizeof *function);
     if (!function)
         return NULL;
     function->tag = TAG_FUNCTION;
@@ -179,7 +184,7 @@ CUfunction module_add_function(CUmodule module, const char *name) {
 
 CUresult module_find_function(CUmodule module, const char *name, CUfunction *out) {
     REQUIRE(out && name, CUDA_ERROR_INVALID_VALUE);
-    REQUIRE(module && !module->gone, CUDA_ERROR_INVALID_HANDLE);
+    REQUIRE(handle_lives(module), CUDA_ERROR_INVALID_HANDLE);
     CUfunction function = module->functions;
     while (function && strcmp(function->name, name) != 0)
         function = function->next;
@@ -205,14 +210,14 @@ static unsigned count_functions(CUmodule module) {
 
 CUresult stub_cuModuleGetFunctionCount(unsigned *count, CUmodule module) {
     REQUIRE(count, CUDA_ERROR_INVALID_VALUE);
-    REQUIRE(module && !module->gone, CUDA_ERROR_INVALID_HANDLE);
+    REQUIRE(handle_lives(module), CUDA_ERROR_INVALID_HANDLE);
     *count = count_functions(module);
     return CUDA_SUCCESS;
 }
 
 CUresult stub_cuModuleGetGlobal_v2(CUdeviceptr *dptr, size_t *bytes, CUmodule module, const char *name) {
     REQUIRE(name && (dptr || bytes), CUDA_ERROR_INVALID_VALUE);
-    REQUIRE(module && !module->gone, CUDA_ERROR_INVALID_HANDLE);
+    REQUIRE(handle_lives(module), CUDA_ERROR_INVALID_HANDLE);
     for (struct variable *variable = module->variables; variable; variable = variable->next) {
         if (strcmp(variable->name, name) != 0)
             continue;

@@ -16,7 +16,6 @@ struct variable {
 struct CUmod_st {
     CUcontext context;
     bool opaque; /* a compiled image */
-    bool gone;
     CUfunction functions;
     struct variable *variables;
     uint64_t charged;

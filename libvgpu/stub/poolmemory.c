@@ -14,7 +14,7 @@ CUresult pool_allocate(CUcontext context, CUmemoryPool pool, size_t bytes, CUstr
         return result;
     }
     record->pool = pool;
-    __atomic_fetch_add(&pool->live, 1, __ATOMIC_RELAXED);
+    pool_joined(pool);
     *dptr = record->base;
     return CUDA_SUCCESS;
 }
@@ -29,10 +29,8 @@ static void drop_record(struct allocation *record) {
     CUmemoryPool pool = record->pool;
     if (record->kind == ALLOCATION_GRAPH)
         return;
-    __atomic_fetch_sub(&pool->live, 1, __ATOMIC_RELAXED);
     allocation_drop(record);
-    if (pool->gone)
-        pool_trim(pool, 0);
+    pool_left(pool);
 }
 
 static void reach_free(void *argument) {
@@ -58,7 +56,7 @@ CUresult pool_free(struct allocation *record, CUstream stream) {
 CUresult stub_cuMemAllocFromPoolAsync(CUdeviceptr *dptr, size_t bytes, CUmemoryPool pool, CUstream handle) {
     CUstream stream;
     TRY(resolve_stream(handle, &stream));
-    REQUIRE(dptr && bytes && pool && !pool->gone, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(dptr && bytes && pool_lives(pool), CUDA_ERROR_INVALID_VALUE);
     if (capture_hold(stream)) {
         CUresult result = capture_allocate(stream, bytes, dptr);
         capture_let_go();

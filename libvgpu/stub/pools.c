@@ -7,7 +7,7 @@
  * the memory elsewhere. Memory freed on a stream can be taken again on that stream at once, on others when the free was
  * reached. (CUDA programming guide, stream-ordered memory allocator: physical page caching, resource usage policies.)
  */
-#include "driver.h"
+#include "pools.h"
 
 #include <stdlib.h>
 
@@ -155,7 +155,7 @@ bool pools_trim_all(struct device *device) {
 /* ---- Pools as objects ---- */
 
 static CUmemoryPool pool_make(struct device *device, const CUmemPoolProps *props, bool implicit) {
-    CUmemoryPool pool = calloc(1, sizeof *pool);
+    CUmemoryPool pool = handle_take(HANDLE_POOL, sizeof *pool);
     if (!pool)
         return NULL;
     pool->device = device;
@@ -168,6 +168,32 @@ static CUmemoryPool pool_make(struct device *device, const CUmemPoolProps *props
     __atomic_store_n(&pools, pool, __ATOMIC_RELEASE);
     pthread_mutex_unlock(&pools_lock);
     return pool;
+}
+
+bool pool_lives(CUmemoryPool pool) {
+    return handle_lives(pool) && !__atomic_load_n(&pool->gone, __ATOMIC_RELAXED);
+}
+
+void pool_joined(CUmemoryPool pool) {
+    pthread_mutex_lock(&pools_lock);
+    pool->live++;
+    pthread_mutex_unlock(&pools_lock);
+}
+
+void pool_left(CUmemoryPool pool) {
+    pthread_mutex_lock(&pools_lock);
+    bool ends = --pool->live == 0 && pool->gone;
+    if (pool->gone)
+        shrink(pool, 0);
+    for (CUmemoryPool *at = &pools; ends && *at; at = &(*at)->next) {
+        if (*at == pool) {
+            __atomic_store_n(at, pool->next, __ATOMIC_RELEASE);
+            break;
+        }
+    }
+    pthread_mutex_unlock(&pools_lock);
+    if (ends)
+        handle_give(pool);
 }
 
 static CUmemoryPool implicit_pool(struct device *device, CUmemoryPool *place, uint64_t threshold) {
@@ -208,7 +234,7 @@ CUresult stub_cuDeviceGetMemPool(CUmemoryPool *out, CUdevice ordinal) {
 CUresult stub_cuDeviceSetMemPool(CUdevice ordinal, CUmemoryPool pool) {
     struct device *device;
     TRY(device_of(ordinal, &device));
-    REQUIRE(pool && !pool->gone && pool->device == device, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(pool_lives(pool) && pool->device == device, CUDA_ERROR_INVALID_VALUE);
     device->current_pool = pool;
     return CUDA_SUCCESS;
 }
@@ -230,23 +256,26 @@ CUresult stub_cuMemPoolCreate(CUmemoryPool *out, const CUmemPoolProps *props) {
 
 /* Allocations that live on keep their memory; what they give back later goes to the card at once. */
 CUresult stub_cuMemPoolDestroy(CUmemoryPool pool) {
-    REQUIRE(pool && !pool->gone && !pool->implicit, CUDA_ERROR_INVALID_VALUE);
-    pool->gone = true;
-    pool->threshold = 0;
+    REQUIRE(pool_lives(pool) && !pool->implicit, CUDA_ERROR_INVALID_VALUE);
     if (pool->device->current_pool == pool)
         pool->device->current_pool = NULL;
-    pool_trim(pool, 0);
+    pthread_mutex_lock(&pools_lock);
+    pool->threshold = 0;
+    pool->live++; /* until here */
+    __atomic_store_n(&pool->gone, true, __ATOMIC_RELAXED);
+    pthread_mutex_unlock(&pools_lock);
+    pool_left(pool);
     return CUDA_SUCCESS;
 }
 
 CUresult stub_cuMemPoolTrimTo(CUmemoryPool pool, size_t keep_bytes) {
-    REQUIRE(pool && !pool->gone, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(pool_lives(pool), CUDA_ERROR_INVALID_VALUE);
     pool_trim(pool, keep_bytes);
     return CUDA_SUCCESS;
 }
 
 CUresult stub_cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute attribute, void *value) {
-    REQUIRE(pool && !pool->gone && value, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(pool_lives(pool) && value, CUDA_ERROR_INVALID_VALUE);
     uint64_t *number = value;
     switch (attribute) {
     case CU_MEMPOOL_ATTR_RELEASE_THRESHOLD:
@@ -272,7 +301,7 @@ CUresult stub_cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute attri
 }
 
 CUresult stub_cuMemPoolSetAttribute(CUmemoryPool pool, CUmemPool_attribute attribute, void *value) {
-    REQUIRE(pool && !pool->gone && value, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(pool_lives(pool) && value, CUDA_ERROR_INVALID_VALUE);
     switch (attribute) {
     case CU_MEMPOOL_ATTR_RELEASE_THRESHOLD:
         pool->threshold = *(uint64_t *)value;
@@ -291,11 +320,11 @@ CUresult stub_cuMemPoolSetAttribute(CUmemoryPool pool, CUmemPool_attribute attri
 }
 
 CUresult stub_cuMemPoolSetAccess(CUmemoryPool pool, const CUmemAccessDesc *map, size_t count) {
-    return pool && !pool->gone && (map || !count) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    return pool_lives(pool) && (map || !count) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
 CUresult stub_cuMemPoolGetAccess(CUmemAccess_flags *flags, CUmemoryPool pool, CUmemLocation *location) {
-    REQUIRE(flags && pool && !pool->gone && location, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(flags && pool_lives(pool) && location, CUDA_ERROR_INVALID_VALUE);
     *flags = location->id == pool->device->ordinal ? CU_MEM_ACCESS_FLAGS_PROT_READWRITE : 0;
     return CUDA_SUCCESS;
 }

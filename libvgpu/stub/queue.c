@@ -283,23 +283,37 @@ static uint64_t latest(uint64_t time_ns, const struct CUstream_st *stream) {
     return stream->time_ns > time_ns ? stream->time_ns : time_ns;
 }
 
+/* Is there work of it that was submitted up to here? Streams come and go, and come again, while one waits. */
+static bool has_work(CUstream stream, uint64_t up_to) {
+    return stream->completed < stream->submitted && head_of(stream)->sequence <= up_to;
+}
+
+static bool any_has_work(CUcontext context, bool blocking, uint64_t up_to) {
+    for (CUstream stream = context->streams; stream; stream = stream->next)
+        if (!(blocking && stream->flags & CU_STREAM_NON_BLOCKING) && has_work(stream, up_to))
+            return true;
+    return false;
+}
+
+static uint64_t latest_of(CUcontext context, bool blocking) {
+    uint64_t time_ns = 0;
+    for (CUstream stream = context->streams; stream; stream = stream->next)
+        if (!(blocking && stream->flags & CU_STREAM_NON_BLOCKING))
+            time_ns = latest(time_ns, stream);
+    return time_ns;
+}
+
+/* The legacy stream's work is done when that of the blocking streams before it is, too. */
 void queue_wait_stream(CUstream stream) {
     struct executor *executor = executor_of(stream);
+    uint64_t turn = handle_turn(stream);
     pthread_mutex_lock(&executor->lock);
-    uint64_t submitted = stream->submitted, until = 0;
-    while (stream->completed < submitted)
+    uint64_t up_to = executor->sequence, until = 0;
+    while (handle_turn(stream) == turn &&
+           (has_work(stream, up_to) || (stream->legacy && any_has_work(stream->context, true, up_to))))
         watch(executor);
-    if (stream->legacy) { /* which also waits for the blocking streams */
-        for (CUstream other = stream->context->streams; other; other = other->next) {
-            if (other->flags & CU_STREAM_NON_BLOCKING)
-                continue;
-            uint64_t mark = other->submitted;
-            while (other->completed < mark)
-                watch(executor);
-            until = latest(until, other);
-        }
-    }
-    until = latest(until, stream);
+    if (handle_turn(stream) == turn)
+        until = latest(stream->legacy ? latest_of(stream->context, true) : 0, stream);
     pthread_mutex_unlock(&executor->lock);
     sleep_until(until);
 }
@@ -307,13 +321,10 @@ void queue_wait_stream(CUstream stream) {
 void queue_wait_context(CUcontext context) {
     struct executor *executor = context->device->executor;
     pthread_mutex_lock(&executor->lock);
-    uint64_t until = 0;
-    for (CUstream stream = context->streams; stream; stream = stream->next) {
-        uint64_t submitted = stream->submitted;
-        while (stream->completed < submitted)
-            watch(executor);
-        until = latest(until, stream);
-    }
+    uint64_t up_to = executor->sequence;
+    while (any_has_work(context, false, up_to))
+        watch(executor);
+    uint64_t until = latest_of(context, false);
     pthread_mutex_unlock(&executor->lock);
     sleep_until(until);
 }
@@ -343,11 +354,11 @@ bool queue_stream_idle(CUstream stream) {
     return idle && until <= now_ns();
 }
 
-/* ---- Streams and events as objects ---- */
+/* ---- Streams as objects ---- */
 
 CUstream queue_stream_make(CUcontext context, unsigned flags, int priority) {
     static unsigned long long last_id;
-    CUstream stream = calloc(1, sizeof *stream);
+    CUstream stream = handle_take(HANDLE_STREAM, sizeof *stream);
     if (!stream)
         return NULL;
     stream->context = context;
@@ -362,7 +373,6 @@ CUstream queue_stream_make(CUcontext context, unsigned flags, int priority) {
     return stream;
 }
 
-/* The record itself is kept: handles of destroyed streams are answered with an error and not with a crash. */
 void queue_stream_free(CUstream stream) {
     struct executor *executor = executor_of(stream);
     pthread_mutex_lock(&executor->lock);
@@ -374,18 +384,9 @@ void queue_stream_free(CUstream stream) {
             break;
         }
     }
-    stream->gone = true;
-    capture_forget(stream);
+    capture_drop(stream);
     free(stream->ring);
     stream->ring = NULL;
     pthread_mutex_unlock(&executor->lock);
-}
-
-void event_reference(CUevent event) {
-    __atomic_fetch_add(&event->references, 1, __ATOMIC_RELAXED);
-}
-
-void event_release(CUevent event) {
-    if (__atomic_sub_fetch(&event->references, 1, __ATOMIC_ACQ_REL) == 0)
-        free(event);
+    handle_give(stream);
 }

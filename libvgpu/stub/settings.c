@@ -21,7 +21,7 @@ CUresult stub_cuCtxGetId(CUcontext context, unsigned long long *id) {
     REQUIRE(id, CUDA_ERROR_INVALID_VALUE);
     if (!context)
         TRY(current_context(&context));
-    REQUIRE(!context->gone, CUDA_ERROR_CONTEXT_IS_DESTROYED);
+    REQUIRE(handle_lives(context), CUDA_ERROR_CONTEXT_IS_DESTROYED);
     *id = context->id;
     return CUDA_SUCCESS;
 }
@@ -92,7 +92,7 @@ CUresult stub_cuCtxGetApiVersion(CUcontext context, unsigned *version) {
     REQUIRE(version, CUDA_ERROR_INVALID_VALUE);
     if (!context)
         TRY(current_context(&context));
-    REQUIRE(!context->gone, CUDA_ERROR_INVALID_CONTEXT);
+    REQUIRE(handle_lives(context), CUDA_ERROR_INVALID_CONTEXT);
     *version = 3020;
     return CUDA_SUCCESS;
 }

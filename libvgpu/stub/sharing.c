@@ -8,7 +8,6 @@
 
 #include <fcntl.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -151,7 +150,7 @@ CUresult stub_cuImportExternalMemory(CUexternalMemory *out, const CUDA_EXTERNAL_
     REQUIRE(out && desc && desc->size, CUDA_ERROR_INVALID_VALUE);
     REQUIRE(desc->type == CU_EXTERNAL_MEMORY_HANDLE_TYPE_OPAQUE_FD, CUDA_ERROR_NOT_SUPPORTED);
     REQUIRE(fstat(desc->handle.fd, &st) == 0, CUDA_ERROR_INVALID_HANDLE);
-    CUexternalMemory memory = malloc(sizeof *memory);
+    CUexternalMemory memory = handle_take(HANDLE_EXTERNAL, sizeof *memory);
     REQUIRE(memory, CUDA_ERROR_OUT_OF_MEMORY);
     *memory = (struct CUextMemory_st){desc->handle.fd, desc->size}; /* which is the driver's from here on */
     *out = memory;
@@ -164,7 +163,7 @@ CUresult stub_cuExternalMemoryGetMappedBuffer(CUdeviceptr *dptr, CUexternalMemor
     struct allocation *record;
     TRY(current_context(&context));
     REQUIRE(dptr && desc && desc->size, CUDA_ERROR_INVALID_VALUE);
-    REQUIRE(memory, CUDA_ERROR_INVALID_HANDLE);
+    REQUIRE(handle_lives(memory), CUDA_ERROR_INVALID_HANDLE);
     REQUIRE(desc->offset % 4096 == 0 && desc->offset + desc->size <= memory->size, CUDA_ERROR_INVALID_VALUE);
     TRY(import(context, memory->fd, desc->offset, desc->size, &record));
     *dptr = record->base;
@@ -178,9 +177,9 @@ CUresult stub_cuExternalMemoryGetMappedMipmappedArray(CUmipmappedArray *mipmap, 
 }
 
 CUresult stub_cuDestroyExternalMemory(CUexternalMemory memory) {
-    REQUIRE(memory, CUDA_ERROR_INVALID_HANDLE);
+    REQUIRE(handle_lives(memory), CUDA_ERROR_INVALID_HANDLE);
     close(memory->fd);
-    free(memory);
+    handle_give(memory);
     return CUDA_SUCCESS;
 }
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Streams and events: the API side of queue.c. */
+/* Streams: the API side of queue.c. */
 #include "work.h"
 
 #include <stdlib.h>
@@ -147,96 +147,4 @@ CUresult stub_cuStreamAddCallback(CUstream handle, CUstreamCallback function, vo
     *callback = (struct callback){handle, function, data};
     queue_submit(stream, (struct op){.kind = OP_HOST, .run = {call_back, callback}});
     return CUDA_SUCCESS;
-}
-
-/* ---- Events ---- */
-
-CUresult stub_cuEventCreate(CUevent *out, unsigned flags) {
-    CUcontext context;
-    TRY(current_context(&context));
-    REQUIRE(out && flags <= 7, CUDA_ERROR_INVALID_VALUE);
-    CUevent event = calloc(1, sizeof *event);
-    REQUIRE(event, CUDA_ERROR_OUT_OF_MEMORY);
-    event->context = context;
-    event->flags = flags;
-    event->references = 1;
-    *out = event;
-    return CUDA_SUCCESS;
-}
-
-CUresult stub_cuEventDestroy_v2(CUevent event) {
-    REQUIRE(driver.ready, CUDA_ERROR_NOT_INITIALIZED);
-    REQUIRE(event, CUDA_ERROR_INVALID_HANDLE);
-    event_release(event);
-    return CUDA_SUCCESS;
-}
-
-CUresult stub_cuEventDestroy(CUevent event) {
-    return stub_cuEventDestroy_v2(event);
-}
-
-CUresult stub_cuEventRecordWithFlags(CUevent event, CUstream handle, unsigned flags) {
-    CUstream stream;
-    REQUIRE(event, CUDA_ERROR_INVALID_HANDLE);
-    TRY(resolve_stream(handle, &stream));
-    REQUIRE(event->context->device == stream->context->device, CUDA_ERROR_INVALID_HANDLE);
-    if (CAPTURING(stream))
-        return capture_record(stream, event, flags);
-    event->capture = NULL;
-    event_reference(event);
-    uint64_t generation = __atomic_add_fetch(&event->recorded, 1, __ATOMIC_ACQ_REL);
-    queue_submit(stream, (struct op){.kind = OP_RECORD, .event = {event, generation}});
-    return CUDA_SUCCESS;
-}
-
-CUresult stub_cuStreamWaitEvent(CUstream handle, CUevent event, unsigned flags) {
-    CUstream stream;
-    REQUIRE(event, CUDA_ERROR_INVALID_HANDLE);
-    TRY(resolve_stream(handle, &stream));
-    if (CAPTURING(stream) || event->capture)
-        return capture_wait(stream, event, flags);
-    event_reference(event);
-    queue_submit(stream, (struct op){.kind = OP_WAIT, .event = {event, event->recorded}});
-    return CUDA_SUCCESS;
-}
-
-CUresult stub_cuEventRecord(CUevent event, CUstream handle) {
-    return stub_cuEventRecordWithFlags(event, handle, 0);
-}
-
-CUresult stub_cuEventQuery(CUevent event) {
-    REQUIRE(driver.ready, CUDA_ERROR_NOT_INITIALIZED);
-    REQUIRE(event, CUDA_ERROR_INVALID_HANDLE);
-    REQUIRE(!event->capture, CUDA_ERROR_CAPTURED_EVENT);
-    TRY(capture_forbids());
-    bool done =
-        __atomic_load_n(&event->completed, __ATOMIC_ACQUIRE) >= __atomic_load_n(&event->recorded, __ATOMIC_ACQUIRE);
-    done = done && event->time_ns <= now_ns(); /* not before what the link has to do */
-    return done ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
-}
-
-CUresult stub_cuEventSynchronize(CUevent event) {
-    CUresult result = stub_cuEventQuery(event);
-    if (result == CUDA_ERROR_NOT_READY) {
-        queue_wait_event(event, event->recorded);
-        result = CUDA_SUCCESS;
-    }
-    if (result == CUDA_SUCCESS)
-        pools_settle(event->context->device);
-    return result;
-}
-
-CUresult stub_cuEventElapsedTime_v2(float *milliseconds, CUevent start, CUevent end) {
-    REQUIRE(milliseconds, CUDA_ERROR_INVALID_VALUE);
-    REQUIRE(start && end, CUDA_ERROR_INVALID_HANDLE);
-    REQUIRE(!((start->flags | end->flags) & CU_EVENT_DISABLE_TIMING), CUDA_ERROR_INVALID_HANDLE);
-    REQUIRE(start->recorded && end->recorded, CUDA_ERROR_INVALID_HANDLE);
-    TRY(stub_cuEventQuery(start));
-    TRY(stub_cuEventQuery(end));
-    *milliseconds = (float)((double)(int64_t)(end->time_ns - start->time_ns) / 1e6);
-    return CUDA_SUCCESS;
-}
-
-CUresult stub_cuEventElapsedTime(float *milliseconds, CUevent start, CUevent end) {
-    return stub_cuEventElapsedTime_v2(milliseconds, start, end);
 }

@@ -23,7 +23,7 @@ struct mapping {
 
 static pthread_mutex_t handles_lock = PTHREAD_MUTEX_INITIALIZER;
 
-void handles_forget_all(void) {
+void memories_forget_all(void) {
     pthread_mutex_init(&handles_lock, NULL); /* a thread of the parent may have held it */
 }
 
@@ -44,7 +44,7 @@ bool bytes_map_file(CUdeviceptr address, size_t size, int fd, uint64_t offset) {
 
 struct memory *memory_of(CUmemGenericAllocationHandle handle) {
     struct memory *memory = (struct memory *)handle;
-    return memory && (memory->tag == MEMORY_TAG || memory->tag == MULTICAST_TAG) ? memory : NULL;
+    return handle_lives(memory) && (memory->tag == MEMORY_TAG || memory->tag == MULTICAST_TAG) ? memory : NULL;
 }
 
 /* The last handle or mapping may be gone. */
@@ -60,7 +60,7 @@ static void memory_settle(struct memory *memory) {
     holding_close(memory->holding);
     if (memory->fd >= 0)
         close(memory->fd);
-    free(memory);
+    handle_give(memory);
 }
 
 static bool memory_has_file(struct memory *memory) {
@@ -84,7 +84,7 @@ static bool memory_shared(struct memory *memory) {
 }
 
 struct memory *memory_make(struct device *device, uint32_t tag, uint64_t size, uint64_t charged) {
-    struct memory *memory = calloc(1, sizeof *memory);
+    struct memory *memory = handle_take(HANDLE_MEMORY, sizeof *memory);
     if (!memory)
         return NULL;
     *memory = (struct memory){.tag = tag, .handles = 1, .size = size, .charged = charged, .fd = -1, .device = device};

@@ -6,6 +6,7 @@
 #define VGPU_STUB_WORK_H
 
 #include "driver.h"
+#include "pools.h"
 
 /* What a graph's node does. */
 struct node_work {
@@ -58,7 +59,7 @@ void capture_let_go(void);
 
 /* Calls that could be about what is captured spoil a capture, by the modes of the capture and of the calling thread. */
 CUresult capture_forbids(void);
-void capture_forget(CUstream stream); /* it ends, or its capture does */
+void capture_drop(CUstream stream); /* it ends, and its capture with it */
 CUresult capture_add(CUstream stream, const struct node_work *work, CUgraphNode *node);
 CUresult capture_allocate(CUstream stream, size_t bytes, CUdeviceptr *dptr);
 CUresult capture_free(CUstream stream, CUdeviceptr dptr);
@@ -86,12 +87,15 @@ bool on_host(CUdeviceptr address);
 /* The stream of synchronous copies and fills: the calling thread's own in their _ptds twins, else the default. */
 extern _Thread_local CUstream synchronous_stream;
 
+/* False for what is destroyed. */
+bool array_lives(CUarray array);
+
 /* The bytes of an array's element row, for copies. */
 struct CUarray_st {
     struct allocation *allocation;
     CUDA_ARRAY3D_DESCRIPTOR desc;
     size_t element_bytes, pitch, offset; /* offset inside the allocation: a mipmap's level */
-    bool level;                          /* belongs to a mipmapped array */
+    CUmipmappedArray mipmap;             /* of which it is a level; NULL: it has a handle of its own */
     CUcontext context;
 };
 
