@@ -1,14 +1,14 @@
 """A fleet of simulated nodes: how fast the real scheduler places fractions, and what the controller costs meanwhile.
 
-Called by `make bench`; `python -m tests.bench.fleet waiting` measures the pods that wait alone. Pods with fractions and
-plain pods with CPU requests are placed in one run, on the same nodes, by the same scheduler; then pods with fractions
-once more, while others wait whose claims no device can serve (`waiting`).
+Called by `make bench`. Pods with fractions and plain pods with CPU requests are placed in one run, on the same nodes,
+by the same scheduler; then pods with fractions once more, while others wait whose claims no device can serve
+(`waiting`).
 """
 
+import argparse
 import contextlib
 import os
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -43,8 +43,8 @@ _CHANGES = 40
 _PARTS = ("kube-apiserver", "etcd", "kube-controller-manager", "kube-scheduler", "controller")
 
 
-def main(*parts: str) -> None:
-    """Measure on a cluster of our own, and remove it; all, or what `parts` names."""
+def main(*, only_waiting: bool = False) -> None:
+    """Measure on a cluster of our own, and remove it: everything, or only what pods that wait cost."""
     kwok = building.kwok()
     with Cluster(f"fleet-{os.getpid()}") as cluster:
         cluster.up(nodes=0, dies_with_caller=True)
@@ -52,7 +52,7 @@ def main(*parts: str) -> None:
         install(fleet, kwok / "kwok")
         with beating(fleet):
             _measure_offer(fleet)
-            if "waiting" in parts:
+            if only_waiting:
                 waiting.measure(fleet)
                 return
             plain = _measure_pods(fleet, "plain", plain_pod)
@@ -131,4 +131,6 @@ def _remove_pods(fleet: Fleet) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    arguments = argparse.ArgumentParser(description="Measure a fleet of simulated nodes.")
+    arguments.add_argument("--only-waiting", action="store_true", help="measure only what pods that wait cost")
+    main(only_waiting=arguments.parse_args().only_waiting)

@@ -1,23 +1,18 @@
-"""`make bench-library`: the interception library's figures, as a table in docs/performance.md.
+"""`make bench-library`: the interception library's figures, as a table in docs/performance.md."""
 
-    python -m tests.bench.library [WORDS...]
-
-With words, only the figures in whose names one of them is; they are printed and not written.
-"""
-
+import argparse
 import datetime as dt
 import os
 import platform
-import sys
+from collections.abc import Sequence
 
 from tests.bench import calls, compute
 from tests.bench.rig import rig
 from tests.bench.tables import Found, table, write
 
 
-def main() -> None:
-    """Measure, print and write."""
-    words = sys.argv[1:]
+def main(words: Sequence[str]) -> None:
+    """Measure and print the figures whose names have one of `words`, or all of them, which are then also written."""
     rows: list[tuple[str, Found]] = []
     with rig() as machine:
         for case in (*calls.cases(machine), *compute.cases(machine)):
@@ -40,4 +35,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument(
+        "words", nargs="*", metavar="WORD", help="only figures with one of these words in their name; writes nothing"
+    )
+    main(arguments.parse_args().words)
