@@ -68,6 +68,8 @@ def left(request: pytest.FixtureRequest, root: Path, client: FakeKube, monkeypat
 
 def take_up(start_agent: Callable[..., NodeAgent], kubelet: FakeKubelet, left: Left) -> dict[str, Any]:
     """Start the agent of today, and let the kubelet send all claims again."""
+    # The API server of the test knows of no offers: the agent would forget those before or after the first claim comes.
+    (left.root / "state" / OFFERS_FILE).unlink(missing_ok=True)
     start_agent(steering_interval_s=3600.0)  # grants follow what the shares do, and are no part of what was left
     kubelet.register()
     answers = kubelet.prepare(*left.claims)
