@@ -20,6 +20,7 @@ from kubeletplugin.hardware.discovery import DiscoveryBackend
 from kubeletplugin.hardware.driverroots import DriverRoot
 from kubeletplugin.hardware.faults import Faults
 from kubeletplugin.hardware.holdingback import Filter
+from kubeletplugin.hardware.keptfiles import KeptFiles
 from kubeletplugin.hardware.nvidiadevices import Machine, Versions, describe, unseen, without_a_name
 from kubeletplugin.hardware.nvidiasigns import Judge, is_settled, read_ecc, read_repairs, read_signs
 from kubeletplugin.hardware.nvidiatimes import NvmlGpuTimes
@@ -80,6 +81,7 @@ class NvidiaDiscovery(DiscoveryBackend):
         self._machine = machine or Machine(root)
         self._options = options
         self._session = NvmlSession(root, self._machine.sysfs)
+        self._kept = KeptFiles(root)
         self._faults = Faults(options.ignored_xids, options.faults_file)
         self._judges: dict[str, Judge] = {}
         self._seen = SeenDevices(options.seen_file)
@@ -135,6 +137,7 @@ class NvidiaDiscovery(DiscoveryBackend):
     @override
     def close(self) -> None:
         self._session.close()
+        self._kept.close()
 
     def _look(self, count: int) -> Discovery:
         self._faults.refresh()
@@ -159,9 +162,11 @@ class NvidiaDiscovery(DiscoveryBackend):
         devices += unseen(self._machine)
         root = self._machine.root
         toolkit = find_spec(root, self._options.cdi_dir)
+        driver = _driver(root, toolkit)
+        self._kept.keep(driver)
         return Discovery(
             tuple(self._options.hold_back.apply(_fitted(device, toolkit)) for device in devices),
-            _driver(root, toolkit),
+            driver,
             # Without a UUID there is no name to state it under.
             "; ".join(f"device {index}: {error}" for index, error in silent.items()),
         )

@@ -16,6 +16,9 @@ from api.errors import StateError
 from api.kubefake import FakeKube
 from dra_driver.cli import main
 from kubeletplugin.agent import NodeAgent
+from kubeletplugin.hardware.devices import DeviceFile, Driver
+from kubeletplugin.hardware.driverroots import DriverRoot
+from kubeletplugin.hardware.keptfiles import KeptFiles
 from kubeletplugin.state.libraries import install_library, remove_old_libraries
 from libvgpu import leases
 from libvgpu.shares import change_limits, is_in_use, read_books, read_limits
@@ -194,6 +197,51 @@ def test_no_tenant_gets_a_lease_on_what_all_containers_have(tmp_path: Path, hook
         with lease(path, "F_WRLCK", patience_s=0) as said:
             assert said == "Resource temporarily unavailable"
     assert {path.name for path in folder.iterdir()} >= {before, f"{before}.preload", f"{library.path.name}.preload"}
+
+
+@pytest.fixture
+def driver_files(tmp_path: Path) -> Iterator[tuple[KeptFiles, Driver, list[Path]]]:
+    """Return what keeps the files of a driver on the host, that driver, and the files."""
+    names = ("libcuda.so.570.1", "nvidia-smi", "gsp.bin")
+    for name in names:
+        (tmp_path / name).touch()
+    device = DeviceFile(Path("/dev/nvidiactl"), Path("/dev/nvidiactl"), is_device=True)
+    files = (*(DeviceFile(Path("/") / name, Path("/usr/lib64") / name) for name in names[:2]), device)
+    kept = KeptFiles(DriverRoot(tmp_path, Path("/")))
+    yield kept, Driver(files, {"mounts": [{"hostPath": "/gsp.bin"}]}), [tmp_path / name for name in names]
+    kept.close()
+
+
+def test_no_tenant_gets_a_lease_on_the_drivers_files(driver_files: tuple[KeptFiles, Driver, list[Path]]) -> None:
+    kept, driver, paths = driver_files
+    kept.keep(driver)
+    paths[0].unlink()  # the driver is replaced
+    paths[0].touch()
+    kept.keep(driver)
+
+    for path in paths:
+        with lease(path, "F_WRLCK", patience_s=0) as said:
+            assert said == "Resource temporarily unavailable"
+
+
+def test_a_drivers_file_that_is_held_up_already_is_kept_once_its_lease_ends(
+    driver_files: tuple[KeptFiles, Driver, list[Path]],
+) -> None:
+    kept, driver, (library, *_) = driver_files
+    with lease(library, "F_WRLCK") as said:
+        assert said == "held"
+        kept.keep(driver)  # waits for nobody
+        (waiter,) = (thread for thread in threading.enumerate() if thread.name == "lease")
+    waiter.join()
+    with lease(library, "F_WRLCK", patience_s=0) as said:
+        assert said == "Resource temporarily unavailable"
+
+
+def test_files_of_a_driver_container_are_left_alone(driver_files: tuple[KeptFiles, Driver, list[Path]]) -> None:
+    _, driver, (library, *_) = driver_files
+    KeptFiles(DriverRoot(library.parent, Path("/run/nvidia/driver"))).keep(driver)
+    with lease(library, "F_WRLCK") as said:
+        assert said == "held"
 
 
 def test_a_build_is_kept_by_the_agent_that_gives_it_to_containers(tmp_path: Path) -> None:
