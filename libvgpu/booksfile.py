@@ -7,12 +7,14 @@ import contextlib
 import errno
 import functools
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from api import names
 from api.errors import StateError
+from libvgpu import xfs
 from libvgpu.files import expect, read
 from libvgpu.layout import layout
 from libvgpu.leases import open_shared
@@ -27,6 +29,8 @@ _BLOCK_BYTES = 512
 """Of stat(2), whatever the file system has."""
 _SLACK_BYTES = 1 << 20
 """File systems round up, keep copies, and count what they need to find a file's blocks."""
+_PARTS = 16
+"""Of a long list of attributes, 64 KiB of names each, removed at a time; another one comes a second later."""
 _PID_AT = _ffi.offsetof("struct vgpu_slot", "pid")
 _RESERVED_AT = _ffi.offsetof("struct vgpu_slot", "reserved_bytes")
 
@@ -214,9 +218,7 @@ def cut_back(directory: Path) -> int:
         return 0
     try:
         behind = _behind(os.fstat(descriptor))
-        for name in _attributes(descriptor) or ():
-            with contextlib.suppress(OSError):  # it is gone meanwhile
-                os.removexattr(descriptor, name)
+        _remove_attributes(descriptor, directory)
         if behind:
             os.ftruncate(descriptor, expected)
             if _behind(os.fstat(descriptor)):  # a file system that does nothing where the length is right
@@ -225,6 +227,18 @@ def cut_back(directory: Path) -> int:
         return max(behind - _behind(os.fstat(descriptor)), 0)
     finally:
         os.close(descriptor)
+
+
+def _remove_attributes(descriptor: int, directory: Path) -> None:
+    for _ in range(_PARTS):
+        found: Sequence[str | bytes] | None = _attributes(descriptor)
+        if found is None:
+            found = xfs.user_attributes(descriptor, directory)
+        if not found:
+            return
+        for name in found:
+            with contextlib.suppress(OSError):  # it is gone meanwhile
+                os.removexattr(descriptor, name)
 
 
 def _attributes(descriptor: int) -> list[str] | None:

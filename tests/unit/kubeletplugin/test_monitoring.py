@@ -4,6 +4,9 @@ import ctypes
 import errno
 import logging
 import os
+import shutil
+import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +22,8 @@ from libvgpu.layout import layout
 from libvgpu.shares import Books, BooksReader, Limits, Policy, change_limits, create_share
 
 GIB = 1 << 30
+_XFS_BYTES = 320 << 20
+"""Less is no file system, says mkfs.xfs; of it a few MiB are written."""
 
 
 class Node:
@@ -159,6 +164,41 @@ def test_attributes_of_books_are_taken_away(node: Node) -> None:
     node.monitor.run_once()
 
     assert [name for name in os.listxattr(share / "books") if name.startswith("user.")] == []
+
+
+@pytest.fixture
+def xfs(tmp_path: Path) -> Iterator[Path]:
+    """A folder on an XFS of its own."""
+    if os.geteuid() != 0 or shutil.which("mkfs.xfs") is None:
+        pytest.skip("needs root and mkfs.xfs")
+    image, folder = tmp_path / "image", tmp_path / "xfs"
+    folder.mkdir()
+    with image.open("wb") as file:
+        file.truncate(_XFS_BYTES)
+    commands = [["mkfs.xfs", "-q", str(image)], ["mount", "-o", "loop", str(image), str(folder)]]
+    if any(subprocess.run(command, check=False, capture_output=True).returncode for command in commands):
+        pytest.skip("loop mounts of XFS are not permitted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_attributes_of_books_that_are_too_many_to_be_listed_are_taken_away_on_xfs(
+    xfs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = Node(xfs)
+    books = node.add("swollen", 20, Policy.FIXED) / "books"
+    for number in range(1000):
+        os.setxattr(books, f"user.{number:0200}", b"x" * 100)
+    os.setxattr(books, "trusted.of-the-node", b"stays")
+    with pytest.raises(OSError, match="Argument list too long"):
+        os.listxattr(books)
+
+    with caplog.at_level(logging.WARNING):
+        for _ in range(5):
+            node.monitor.run_once()
+
+    assert os.listxattr(books) == ["trusted.of-the-node"]
+    assert caplog.records == []
 
 
 def test_books_that_cannot_be_cut_back_are_told_of_once(
