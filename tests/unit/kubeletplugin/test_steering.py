@@ -2,14 +2,15 @@
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typing_extensions import override
 
 from api.vgpuconfig import Policy
-from kubeletplugin.hardware.gputimes import FakeGpuTimes, GpuTimes, NoGpuTimes
+from kubeletplugin.hardware.gputimes import FakeGpuTimes, GpuTimes, GpuTimeSource, NoGpuTimes
 from kubeletplugin.monitoring.steering import Steering, SteeringPace
 from libvgpu.layout import layout
 from libvgpu.meters import ProcessKey, ShareMeter, Work
@@ -287,3 +288,97 @@ def test_a_share_that_is_looked_at_less_often_is_corrected_all_the_same(node: No
 
     assert node.charge("crowded") == pytest.approx(700, abs=40)
     assert node.charge("usual") == pytest.approx(1000, abs=30)
+
+
+class Counted(GpuTimeSource):
+    """What processes had on one device since the last call, as the test tells it."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._from_s = now()
+        self._seconds: dict[int, float] = {}
+
+    def add(self, pid: int, seconds: float) -> None:
+        self._seconds[pid] = self._seconds.get(pid, 0.0) + seconds
+
+    @override
+    def read(self, device_uuid: str) -> GpuTimes | None:
+        found = GpuTimes(self._from_s, self._now(), self._seconds)
+        self._from_s, self._seconds = self._now(), {}
+        return found if found.to_s - found.from_s <= 2.0 else None  # as a driver that keeps its samples no longer
+
+
+def _work_in_bursts(node: Node, processes: int, pause_s: float) -> tuple[float, float]:
+    """Let a tenant have twice the GPU time that it says, a quarter of a second at a time.
+
+    Returns:
+        How its work is charged, and what was settled, in seconds.
+    """
+    node.add("tenant", 70, Policy.FIXED)
+    _crowd(node, "tenant", processes)
+    times = Counted(lambda: node.now_s)
+    node.steering = Steering(lambda: node.folders, times, node.owners)
+    node.round()
+    for _ in range(12):
+        for _ in range(5):
+            node.use("tenant", predicted_ns=20_000_000, drawn_ns=20_000_000, slots=processes)
+            times.add(0, 0.04)
+            node.round(0.05)
+        for _ in range(round(pause_s / 0.05)):
+            node.round(0.05)
+    for _ in range(60):  # what is owed at the end
+        node.round(0.05)
+    return node.charge("tenant") / 1000, read_limits(node.folders["tenant"]).settled_ns / 1e9
+
+
+@pytest.mark.parametrize("pause_s", [0.7, 1.0, 3.0])
+def test_a_tenant_that_stops_before_it_was_looked_at_again_and_again_is_corrected_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pause_s: float
+) -> None:
+    """With its many processes a look is so dear that there is one each second."""
+    monkeypatch.setattr("kubeletplugin.monitoring.steering._SLOTS_A_SECOND", 1000)
+    usual_charge, usual_s = _work_in_bursts(Node(tmp_path / "usual"), 1, pause_s)
+
+    charge, settled_s = _work_in_bursts(Node(tmp_path / "crowded"), 1024, pause_s)
+
+    assert usual_charge > 1.5
+    assert charge == pytest.approx(usual_charge, rel=0.1)
+    assert settled_s == pytest.approx(usual_s, rel=0.15)
+    assert settled_s < -0.5
+
+
+def test_a_share_that_is_idle_is_looked_at_no_more_once_all_it_did_was_seen(
+    node: Node, looked_at: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kubeletplugin.monitoring.steering._SLOTS_A_SECOND", 1000)
+    node.add("crowded", 70, Policy.FIXED)
+    _crowd(node, "crowded", 1024)
+    node.steering = Steering(lambda: node.folders, Counted(lambda: node.now_s), node.owners)
+    node.round()
+    node.use("crowded", slots=1024)
+    for _ in range(60):
+        node.round(0.05)
+    looked_at.clear()
+
+    for _ in range(60):
+        node.round(0.05)
+
+    assert looked_at == []
+
+
+def test_a_driver_that_does_not_count_is_not_waited_for(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kubeletplugin.monitoring.steering._SLOTS_A_SECOND", 1000)
+    node.add("crowded", 70, Policy.FIXED)
+    _crowd(node, "crowded", 1024)
+    node.round()
+    asked: list[str] = []
+    monkeypatch.setattr(node.times, "read", asked.append)
+    node.use("crowded", slots=1024)
+    node.round()
+    assert asked == [DEVICE]
+    node.round(130.0)
+    asked.clear()
+
+    node.round(130.0)
+
+    assert asked == []
