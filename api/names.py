@@ -156,6 +156,8 @@ EVENT_OVERUSE: Final = "VGPUOveruse"
 """Reason of the event on a claim whose processes hold more device memory than its share, by the driver's count."""
 EVENT_LIMITS_INVALID: Final = "VGPULimitsInvalid"
 """Reason of the event on a claim whose annotation ANNOTATION_LIMITS is wrong."""
+EVENT_SANDBOXED: Final = "VGPUSandboxed"
+"""Reason of the event on a pod in a sandbox, and on the claim that it uses: it gets nothing of a GPU there."""
 
 REASON_INSUFFICIENT_MEMORY: Final = "CardInsufficientMemory"
 REASON_INSUFFICIENT_CORES: Final = "CardInsufficientCore"

@@ -62,7 +62,8 @@ def run_controller(config: Path | None, flags: Mapping[str, object]) -> int:
 
 def run_node_agent(config: Path | None, flags: Mapping[str, object]) -> int:
     """Run `dra-driver node-agent` until a signal ends it."""
-    from kubeletplugin.agent import AgentSettings, NodeAgent
+    from kubeletplugin.agent import NodeAgent
+    from kubeletplugin.agentsettings import AgentSettings
     from kubeletplugin.monitoring.comparing import Slack
 
     options = load_settings(NodeAgentOptions, config, flags)

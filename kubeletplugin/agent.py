@@ -3,24 +3,21 @@
 Called by `dra-driver node-agent`, and by tests with a fake API server and fake devices.
 """
 
-import dataclasses
 import importlib.metadata
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from api import names
 from api.kube import KubeClient
+from kubeletplugin.agentsettings import AgentSettings
 from kubeletplugin.claims.claimfollowing import ClaimFollower
 from kubeletplugin.claims.claimreading import ClaimReader
 from kubeletplugin.claims.collecting import Collector
 from kubeletplugin.claims.eventing import EventWriter
 from kubeletplugin.claims.preparing import Hooks, Preparer
-from kubeletplugin.claims.runtimes import DEFAULT_PATTERNS, RuntimeGuard
+from kubeletplugin.claims.runtimes import RuntimeGuard
 from kubeletplugin.claims.unpreparing import Unpreparer
 from kubeletplugin.enduring import endure
 from kubeletplugin.hardware.devices import DeviceTable, Discovery
@@ -40,7 +37,6 @@ from kubeletplugin.kubelet.services import HealthSettings, dra_services
 from kubeletplugin.kubelet.serving import PluginServer
 from kubeletplugin.kubelet.sockets import SocketPaths
 from kubeletplugin.monitoring.bookreading import Monitor
-from kubeletplugin.monitoring.comparing import DEFAULT_SLACK, Slack
 from kubeletplugin.monitoring.contextsizes import ContextSizes
 from kubeletplugin.monitoring.observing import Intervals, Observer, Watchers
 from kubeletplugin.monitoring.owners import ProcessOwners
@@ -57,55 +53,6 @@ from kubeletplugin.state.restoring import restore
 from libvgpu.paths import library_path
 
 _STOP_S = 5.0
-
-
-@dataclass(frozen=True)
-class AgentSettings:
-    """What an agent must know about its node."""
-
-    node_name: str
-    kubelet_dir: Path = Path(names.KUBELET_DIR)
-    cdi_dir: Path = Path(names.CDI_DIR)
-    state_dir: Path = Path(names.STATE_DIR)
-    driver_root: Path = Path("/")
-    driver_root_on_host: Path | None = None
-    """The driver root as the container runtime sees it, where that is another path than the agent's."""
-    driver_name: str = names.DRIVER_NAME
-    pod_uid: str | None = None
-    """UID of the agent's pod: lets two instances run side by side."""
-    library: Path | None = None
-    """The interception library; None: the one that belongs to this program."""
-    heartbeat_s: float = 20.0
-    retry_s: float = 5.0
-    """Between tries while something keeps a heartbeat from being written."""
-    monitor_interval_s: float = 1.0
-    """Between two looks at the books of all shares."""
-    driver_interval_s: float = 5.0
-    """Between two looks at what the driver measures."""
-    steering_interval_s: float = 0.05
-    """Between two looks at the GPU time of devices in use."""
-    annotation_interval_s: float = 60.0
-    """In which each claim is asked for changes, where no controller tells of them."""
-    hold_back: tuple[str, ...] = ()
-    """GPUs that are not offered: UUIDs, indices, model:NAME."""
-    ignored_xids: tuple[int, ...] = ()
-    """Xid errors that do not make a device unhealthy, beside those of programs."""
-    context_bytes: int = 0
-    """What a context takes of a device, charged where the driver does not say it in a container; 0: learned."""
-    overuse_slack: Slack = DEFAULT_SLACK
-    """What a share may have above its limit by the driver's count."""
-    refused_runtimes: tuple[str, ...] = DEFAULT_PATTERNS
-    """Handlers of RuntimeClasses whose pods get no share."""
-    health_interval_s: float = 20.0
-    collect_interval_s: float = 600.0
-    """Between two looks for what belongs to nobody."""
-
-    def with_absolute_paths(self) -> "AgentSettings":
-        """Return these settings fit for others to read: the kubelet and the container runtime run elsewhere."""
-        paths: dict[str, Any] = {
-            name: value.absolute() for name, value in vars(self).items() if isinstance(value, Path)
-        }
-        return dataclasses.replace(self, **paths)
 
 
 class NodeAgent:
@@ -141,7 +88,8 @@ class NodeAgent:
         self._sockets = SocketPaths.of(settings.kubelet_dir, settings.driver_name, settings.pod_uid)
         self._client = client
         self._reader = ClaimReader(client)
-        self._guard = RuntimeGuard(client, settings.refused_runtimes)
+        self._events = EventWriter(client, settings.node_name)
+        self._guard = RuntimeGuard(client, settings.refused_runtimes, self._events.tell_of_pod)
         self._registry = registry
         self._board = HealthBoard(lambda: self._state.held_devices() if self._state else ())
         self._stopping = threading.Event()
@@ -160,7 +108,6 @@ class NodeAgent:
         self._state: NodeState | None = None
         self._observer: Observer | None = None
         self._follower: ClaimFollower | None = None
-        self._events = EventWriter(client, settings.node_name)
         self._times = PatientTimes(self._backend.gpu_times())
 
     def start(self) -> None:
@@ -176,9 +123,10 @@ class NodeAgent:
         contexts = ContextSizes(paths.contexts_file, settings.context_bytes)
         state = NodeState(paths, settings.driver_name, settings.node_name, library, contexts.bytes_of)
         collector = Collector(state, self._reader, settings.driver_name)
-        hooks = Hooks(self._guard, collector.make_room, self._note_prepared)
+        unpreparer = Unpreparer(state)
+        hooks = Hooks(self._guard, collector.make_room, unpreparer.is_undone_since, self._note_prepared)
         preparer = Preparer(self._reader, state, self._discoverer.view, hooks)
-        follower = ClaimFollower(self._reader, state.ledger, paths.shares_dir, self._events.tell)
+        follower = ClaimFollower(self._reader, state.ledger, paths.shares_dir, self._events.tell, self._guard.meet)
         strays = StrayWatch(self._events.tell_of_node, follower.look_now, settings.overuse_slack)
         unseen = UnseenMemory(lambda: _share_folders(state.ledger, paths.shares_dir))
         supervisor = Supervisor(
@@ -188,7 +136,9 @@ class NodeAgent:
             slack=settings.overuse_slack,
         )
         observer = Observer(
-            Watchers(Monitor(state.ledger, paths.shares_dir, self._stopping.wait), supervisor, strays),
+            Watchers(
+                Monitor(state.ledger, paths.shares_dir, self._stopping.wait), supervisor, strays, collector.leftovers
+            ),
             self._backend,
             self._discoverer,
             Intervals(settings.monitor_interval_s, settings.driver_interval_s),
@@ -199,7 +149,7 @@ class NodeAgent:
             ProcessOwners(state.ledger.prepared, paths.shares_dir),
             pace=SteeringPace.of(settings.steering_interval_s),
         )
-        services = dra_services(preparer, Unpreparer(state), state, observer.durations)
+        services = dra_services(preparer, unpreparer, state, observer.durations)
         health = HealthSettings(self._board, settings.node_name, settings.health_interval_s)
         server = PluginServer(self._sockets, settings.driver_name, services, health)
         server.lock()  # before anything is read or changed: nobody else has these sockets
@@ -222,6 +172,7 @@ class NodeAgent:
             "collector": lambda: collector.run_until(self._stopping, settings.collect_interval_s),
             "events": lambda: self._discoverer.watch_until(self._stopping),
             "claims": lambda: follower.run_until(self._stopping, settings.annotation_interval_s),
+            "sockets": lambda: server.watch_until(self._stopping),
         }
         for name, body in bodies.items():
             thread = threading.Thread(target=endure, args=(body, name, self._stopping), name=name, daemon=True)
@@ -255,9 +206,8 @@ class NodeAgent:
         for thread in self._threads:
             if not thread.is_alive() and not self._stopping.is_set():
                 return f"thread {thread.name} has ended"
-        lost = self._server.lost() if self._server and not self._stopping.is_set() else ""
-        if lost:
-            return f"socket {lost} is gone: the kubelet cannot call"
+        if self._server is not None and self._server.problem() and not self._stopping.is_set():
+            return self._server.problem()
         silent_s = self._observer.silent_s() if self._observer else 0.0
         if silent_s > max(60.0, 10 * self._settings.monitor_interval_s):
             return f"the monitor has not finished a round for {silent_s:.0f} s"

@@ -8,6 +8,7 @@ the folder (libvgpu.files.locked).
 import contextlib
 import fcntl
 import os
+import stat
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -146,11 +147,13 @@ class FolderSync:
 
 
 def remove_tree(folder: Path) -> bool:
-    """Remove a folder of plain files and the files in it; return whether there was one.
+    """Remove a folder of plain files and the files in it, or what else is in its place; return whether there was any.
 
     Symbolic links are removed, never followed: a tenant can write to a part of what lies here.
     """
     try:
+        if not stat.S_ISDIR(os.lstat(folder).st_mode):
+            return _unlink(str(folder))
         entries = list(os.scandir(folder))
     except FileNotFoundError:
         return False

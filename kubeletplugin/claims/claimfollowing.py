@@ -25,17 +25,22 @@ from kubeletplugin.state.preparedclaims import PreparedClaim
 _log = logging.getLogger(__name__)
 
 Tell = Callable[[PreparedClaim, str, str], None]
+Meet = Callable[[ClaimView], None]
+"""Is told of a claim that other pods use than before."""
 
 
 class ClaimFollower:
     """Brings shares and records of a node to what their claims say by now."""
 
-    def __init__(self, reader: ClaimReader, ledger: Ledger, shares_dir: Path, tell: Tell) -> None:
-        """Take how to read claims, whose shares there are and where, and how to tell the owner of a claim."""
+    def __init__(
+        self, reader: ClaimReader, ledger: Ledger, shares_dir: Path, tell: Tell, meet: Meet = lambda _claim: None
+    ) -> None:
+        """Take how to read claims, whose shares there are and where, whom to tell, and who looks at pods that come."""
         self._reader = reader
         self._ledger = ledger
         self._shares_dir = shares_dir
         self._tell = tell
+        self._meet = meet
         self._applied: dict[ClaimUID, str | None] = {}
         """What was annotated at the last look, taken over or refused."""
         self._digests: dict[ClaimUID, str] = {}
@@ -154,6 +159,7 @@ class ClaimFollower:
             _log.warning("pods of a claim not noted", extra={"claim_uid": claim.uid, "error": str(error)})
             return False
         _log.info("pods of a claim noted", extra={"claim_uid": claim.uid, "pods": pods})
+        self._meet(found)
         return True
 
     def _follow_annotation(self, claim: PreparedClaim, found: ClaimView) -> bool:

@@ -6,9 +6,10 @@ about a millisecond (tests/bench/prepare.py).
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from api import kube, names
 from api.claims import ClaimView
@@ -34,6 +35,8 @@ class ClaimReference:
     namespace: str
     name: str
     uid: ClaimUID
+    asked_s: float = field(default=math.inf, compare=False)
+    """When the kubelet asked, by time.monotonic(); infinite: just now, whenever that is."""
 
     def __str__(self) -> str:
         return f"ResourceClaim {self.namespace}/{self.name}"

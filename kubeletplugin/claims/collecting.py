@@ -1,9 +1,9 @@
 """Removes what belongs to nobody: claims that the kubelet never undid, and files that nothing refers to any more.
 
 Run by the agent now and then, in a thread of its own, and asked by preparing where a claim finds no room. A claim is
-given up only when the API server says, for a while, that it is gone or was not given this node's devices, and no
-process uses its shares: what the kubelet holds, a pod has reserved, and that the API server knows. Where another claim
-was given its room, it is given up at once. Without an answer nothing is given up.
+given up only when the API server says, for a while, that it is gone, was not given this node's devices or is reserved
+for nobody, and no process uses its shares: what the kubelet holds, a pod has reserved, and that the API server knows.
+Where another claim was given its room, it is given up at once. Without an answer nothing is given up.
 """
 
 import logging
@@ -19,10 +19,10 @@ from api.errors import VGPUError
 from api.names import ClaimUID
 from kubeletplugin.claims.claimreading import ClaimReader, ClaimReference
 from kubeletplugin.files import TEMPORARY_FILES
-from kubeletplugin.state.ledgers import QUARANTINE_SUFFIX
 from kubeletplugin.state.libraries import remove_old_libraries
 from kubeletplugin.state.nodestates import NodeState
 from kubeletplugin.state.preparedclaims import PreparedClaim
+from kubeletplugin.state.recordfiles import QUARANTINE_SUFFIX
 
 _log = logging.getLogger(__name__)
 
@@ -84,6 +84,10 @@ class Collector:
         except (VGPUError, OSError) as error:
             _log.warning("files that nobody needs not removed", extra={"error": str(error)})
 
+    def leftovers(self) -> int:
+        """Return how many claims are gone by now, and were not undone."""
+        return sum(look.gone_since_s is not None for look in list(self._looks.values()))
+
     def make_room(self, uids: Iterable[str]) -> bool:
         """Give up those of some claims that are gone, since the scheduler gave to others what they hold.
 
@@ -129,12 +133,16 @@ class Collector:
             self._looks[claim.uid] = _Look(now_s, None)
         elif look is None or look.gone_since_s is None:
             self._looks[claim.uid] = _Look(now_s, now_s)
+            facts = {"claim_uid": claim.uid, "claim": f"{claim.namespace}/{claim.name}", "grace_s": _CLAIM_GRACE_S}
+            _log.info("claim is gone and was not unprepared: kept for a while", extra=facts)
         elif now_s - look.gone_since_s >= _CLAIM_GRACE_S:
             self._give_up(claim)
 
     def _is_ours(self, claim: PreparedClaim) -> bool:
         found = self._reader.find(ClaimReference(claim.namespace, claim.name, claim.uid))
-        return found is not None and _has_device_of(found, self._driver_name, {d.pool for d in claim.devices})
+        if found is None or not found.reserved_for:
+            return False
+        return _has_device_of(found, self._driver_name, {device.pool for device in claim.devices})
 
     def _give_up(self, claim: PreparedClaim) -> bool:
         with self._state.locks.hold(claim.uid):
@@ -144,6 +152,7 @@ class Collector:
             if self._is_ours(claim):
                 return False
             self._state.remove(claim.uid)
+        self._looks.pop(claim.uid, None)
         _log.warning(
             "claim that is gone and was never unprepared removed",
             extra={"claim_uid": claim.uid, "claim": f"{claim.namespace}/{claim.name}"},

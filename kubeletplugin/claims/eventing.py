@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from api import events, names
+from api.claims import ClaimView, Consumer
 from api.events import Message, Reporter, Subject
 from api.kube import EVENTS, KubeClient
 from kubeletplugin.state.preparedclaims import PreparedClaim
@@ -52,6 +53,11 @@ class EventWriter:
         """Have a warning about a claim written; never waits, and drops it where too many wait already."""
         if claim.name:  # not rebuilt from the share alone: then its name is not known
             self._put(Subject(_CLAIM_VERSION, "ResourceClaim", claim.namespace, claim.name, claim.uid), reason, note)
+
+    def tell_of_pod(self, claim: ClaimView, pod: Consumer, reason: str, note: str) -> None:
+        """Have a warning about a pod and a claim that it uses written on both, as tell() does."""
+        self._put(Subject("v1", "Pod", claim.namespace, pod.name, pod.uid), reason, note)
+        self._put(Subject(_CLAIM_VERSION, "ResourceClaim", claim.namespace, claim.name, claim.uid), reason, note)
 
     def tell_of_node(self, reason: str, note: str) -> None:
         """Have a warning about the node written, as tell() does."""

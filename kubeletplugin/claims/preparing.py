@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from api.claims import ClaimView
-from api.errors import CapacityError, ConfigError, KubeError, VGPUError
+from api.errors import CapacityError, ClaimError, ConfigError, KubeError, TransientError, VGPUError
 from api.kube import JSON, Wanted
 from api.names import ClaimUID
 from kubeletplugin.claims.annotations import take_over
@@ -61,11 +61,17 @@ class Hooks:
     """Keeps claims out."""
     make_room: Callable[[Iterable[str]], bool] = lambda _uids: False
     """Gives up those of some claims, by UID, that are gone; returns whether there were any. No lock is held."""
+    is_undone_since: Callable[[ClaimReference], bool] = lambda _reference: False
+    """Returns whether a claim was undone since the kubelet asked for it; its lock is held."""
     on_prepared: Callable[[PreparedClaim], None] = lambda _claim: None
     """Is told of each claim."""
 
 
 _NO_HOOKS = Hooks()
+
+
+class LateCallError(TransientError):
+    """The kubelet has undone the claim since it made this call: it has given the call up."""
 
 
 @dataclass(frozen=True)
@@ -173,10 +179,14 @@ class Preparer:
         claims: list[ClaimView] = []
         for reference, one in zip(references, found.claims, strict=True):
             with _noting(outcomes, reference.uid):
+                if self._hooks.is_undone_since(reference):
+                    raise LateCallError(f"{reference}: the kubelet has undone it since this call came")
                 if isinstance(one, KubeError):
                     outcomes[reference.uid] = self._answer_from_record(reference, one)
                 elif isinstance(one, Exception):
                     raise one
+                elif not one.reserved_for:
+                    raise ClaimError(f"{one}: found it reserved for nobody, expected a pod: it has ended since")
                 else:
                     claims.append(one)
         refused = guard.refusals(claims)
@@ -244,8 +254,11 @@ class Preparer:
 
 
 def _can_wait(outcome: PreparedClaim | Exception) -> bool:
-    """Return whether a claim that is prepared alone may fare better: others give up room, or the server is busy."""
-    return isinstance(outcome, CapacityError) or (isinstance(outcome, KubeError) and outcome.wait_s > 0)
+    """Return whether a claim that is prepared alone may fare better.
+
+    Others give up room, the server is busy, or of two calls for it only the first came late.
+    """
+    return isinstance(outcome, CapacityError | LateCallError) or (isinstance(outcome, KubeError) and outcome.wait_s > 0)
 
 
 @contextmanager

@@ -4,7 +4,9 @@ Built by the agent and served on one socket. Both DRA versions are one implement
 their messages, and in that v1 tells the share id.
 """
 
+import functools
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -67,10 +69,11 @@ class DRAService:
 
     def NodePrepareResources(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         """Prepare each claim; one that fails has its error in the answer and touches no other."""
-        end_s = time.monotonic() + _time_for(context)
+        asked_s = time.monotonic()
+        end_s = asked_s + _time_for(context)
         claims = {claim.uid: claim for claim in request.claims}
-        answers = self._prepare_together(claims, end_s)
-        answers.update(self._for_each(_left(claims, answers), self._prepare, end_s))
+        answers = self._prepare_together(claims, asked_s, end_s)
+        answers.update(self._for_each(_left(claims, answers), functools.partial(self._prepare, asked_s), end_s))
         return self._messages.NodePrepareResourcesResponse(claims=answers)
 
     def NodeUnprepareResources(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
@@ -96,10 +99,10 @@ class DRAService:
             return {uid: act(claim) for uid, claim in claims.items()}
         return dict(zip(claims, self._pool.map(act, claims.values()), strict=True))
 
-    def _prepare_together(self, claims: Mapping[str, _ClaimMessage], end_s: float) -> dict[str, Any]:
+    def _prepare_together(self, claims: Mapping[str, _ClaimMessage], asked_s: float, end_s: float) -> dict[str, Any]:
         """Return the answers of those claims of a call that need not be prepared alone."""
         began_s = time.monotonic()
-        references = [_reference(claim) for uid, claim in claims.items() if is_claim_uid(uid)]
+        references = [_reference(claim, asked_s) for uid, claim in claims.items() if is_claim_uid(uid)]
         try:
             with within(end_s - began_s):
                 outcomes = self._preparer.prepare_together(references)
@@ -126,10 +129,10 @@ class DRAService:
             self._durations.note(self._durations.unprepare, time.monotonic() - began_s, "ok")
         return {uid: self._messages.NodeUnprepareResourceResponse() for uid in undone}
 
-    def _prepare(self, claim: _ClaimMessage) -> Any:
+    def _prepare(self, asked_s: float, claim: _ClaimMessage) -> Any:
         try:
             with self._durations.measure(self._durations.prepare):
-                prepared = self._preparer.prepare(_reference(claim))
+                prepared = self._preparer.prepare(_reference(claim, asked_s))
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not fail the other claims of the call
             return self._answer(claim, error)
         return self._answer(claim, prepared)
@@ -177,15 +180,25 @@ class HealthSettings:
 class HealthService:
     """NodeWatchResources in one version of the API: always all devices, on each change and now and then without."""
 
-    def __init__(self, messages: Any, settings: HealthSettings) -> None:
-        """Take the module of the version's messages."""
+    def __init__(self, messages: Any, settings: HealthSettings, places: threading.BoundedSemaphore) -> None:
+        """Take the module of the version's messages, and how many streams there may be."""
         self._messages = messages
+        self._places = places
         self._board = settings.board
         self._pool = settings.pool
         self._interval_s = settings.interval_s
 
     def NodeWatchResources(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: ARG002, N802
-        """Stream until the kubelet goes or the agent stops."""
+        """Stream until the kubelet goes or the agent stops. A reader that is slow holds up nobody but itself."""
+        if not self._places.acquire(blocking=False):
+            message = f"found {_STREAMS} streams of device health, expected fewer: each keeps a thread"
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
+        try:
+            yield from self._stream(context)
+        finally:
+            self._places.release()
+
+    def _stream(self, context: grpc.ServicerContext) -> Iterator[Any]:
         context.add_callback(self._board.wake)  # a stream whose client went must not keep its thread
         wanted = True
         while wanted and context.is_active():
@@ -209,6 +222,8 @@ class HealthService:
         )
 
 
+_STREAMS = 4
+"""Of the threads that answer calls. A kubelet has one stream, and a new one that comes beside the old one a second."""
 _CLAIM_THREADS = 16
 _CALL_S = 40.0
 """For a call of whoever says no limit; the kubelet says 45 s."""
@@ -241,9 +256,10 @@ def dra_services(
 
 def add_health_services(server: grpc.Server, settings: HealthSettings) -> None:
     """Register the health services of both versions with a server."""
-    v1 = HealthService(health_v1_pb2, settings)
+    places = threading.BoundedSemaphore(_STREAMS)
+    v1 = HealthService(health_v1_pb2, settings, places)
     health_v1_pb2_grpc.add_DRAResourceHealthServicer_to_server(v1, server)  # type: ignore[arg-type]
-    v1alpha1 = HealthService(health_v1alpha1_pb2, settings)
+    v1alpha1 = HealthService(health_v1alpha1_pb2, settings, places)
     health_v1alpha1_pb2_grpc.add_DRAResourceHealthServicer_to_server(v1alpha1, server)  # type: ignore[arg-type]
 
 
@@ -252,10 +268,10 @@ def _left(claims: Mapping[str, _ClaimMessage], answers: Mapping[str, Any]) -> di
     return {uid: claim for uid, claim in claims.items() if uid not in answers}
 
 
-def _reference(claim: _ClaimMessage) -> ClaimReference:
+def _reference(claim: _ClaimMessage, asked_s: float) -> ClaimReference:
     if not is_claim_uid(claim.uid):
         raise ValueError(f"uid {claim.uid!r}: expected the UID of a ResourceClaim")
-    return ClaimReference(claim.namespace, claim.name, ClaimUID(claim.uid))
+    return ClaimReference(claim.namespace, claim.name, ClaimUID(claim.uid), asked_s)
 
 
 def _report(action: str, claim: _ClaimMessage, error: Exception) -> str:

@@ -1,12 +1,16 @@
 """Serves the plugin's sockets: DRA and health on one, registration on the other.
 
 Called by the agent. The registration socket comes last and goes first: the kubelet never finds a plugin that does not
-answer.
+answer. Sockets that somebody removes (a kubelet that is installed anew, a cleaner) are bound again: nobody could find
+the plugin otherwise until its next start.
 """
 
 import logging
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 
@@ -21,6 +25,25 @@ _CALL_THREADS = 16
 """More than the calls that wait for disk or API server at once help; health streams keep one each."""
 _GRACE_S = 10.0
 """For calls that run when the agent stops."""
+_LOOK_S = 5.0
+"""Between two looks whether the sockets are still there."""
+
+_Identity = tuple[int, int, int]
+"""Device, inode and time of making: of another file another one, also where inodes are used again at once."""
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A server on a socket."""
+
+    server: grpc.Server
+    pool: ThreadPoolExecutor
+    identity: _Identity | None
+    """Of the file that it made."""
+
+    def stop(self) -> None:
+        self.server.stop(_GRACE_S).wait()
+        self.pool.shutdown()
 
 
 class PluginServer:
@@ -35,9 +58,13 @@ class PluginServer:
         self._services = services
         self._health = health
         self._lock = paths.lock()
-        self._registration = RegistrationService(driver_name, str(paths.service))
-        self._servers: list[grpc.Server] = []
-        self._pools: list[ThreadPoolExecutor] = []
+        self._registration = self._new_registration()
+        self._changing = threading.Lock()
+        """Held by who binds sockets or gives them up."""
+        self._bound: dict[Path, _Bound] = {}
+        self._stopped = False
+        self._problem = ""
+        """Why a socket that is gone cannot be bound again."""
 
     def lock(self) -> None:
         """Make sure that no other instance has the sockets.
@@ -55,42 +82,99 @@ class PluginServer:
         Raises:
             StateError: a socket cannot be bound.
         """
-        service = self._server(_CALL_THREADS, "calls")
-        add_dra_services(service, self._services)
-        add_health_services(service, self._health)
-        registration = self._server(2, "registration")
-        add_registration_service(registration, self._registration)
-        for server, path in ((service, self._paths.service), (registration, self._paths.registration)):
-            try:
-                server.add_insecure_port(f"unix:{path}")
-            except RuntimeError as error:
-                raise StateError(f"socket {path}: cannot be bound: {error}") from error
-            server.start()
-            self._servers.insert(0, server)
-            path.chmod(0o600)
+        with self._changing:
+            for path in self._all():
+                self._bind(path)
         _log.info("serving", extra={"socket": str(self._paths.service)})
+
+    def watch_until(self, stopping: threading.Event) -> None:
+        """Bind sockets again that somebody takes away, until the event is set."""
+        while not stopping.wait(_LOOK_S):
+            self.mend()
+
+    def mend(self) -> None:
+        """Bind sockets again that are no longer in their places. Calls that run on the old ones are answered."""
+        with self._changing:
+            if self._stopped:
+                return
+            problems = [problem for path in self._all() if (problem := self._mend(path))]
+            if problems and not self._problem:
+                _log.error("socket cannot be bound again", extra={"problem": problems[0]})
+            self._problem = "".join(problems[:1])
+
+    def _mend(self, path: Path) -> str:
+        """See to it that a socket is in its place; return why it cannot be."""
+        bound = self._bound.get(path)
+        if bound is not None:
+            if bound.identity == _identity(path):
+                return ""
+            _log.warning("socket is gone: bound again", extra={"socket": str(path)})
+            self._bound.pop(path).stop()
+        try:
+            self._paths.create_folders()
+            self._bind(path)
+        except StateError as error:
+            return f"socket {path} is gone: {error}"
+        return ""
 
     def stop(self) -> None:
         """Stop both servers, registration first, and give the lock back."""
-        for server in self._servers:
-            server.stop(_GRACE_S).wait()
-        self._servers.clear()
+        with self._changing:
+            self._stopped = True
+            for path in reversed(self._all()):
+                if path in self._bound:
+                    self._bound.pop(path).stop()
         for service in self._services:
             service.close()
-        for pool in self._pools:
-            pool.shutdown()
         self._paths.unlink()
         self._lock.release()
 
     def registration_problem(self) -> str:
         """Return why the kubelet does not call us, empty if it does."""
-        return self._registration.problem()
+        return self._problem or self._registration.problem()
 
-    def lost(self) -> str:
-        """Return the path of a socket that somebody removed, so that nobody can call us; empty: both are there."""
-        return self._paths.missing() if self._servers else ""
+    def problem(self) -> str:
+        """Return why no kubelet can call us before the next start, empty if it can."""
+        return self._problem
 
-    def _server(self, threads: int, name: str) -> grpc.Server:
+    def _all(self) -> tuple[Path, Path]:
+        return self._paths.service, self._paths.registration
+
+    def _bind(self, path: Path) -> None:
+        if path == self._paths.registration:
+            self._registration = self._new_registration()  # that file is new to the kubelet: it asks again
+            bound = self._serve(
+                path, 2, "registration", lambda server: add_registration_service(server, self._registration)
+            )
+        else:
+            bound = self._serve(path, _CALL_THREADS, "calls", self._add_services)
+        self._bound[path] = bound
+
+    def _serve(self, path: Path, threads: int, name: str, add: Callable[[grpc.Server], None]) -> _Bound:
         pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
-        self._pools.append(pool)
-        return grpc.server(pool, options=[("grpc.so_reuseport", 0)])
+        server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
+        add(server)
+        try:
+            server.add_insecure_port(f"unix:{path}")
+            server.start()
+            path.chmod(0o600)
+        except (RuntimeError, OSError) as error:
+            _Bound(server, pool, None).stop()
+            raise StateError(f"socket {path}: cannot be bound: {error}") from error
+        return _Bound(server, pool, _identity(path))
+
+    def _add_services(self, server: grpc.Server) -> None:
+        add_dra_services(server, self._services)
+        add_health_services(server, self._health)
+
+    def _new_registration(self) -> RegistrationService:
+        return RegistrationService(self._driver_name, str(self._paths.service))
+
+
+def _identity(path: Path) -> _Identity | None:
+    """Return what tells a file from all others; None: there is none."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns

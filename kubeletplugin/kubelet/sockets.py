@@ -82,10 +82,6 @@ class SocketPaths:
         for path in (self.registration, self.service):
             path.unlink(missing_ok=True)
 
-    def missing(self) -> str:
-        """Return the path of a socket that is not there; empty: both are."""
-        return next((str(path) for path in (self.registration, self.service) if not path.is_socket()), "")
-
     def _others(self) -> Iterator["SocketPaths"]:
         """Yield the sockets of all instances of this driver but this one, by their locks."""
         driver_name = self.service.parent.name

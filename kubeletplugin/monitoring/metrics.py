@@ -55,6 +55,8 @@ class NodeFigures:
     """Why devices cannot be discovered."""
     discovery_age_s: float = 0.0
     inventory_age_s: float = 0.0
+    leftovers: int = 0
+    """Prepared claims that are gone."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,9 @@ def _strays(strays: StrayFigures) -> Iterator[Metric]:
 
 
 def _agent_states(node: NodeFigures) -> Iterator[Metric]:
+    yield GaugeMetricFamily(
+        "vgpu_claims_gone", "Prepared claims that are gone, and that the kubelet has not undone.", value=node.leftovers
+    )
     yield GaugeMetricFamily("vgpu_shares_unreadable", "Shares whose files are damaged.", value=node.unreadable)
     yield GaugeMetricFamily(
         "vgpu_monitor_round_seconds", "Processor time of the last look at all books.", value=node.round_cost_s

@@ -7,7 +7,7 @@ answer must not keep the books from being read.
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
@@ -43,6 +43,8 @@ class Watchers:
     """At what the driver measures."""
     strays: StrayWatch
     """At what is nobody's of that."""
+    leftovers: Callable[[], int] = lambda: 0
+    """Returns how many prepared claims are gone."""
 
 
 class Observer:
@@ -59,6 +61,7 @@ class Observer:
         self._monitor = watchers.monitor
         self._supervisor = watchers.supervisor
         self._strays = watchers.strays
+        self._leftovers = watchers.leftovers
         self._backend = backend
         self._discoverer = discoverer
         self._intervals = intervals
@@ -93,6 +96,7 @@ class Observer:
             discovery_problem=self._discoverer.problem(),
             discovery_age_s=self._discoverer.age_s(),
             inventory_age_s=self._discoverer.stated_s(),
+            leftovers=self._leftovers(),
             measured=self._supervisor.figures,
             attribution=self._supervisor.attribution,
             overuse_counts=self._supervisor.overuse_counts,

@@ -6,6 +6,7 @@ A file beside the limits remembers who wants what; the narrowest wish counts.
 
 import enum
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from kubeletplugin.files import read_if_there, write_atomically
 from kubeletplugin.state.preparedclaims import Bounds, Held
 from libvgpu.shares import Limits, change_limits
 
+_log = logging.getLogger(__name__)
 _FILE = "adjustments"
 
 
@@ -88,6 +90,15 @@ def read_adjustments(folder: Path) -> Adjustments:
         raise StateError(f"{path}: found {error!r}, expected the changes of a share") from error
 
 
+def sound_adjustments(folder: Path) -> Adjustments:
+    """Return who wants what of a share: nobody anything where the file is damaged, which is logged."""
+    try:
+        return read_adjustments(folder)
+    except StateError as error:
+        _log.error("changes of a share are lost: it has what its claim says", extra={"error": str(error)})
+        return {}
+
+
 def adjust(
     folder: Path, planned: tuple[Limits, Held], source: Source, adjustment: Adjustment | None, where: str
 ) -> Limits:
@@ -109,7 +120,7 @@ def adjust(
         check_adjustment(adjustment, held, source, where)
 
     def change(present: Limits) -> Limits:
-        wishes = {**read_adjustments(folder), **({source: adjustment} if adjustment is not None else {})}
+        wishes = {**sound_adjustments(folder), **({source: adjustment} if adjustment is not None else {})}
         if adjustment is None:
             wishes.pop(source, None)
         content = {one.value: wish.model_dump(exclude_none=True) for one, wish in wishes.items()}

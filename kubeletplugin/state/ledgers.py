@@ -1,4 +1,4 @@
-"""Who holds what on this node: a file per prepared claim, and the same in memory.
+"""Who holds what on this node: a file per prepared claim (recordfiles), and the same in memory.
 
 Called by preparing (reserve, settle, take back), unpreparing and what tidies up. The record of a claim is the first
 thing written when it is prepared and the last thing removed, so whatever else lies on the node belongs to a record. One
@@ -9,7 +9,6 @@ Two instances of the agent share the folder during a rolling update. One decides
 the folder before the next one looks. A number beside the folder says whether there is anything new to look at.
 """
 
-import errno
 import logging
 import os
 import threading
@@ -18,48 +17,39 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from api.deadlines import left_s
-from api.errors import StateError, TransientError
+from api.errors import TransientError
 from api.names import ClaimUID
-from kubeletplugin.files import FolderSync, fsync_directory, fsync_files, remove, write_atomically, write_durably
 from kubeletplugin.state.instancelocks import InstanceLocks
-from kubeletplugin.state.preparedclaims import PreparedClaim, decode
+from kubeletplugin.state.preparedclaims import PreparedClaim
+from kubeletplugin.state.recordfiles import DamagedRecordError, RecordFiles, Recovery, Signature
 
 _log = logging.getLogger(__name__)
-_SUFFIX = ".json"
-QUARANTINE_SUFFIX = ".damaged"
-_MODE = 0o600
 _DECISION = 0
 """The lock of a decision."""
 _DECISION_S = 10.0
 """What a decision of others may take at most: it does no network I/O. Less where the deadline of a call is nearer."""
 _NUMBER_BYTES = 8
+_NUMBERS = 1 << 8 * _NUMBER_BYTES
+"""Whatever the file may say after an accident: they begin anew behind the largest."""
 _UNKNOWN = -1
-_LOST = {errno.EIO, errno.EUCLEAN, errno.EBADMSG}
-"""What a disk says that has lost the content of a file: one claim's trouble, and no other's."""
 
 Prepared = Mapping[ClaimUID, PreparedClaim]
 Decide = Callable[[Prepared], PreparedClaim]
 """Gets what is prepared now, which may include the claim in question; raises if it does not fit. Must be quick and do
 no I/O."""
 Reserve = Callable[[ClaimUID, Decide], tuple[PreparedClaim, PreparedClaim | None]]
-Recovery = Callable[[ClaimUID], PreparedClaim | None]
-"""Rebuilds the record of a claim from what else lies on the node; None: nothing of it lies there."""
-_Signature = tuple[int, int, int]
-"""Inode, time of change and length of a file: another one after each change."""
 
 
 class Ledger:
     """The prepared claims of a node. Safe to use from several threads and several instances."""
 
     def __init__(self, folder: Path, recover: Recovery) -> None:
-        self._folder = folder
-        self._folder_name = str(folder)
+        self._files = RecordFiles(folder)
         self._recover = recover
         self._lock = threading.Lock()
-        self._sync_folder = FolderSync(folder)
         self._instances = InstanceLocks(folder.with_suffix(".lock"))
         self._claims: dict[ClaimUID, PreparedClaim] = {}
-        self._signatures: dict[ClaimUID, _Signature] = {}
+        self._signatures: dict[ClaimUID, Signature] = {}
         """Of the files that `_claims` was read from."""
         self._settled: set[ClaimUID] = set()
         """Records that this instance has made durable."""
@@ -73,7 +63,7 @@ class Ledger:
 
     def load(self) -> None:
         """Read all records; called once at start. Damaged ones are put aside and rebuilt."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._files.make_folder()
         with self._deciding():
             pass
 
@@ -113,12 +103,10 @@ class Ledger:
 
         Once by each instance that answers with them: another one that wrote them may have died before that.
         """
-        paths = [self._path(uid) for uid in uids if uid not in self._settled]
-        if not paths:
-            return
-        fsync_files(paths)
-        self._sync_folder()
-        self._settled.update(uids)
+        fresh = [uid for uid in uids if uid not in self._settled]
+        if fresh:
+            self._files.settle(fresh)
+            self._settled.update(fresh)
 
     def add(self, claim: PreparedClaim) -> None:
         """Count a claim that was found on the node without a record, and write one."""
@@ -161,7 +149,7 @@ class Ledger:
         vanishing = outcomes.keys() & self._vanishing
         if vanishing:
             try:
-                self._sync_folder()
+                self._files.sync_folder()
             except OSError as error:
                 outcomes |= dict.fromkeys(vanishing, error)
             else:
@@ -170,16 +158,12 @@ class Ledger:
 
     def _remove(self, uid: ClaimUID) -> bool:
         self._settled.discard(uid)
-        found = remove(self._path(uid))
+        found = self._files.remove(uid)
         self._signatures.pop(uid, None)
         found = self._claims.pop(uid, None) is not None or found
         if found:
             self._vanishing.add(uid)
         return found
-
-    def _path(self, uid: ClaimUID) -> str:
-        # As text: each claim comes by here several times, and paths as objects cost more than the calls.
-        return f"{self._folder_name}/{uid}{_SUFFIX}"
 
     def _reserve(self, uid: ClaimUID, decide: Decide) -> tuple[PreparedClaim, PreparedClaim | None]:
         former = self._claims.get(uid)
@@ -191,17 +175,11 @@ class Ledger:
         return decided, former
 
     def _place(self, claim: PreparedClaim, former: PreparedClaim | None) -> None:
-        """Put a record into its place. A new one need not be whole after a power cut; one that replaces another must.
-
-        Until it is settled the kubelet has no answer: no container runs by a new one.
-        """
-        path = self._path(claim.uid)
+        """Put a record into its place."""
         self._settled.discard(claim.uid)
         with self._changing():
-            write = write_atomically if former is None else write_durably
-            write(path, claim.record, _MODE)
+            self._signatures[claim.uid] = self._files.place(claim, fresh=former is None)
             self._claims[claim.uid] = claim
-            self._signatures[claim.uid] = _signature(os.stat(path))  # noqa: PTH116 - each claim comes by here
 
     @contextmanager
     def _deciding(self) -> Iterator[None]:
@@ -226,7 +204,7 @@ class Ledger:
         timeout_s = left_s(_DECISION_S)
         if not self._lock.acquire(timeout=timeout_s):
             raise TransientError(
-                f"records of claims in {self._folder}: another thread of the agent is at them for more than "
+                f"records of claims in {self._files.folder}: another thread of the agent is at them for more than "
                 f"{timeout_s:.3g} s, expected it to be done by then"
             )
         try:
@@ -249,7 +227,7 @@ class Ledger:
 
     def _end_change(self) -> None:
         if self._change is not None:
-            self._seen, self._change = self._change + 1, None
+            self._seen, self._change = (self._change + 1) % _NUMBERS, None
             self._set_number(self._seen)
 
     def _number(self) -> int:
@@ -260,7 +238,7 @@ class Ledger:
 
     def _take_over(self) -> None:
         """Read what has changed since the last look; nobody else changes anything meanwhile."""
-        found = dict(self._scan())
+        found = dict(self._files.scan())
         for uid in self._claims.keys() - found.keys():
             del self._claims[uid]
             self._settled.discard(uid)
@@ -271,45 +249,25 @@ class Ledger:
         self._signatures = found
         self._seen = self._number()
         if self._seen % 2:  # whoever was at it has died; what came of it has just been read
-            self._seen += 1
+            self._seen = (self._seen + 1) % _NUMBERS
             self._set_number(self._seen)
 
-    def _scan(self) -> Iterator[tuple[ClaimUID, _Signature]]:
-        with os.scandir(self._folder) as entries:
-            for entry in entries:
-                if entry.name.endswith(_SUFFIX) and not entry.name.startswith("."):
-                    yield ClaimUID(entry.name.removesuffix(_SUFFIX)), _signature(entry.stat())
-
     def _read(self, uid: ClaimUID) -> None:
-        path = Path(self._path(uid))
         self._claims.pop(uid, None)
         try:
-            self._claims[uid] = decode(path.read_bytes(), uid, str(path))
-        except (StateError, OSError) as error:
-            if isinstance(error, OSError) and error.errno not in _LOST:
-                raise  # of the moment: no memory, no descriptors
+            self._claims[uid] = self._files.read(uid)
+        except DamagedRecordError as error:
             rebuilt = self._recover(uid)
             if rebuilt is not None:
                 self._claims[uid] = rebuilt  # counts, whether or not the disk takes it
-            self._quarantine(path, rebuilt, error)
+            self._put_aside(uid, rebuilt, error.__cause__)
 
-    def _quarantine(self, path: Path, rebuilt: PreparedClaim | None, error: Exception) -> None:
-        aside = path.with_name(path.name + QUARANTINE_SUFFIX)
-        facts = {"file": str(aside), "error": str(error), "rebuilt": rebuilt is not None}
+    def _put_aside(self, uid: ClaimUID, rebuilt: PreparedClaim | None, why: BaseException | None) -> None:
+        facts = {"claim_uid": uid, "error": str(why), "rebuilt": rebuilt is not None}
         try:
             with self._changing():
-                aside.unlink(missing_ok=True)
-                aside.hardlink_to(path)
-                if rebuilt is None:
-                    path.unlink()
-                    fsync_directory(self._folder)
-                else:
-                    write_durably(path, rebuilt.record, _MODE)
+                aside = self._files.put_aside(uid, rebuilt)
         except OSError as failure:
             _log.error("damaged record cannot be put aside", extra=facts | {"failure": str(failure)})
         else:
-            _log.error("damaged record of a prepared claim put aside", extra=facts)
-
-
-def _signature(status: os.stat_result) -> _Signature:
-    return status.st_ino, status.st_mtime_ns, status.st_size
+            _log.error("damaged record of a prepared claim put aside", extra=facts | {"file": str(aside)})

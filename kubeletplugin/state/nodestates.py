@@ -67,7 +67,7 @@ def take_state_dir(paths: NodePaths, driver_name: str) -> None:
     try:
         paths.state_dir.mkdir(parents=True, exist_ok=True)
         with locked(paths.state_dir):
-            found = read_if_there(path)
+            found = (read_if_there(path) or b"").strip(b"\0 \n")  # an accident of the disk leaves zeros
             if not found:
                 write_durably(path, driver_name.encode())
                 return

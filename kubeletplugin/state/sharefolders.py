@@ -14,7 +14,7 @@ from api import names
 from api.errors import StateError
 from api.names import ClaimUID
 from kubeletplugin.files import read_if_there, remove_tree, write_atomically, write_first
-from kubeletplugin.state.adjusting import Adjustments, adjusted, following, read_adjustments
+from kubeletplugin.state.adjusting import adjusted, following, sound_adjustments
 from kubeletplugin.state.preparedclaims import Held, PreparedClaim, PreparedDevice, decode
 from libvgpu.shares import Limits, change_limits, create_new_share, create_share, is_in_use, read_books, read_limits
 
@@ -63,7 +63,7 @@ class ShareFolders:
         # Not durable: the record is, and each prepare compares and mends what a crash of the machine damaged.
         if create_new_share(folder, self._with_context(adjusted(claim, held, {}))):
             return True
-        limits = adjusted(claim, held, _adjustments(folder))
+        limits = adjusted(claim, held, sound_adjustments(folder))
         before: list[Limits] = []
 
         def follow(present: Limits) -> Limits:
@@ -103,7 +103,11 @@ class ShareFolders:
     def of_claims(self, uids: Iterable[ClaimUID]) -> dict[ClaimUID, list[str]]:
         """Return the shares of some claims. Called for all claims that are undone: cheap with hundreds of shares."""
         found: dict[ClaimUID, list[str]] = {uid: [] for uid in uids}
-        for name in sorted(os.listdir(self.folder)):  # noqa: PTH208 - as above
+        try:
+            names_there = sorted(os.listdir(self.folder))  # noqa: PTH208 - as above
+        except FileNotFoundError:  # somebody took the folder, with all that was in it
+            return found
+        for name in names_there:
             uid = ClaimUID(name.rpartition("-")[0])
             if uid in found and _SHARE_NAME.fullmatch(name):
                 found[uid].append(name)
@@ -160,11 +164,3 @@ class ShareFolders:
 
 _MODE = 0o700
 _COPY_FILE = "claim.json"
-
-
-def _adjustments(folder: Path) -> Adjustments:
-    try:
-        return read_adjustments(folder)
-    except StateError as error:
-        _log.error("changes of a share are lost: it has what its claim says", extra={"error": str(error)})
-        return {}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from api.names import ClaimUID, DeviceName
-from kubeletplugin.agent import AgentSettings
+from kubeletplugin.agentsettings import AgentSettings
 from kubeletplugin.monitoring.bookreading import Monitor
 from kubeletplugin.state.ledgers import Ledger
 from kubeletplugin.state.preparedclaims import PreparedClaim, PreparedDevice

@@ -24,7 +24,8 @@ from api import kube
 from api.errors import NotFoundError
 from api.httpkube import HTTPKubeClient
 from dra_driver.wiring import keep_what_is_loaded
-from kubeletplugin.agent import AgentSettings, NodeAgent
+from kubeletplugin.agent import NodeAgent
+from kubeletplugin.agentsettings import AgentSettings
 from kubeletplugin.claims.claimreading import ClaimReader, ClaimReference
 from kubeletplugin.claims.planning import plan
 from kubeletplugin.files import write_durably

@@ -25,7 +25,7 @@ from api.httpkube import HTTPKubeClient
 from api.kube import NODE_INVENTORIES, NODES, Resource, Selection
 from api.nodeinventory import DeviceFacts, InventoryStatus
 from deploy.local.cluster import Cluster
-from kubeletplugin.agent import AgentSettings
+from kubeletplugin.agentsettings import AgentSettings
 from tests.bench.processes import cpu_s
 
 NODE_COUNT = 200

@@ -18,7 +18,8 @@ from api.nodeinventory import NodeInventory
 from controller import telling
 from controller.controller import Controller
 from controller.offers import migrating
-from kubeletplugin.agent import AgentSettings, NodeAgent
+from kubeletplugin.agent import NodeAgent
+from kubeletplugin.agentsettings import AgentSettings
 from libvgpu.paths import library_path
 from libvgpu.shares import read_limits
 from libvgpu.stub import StubGPU, create_driver_root, stub_environment

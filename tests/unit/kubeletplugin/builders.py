@@ -7,7 +7,7 @@ from typing import Any
 
 from api import kube, names
 from api.kubefake import FakeKube
-from kubeletplugin.agent import AgentSettings
+from kubeletplugin.agentsettings import AgentSettings
 from kubeletplugin.hardware.devices import Device, DeviceFile, Discovery, Driver
 from tests.unit.kubeletplugin.fakekubelet import Ref
 
@@ -70,7 +70,11 @@ def claim_object(name: str, results: Sequence[Any], configs: Sequence[Any] = (),
     return {
         "metadata": dict(metadata),
         "spec": {"devices": {"requests": requests}},
-        "status": {"allocation": {"devices": {"results": list(results), "config": list(configs)}}},
+        "status": {
+            "allocation": {"devices": {"results": list(results), "config": list(configs)}},
+            # No pod: a real controller manager takes claims away from pods that there are none.
+            "reservedFor": [{"apiGroup": "batch", "resource": "jobs", "name": name, "uid": f"job-{name}"}],
+        },
     }
 
 

@@ -93,6 +93,12 @@ class FakeKubelet:
         request = messages.NodePrepareResourcesRequest(claims=[_message(messages, claim) for claim in claims])
         return dict(stub.NodePrepareResources(request, timeout=CALL_TIMEOUT_S).claims)
 
+    def begin_prepare(self, *claims: Ref) -> Any:
+        """Call NodePrepareResources without waiting for the answer; returns the call, which cancel() ends."""
+        messages, stub = self._dra()
+        request = messages.NodePrepareResourcesRequest(claims=[_message(messages, claim) for claim in claims])
+        return stub.NodePrepareResources.future(request, timeout=CALL_TIMEOUT_S)
+
     def unprepare(self, *claims: Ref) -> dict[str, str]:
         """Call NodeUnprepareResources; returns errors by claim uid."""
         messages, stub = self._dra()

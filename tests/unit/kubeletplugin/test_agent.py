@@ -360,23 +360,6 @@ def test_an_agent_removes_the_sockets_of_one_that_was_killed_and_of_no_other(
     assert can_connect(registry / f"{names.DRIVER_NAME}-living-reg.sock")
 
 
-@pytest.mark.parametrize(
-    "socket", ["plugins_registry/vgpu.dra-driver.io-reg.sock", "plugins/vgpu.dra-driver.io/dra.sock"]
-)
-def test_an_agent_whose_socket_somebody_removed_asks_to_be_started_anew(
-    start_agent: Callable[..., NodeAgent], kubelet: FakeKubelet, root: Path, socket: str
-) -> None:
-    agent = start_agent()
-    kubelet.register()
-    assert agent.alive() == ""
-    path = root / "kubelet" / socket
-    path.unlink()
-
-    assert agent.alive() == f"socket {path} is gone: the kubelet cannot call"
-    agent.stop()
-    assert agent.alive() == ""
-
-
 def test_the_state_folder_of_another_driver_is_left_alone(start_agent: Callable[..., NodeAgent], root: Path) -> None:
     start_agent()
 

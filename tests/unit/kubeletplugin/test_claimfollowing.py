@@ -144,7 +144,7 @@ def test_a_disk_that_takes_no_record_keeps_nothing_else_from_being_followed(
 
     node.reserve("pod-2")
     with monkeypatch.context() as patched:
-        patched.setattr("kubeletplugin.state.ledgers.write_durably", refuse)
+        patched.setattr("kubeletplugin.state.recordfiles.write_durably", refuse)
         with caplog.at_level(logging.WARNING):
             node.follow()
     assert [record.getMessage() for record in caplog.records] == ["pods of a claim not noted"]

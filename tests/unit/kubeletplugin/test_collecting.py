@@ -85,6 +85,21 @@ def test_a_claim_that_is_gone_and_was_never_undone_is_removed_after_some_time(no
     assert node.state.ledger.prepared() == {}
 
 
+def test_a_claim_that_nobody_has_reserved_any_more_is_removed_after_some_time_and_counted_until_then(
+    node: CollectedNode,
+) -> None:
+    stored = node.client.get(CLAIMS, "train", "default")
+    stored["status"]["reservedFor"] = []
+    node.client.replace(CLAIMS, stored, "status")
+
+    counted = []
+    for after_s in (0.0, 300.0, LONG_S):
+        node.collect(after_s)
+        counted.append((node.collector.leftovers(), node.is_prepared()))
+
+    assert counted == [(1, True), (1, True), (0, False)]
+
+
 def test_a_claim_that_was_given_the_room_of_one_that_is_gone_has_it_at_once(node: CollectedNode) -> None:
     node.delete_claim()
 

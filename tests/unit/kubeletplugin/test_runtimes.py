@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 
+from api.claims import ClaimView, Consumer
 from api.errors import ClaimError, KubeError
-from api.kube import PODS, RUNTIME_CLASSES
+from api.kube import EVENTS, PODS, RUNTIME_CLASSES
 from api.kubefake import FakeKube
 from kubeletplugin.claims import runtimes
+from kubeletplugin.claims.claimfollowing import ClaimFollower
 from kubeletplugin.claims.claimreading import ClaimReader
+from kubeletplugin.claims.eventing import EventWriter
 from kubeletplugin.claims.preparing import Hooks, Preparer
 from kubeletplugin.claims.runtimes import RuntimeGuard
 from tests.unit.kubeletplugin.barenode import BareNode
@@ -24,15 +27,31 @@ def node(tmp_path: Path) -> BareNode:
 
 def _use(client: FakeKube, *pods: str, runtime_class: str | None = None) -> None:
     """Have pods use the claim of a bare node."""
-    spec = {"runtimeClassName": runtime_class} if runtime_class else {}
-    consumers = []
-    for name in pods:
-        client.create(PODS, {"metadata": {"namespace": "default", "name": name, "uid": f"uid-{name}"}, "spec": spec})
-        uid = client.get(PODS, name, "default")["metadata"]["uid"]
-        consumers.append({"resource": "pods", "name": name, "uid": uid})
+    _reserve(client, [_add_pod(client, name, runtime_class) for name in pods])
+
+
+def _reserve(client: FakeKube, consumers: list[dict[str, str]]) -> None:
     claim = client.get(CLAIMS, "train", "default")
     claim["status"]["reservedFor"] = consumers
     client.replace(CLAIMS, claim, "status")
+
+
+def _add_pod(client: FakeKube, name: str, runtime_class: str | None = None, **fields: Any) -> dict[str, str]:
+    """Store a pod on the node; return how a claim names it."""
+    spec = {"nodeName": "node-1"} | ({"runtimeClassName": runtime_class} if runtime_class else {})
+    pod = {"metadata": {"namespace": "default", "name": name, "uid": f"uid-{name}"}, "spec": spec}
+    uid = client.create(PODS, {**pod, **fields})["metadata"]["uid"]
+    return {"resource": "pods", "name": name, "uid": uid}
+
+
+class Told:
+    """What a guard tells, and to whom."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str, str, str]] = []
+
+    def __call__(self, claim: ClaimView, pod: Consumer, reason: str, note: str) -> None:
+        self.events.append((claim.name, pod.name, reason, note))
 
 
 def _add_class(client: FakeKube, name: str, handler: str) -> None:
@@ -55,9 +74,94 @@ def test_a_pod_in_a_sandbox_gets_a_reason_and_no_share(node: BareNode, name: str
 
     assert str(caught.value) == (
         f"ResourceClaim default/train: pod p: found runtimeClassName {name} with handler {handler}, expected a runtime "
-        "that shares the node's kernel: in a sandbox the GPU driver is out of reach, and no share of it can be enforced"
+        "that shares the node's kernel: in a sandbox the GPU driver is out of reach, and no share of it can be "
+        "enforced; give the pod another runtimeClassName, or none"
     )
     assert node.files() == []
+
+
+def test_a_pod_in_a_sandbox_holds_up_no_other_pod_of_its_claim_and_is_told_of_once(node: BareNode) -> None:
+    told = Told()
+    _add_class(node.client, "secure", "kata")
+    secure = _add_pod(node.client, "secure-pod", "secure")
+    _reserve(node.client, [secure, _add_pod(node.client, "usual")])
+    guard = RuntimeGuard(node.client, tell=told)
+
+    _prepare(node, guard)
+    _prepare(node, guard)
+
+    assert node.limits()
+    [(claim, pod, reason, note)] = told.events
+    assert (claim, pod, reason) == ("train", "secure-pod", "VGPUSandboxed")
+    assert note.startswith("ResourceClaim default/train: pod secure-pod: found runtimeClassName secure with handler")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"spec": {}}, {"status": {"phase": "Succeeded"}}, {"status": {"phase": "Failed"}}],
+    ids=["has no node yet", "has succeeded", "has failed"],
+)
+def test_a_claim_is_refused_to_a_sandbox_where_its_other_pod(node: BareNode, fields: dict[str, Any]) -> None:
+    _add_class(node.client, "secure", "kata")
+    consumers = [_add_pod(node.client, "secure-pod", "secure"), _add_pod(node.client, "usual", **fields)]
+    consumers.append({"resource": "pods", "name": "gone", "uid": "uid-gone"})
+    _reserve(node.client, consumers)
+
+    with pytest.raises(ClaimError, match="pod secure-pod: found runtimeClassName secure"):
+        _prepare(node, RuntimeGuard(node.client))
+
+    assert node.files() == []
+
+
+def test_a_claim_that_was_refused_is_prepared_as_soon_as_a_pod_outside_of_sandboxes_uses_it(node: BareNode) -> None:
+    _add_class(node.client, "secure", "kata")
+    secure = _add_pod(node.client, "secure-pod", "secure")
+    _reserve(node.client, [secure])
+    guard = RuntimeGuard(node.client)
+    with pytest.raises(ClaimError):
+        _prepare(node, guard)
+
+    _reserve(node.client, [secure, _add_pod(node.client, "usual")])
+    _prepare(node, guard)
+
+    assert node.limits()
+
+
+def test_a_pod_in_a_sandbox_that_comes_to_a_prepared_claim_is_told_of(
+    node: BareNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtimes, "_FRESH_S", 0.0)
+    told = Told()
+    guard = RuntimeGuard(node.client, tell=told)
+    usual = _add_pod(node.client, "usual")
+    _reserve(node.client, [usual])
+    state, preparer, _ = node.start()
+    preparer.prepare(node.claim)
+    follower = ClaimFollower(ClaimReader(node.client), state.ledger, node.paths.shares_dir, lambda *_: None, guard.meet)
+
+    _add_class(node.client, "secure", "kata")
+    _reserve(node.client, [usual, _add_pod(node.client, "late", "secure")])
+    (claim,) = state.ledger.prepared().values()
+    follower.follow(claim)
+
+    assert [event[:3] for event in told.events] == [("train", "late", "VGPUSandboxed")]
+
+
+def test_the_events_stand_at_the_pod_and_at_the_claim(node: BareNode) -> None:
+    _add_class(node.client, "secure", "kata")
+    _use(node.client, "p", runtime_class="secure")
+    events = EventWriter(node.client, "node-1")
+    events.start()
+    with pytest.raises(ClaimError) as caught:
+        _prepare(node, RuntimeGuard(node.client, tell=events.tell_of_pod))
+    events.stop(60)
+
+    written = node.client.objects(EVENTS)
+    assert {event["note"] for event in written} == {str(caught.value)}
+    assert [(event["regarding"]["kind"], event["regarding"]["name"]) for event in written] == [
+        ("Pod", "p"),
+        ("ResourceClaim", "train"),
+    ]
 
 
 def test_a_class_that_is_as_new_as_its_pod_is_refused_too(node: BareNode, monkeypatch: pytest.MonkeyPatch) -> None:
