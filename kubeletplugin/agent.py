@@ -30,6 +30,7 @@ from kubeletplugin.hardware.inventory import OFFERS_FILE, InventoryWriter
 from kubeletplugin.hardware.labels import label_for_containers
 from kubeletplugin.hardware.nodeviews import NodeView
 from kubeletplugin.hardware.nvidia import NvidiaDiscovery, NvidiaOptions
+from kubeletplugin.hardware.openruntimes import tell_of_open_runtimes
 from kubeletplugin.hardware.patienttimes import PatientTimes
 from kubeletplugin.hardware.seendevices import SEEN_FILE
 from kubeletplugin.kubelet.healths import HealthBoard
@@ -162,6 +163,7 @@ class NodeAgent:
             server.stop()
             raise
         self._server = server
+        tell_of_open_runtimes()
         observer.register(self._registry)
         self._events.start()
         bodies: dict[str, Callable[[], None]] = {
