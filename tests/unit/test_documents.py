@@ -38,7 +38,7 @@ _OF_OTHERS = {
     "insufficient quota to match these scopes",
 }
 """Messages on docs/troubleshooting.md of the kernel, a sanitizer, the loader and Kubernetes: not in our code."""
-_OPTIONS_OF_OTHERS = {"--runtime-config", "--take-ownership"}
+_OPTIONS_OF_OTHERS = {"--reuse-values", "--runtime-config", "--take-ownership"}
 """Of kube-apiserver and helm."""
 
 
