@@ -171,9 +171,9 @@ class ClaimFollower:
             take_over(claim, found, self._shares_dir)
         except (VGPUError, OSError) as error:
             _log.warning("annotation not taken over", extra={"claim_uid": claim.uid, "error": str(error)})
-            self._tell(claim, names.EVENT_LIMITS_INVALID, str(error))
             if not isinstance(error, ConfigError):
-                return False  # the node's trouble, not the user's
+                return False  # the node's trouble, not the user's: on a slow disk a share is being made, say
+            self._tell(claim, names.EVENT_LIMITS_INVALID, str(error))
         self._applied[claim.uid] = text
         return True
 

@@ -321,6 +321,21 @@ def test_a_wrong_annotation_is_told_once_and_changes_nothing(share: Share) -> No
     assert share.limits() == before
 
 
+def test_a_share_that_is_not_there_yet_is_no_mistake_of_its_claim_and_is_changed_when_it_is(share: Share) -> None:
+    told: list[tuple[str, str]] = []
+    following = follower(share, told)
+    folder = share.state / "shares" / f"{share.claim.uid}-0"
+    folder.rename(share.state / "made soon")
+    share.annotate('{"memory": "1Gi"}')
+    look(following, share)
+    (share.state / "made soon").rename(folder)
+
+    look(following, share)
+
+    assert share.limits().memory_bytes == GIB
+    assert told == []
+
+
 def test_of_an_annotation_that_is_wrong_for_one_share_of_a_claim_nothing_is_done_to_the_others(
     served: FakeKubelet, root: Path, client: FakeKube
 ) -> None:
