@@ -112,7 +112,7 @@ void capture_drop(CUstream stream) {
     CUgraph graph = stream->capture;
     bool origin = graph && stream->capture_origin, own = origin && !stream->capture_borrowed;
     for (CUstream other = stream->context->streams; origin && other; other = other->next)
-        if (other->capture == graph)
+        if (__atomic_load_n(&other->capture, __ATOMIC_ACQUIRE) == graph)
             leave(other);
     leave(stream);
     if (own)
@@ -262,8 +262,9 @@ static bool joined(CUstream origin, CUstream other) {
 static CUresult end_capture(CUstream stream, CUgraph *graph) {
     REQUIRE(stream->capture_origin, CUDA_ERROR_STREAM_CAPTURE_UNMATCHED);
     CUresult result = stream->capture_failed ? CUDA_ERROR_STREAM_CAPTURE_INVALIDATED : CUDA_SUCCESS;
+    queue_hold(stream->context);
     for (CUstream other = stream->context->streams; other; other = other->next) {
-        if (other == stream || other->capture != stream->capture)
+        if (other == stream || __atomic_load_n(&other->capture, __ATOMIC_ACQUIRE) != stream->capture)
             continue;
         if (other->capture_failed)
             result = CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
@@ -271,6 +272,7 @@ static CUresult end_capture(CUstream stream, CUgraph *graph) {
             result = CUDA_ERROR_STREAM_CAPTURE_UNJOINED;
         leave(other);
     }
+    queue_let_go(stream->context);
     bool borrowed = stream->capture_borrowed;
     *graph = stream->capture;
     leave(stream);

@@ -364,8 +364,12 @@ CUresult stub_cuCtxGetDevice(CUdevice *device) {
 }
 
 static CUresult synchronize(CUcontext context) {
+    bool capturing = false;
+    queue_hold(context);
     for (CUstream stream = context->streams; stream; stream = stream->next)
-        REQUIRE(!CAPTURING(stream), CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+        capturing |= CAPTURING(stream);
+    queue_let_go(context);
+    REQUIRE(!capturing, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
     queue_wait_context(context);
     pools_settle(context->device);
     return CUDA_SUCCESS;

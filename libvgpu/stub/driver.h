@@ -290,6 +290,9 @@ struct CUevent_st {
 
 CUresult executor_start(struct device *device);
 void executor_forget(struct device *device);
+/* Between the two, a context's streams stay the ones that it has. */
+void queue_hold(CUcontext context);
+void queue_let_go(CUcontext context);
 CUstream queue_stream_make(CUcontext context, unsigned flags, int priority);
 void queue_stream_free(CUstream stream); /* when its work is done */
 /* Puts work on a stream; waits while the stream is full. */

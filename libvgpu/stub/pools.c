@@ -274,8 +274,7 @@ CUresult stub_cuMemPoolTrimTo(CUmemoryPool pool, size_t keep_bytes) {
     return CUDA_SUCCESS;
 }
 
-CUresult stub_cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute attribute, void *value) {
-    REQUIRE(pool_lives(pool) && value, CUDA_ERROR_INVALID_VALUE);
+static CUresult get_attribute(CUmemoryPool pool, CUmemPool_attribute attribute, void *value) {
     uint64_t *number = value;
     switch (attribute) {
     case CU_MEMPOOL_ATTR_RELEASE_THRESHOLD:
@@ -300,23 +299,38 @@ CUresult stub_cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute attri
     }
 }
 
-CUresult stub_cuMemPoolSetAttribute(CUmemoryPool pool, CUmemPool_attribute attribute, void *value) {
-    REQUIRE(pool_lives(pool) && value, CUDA_ERROR_INVALID_VALUE);
+static CUresult set_attribute(CUmemoryPool pool, CUmemPool_attribute attribute, const void *value) {
     switch (attribute) {
     case CU_MEMPOOL_ATTR_RELEASE_THRESHOLD:
-        pool->threshold = *(uint64_t *)value;
+        pool->threshold = *(const uint64_t *)value;
         return CUDA_SUCCESS;
     case CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH:
     case CU_MEMPOOL_ATTR_USED_MEM_HIGH:
-        REQUIRE(*(uint64_t *)value == 0, CUDA_ERROR_INVALID_VALUE); /* can only be reset */
+        REQUIRE(*(const uint64_t *)value == 0, CUDA_ERROR_INVALID_VALUE); /* can only be reset */
         pool->reserved_high = attribute == CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH ? pool->reserved : pool->reserved_high;
         pool->used_high = attribute == CU_MEMPOOL_ATTR_USED_MEM_HIGH ? pool->used : pool->used_high;
         return CUDA_SUCCESS;
     default:
         REQUIRE(attribute >= 1 && attribute <= 3, CUDA_ERROR_INVALID_VALUE);
-        pool->reuse[attribute] = *(int *)value != 0;
+        pool->reuse[attribute] = *(const int *)value != 0;
         return CUDA_SUCCESS;
     }
+}
+
+CUresult stub_cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute attribute, void *value) {
+    REQUIRE(pool_lives(pool) && value, CUDA_ERROR_INVALID_VALUE);
+    pthread_mutex_lock(&pools_lock);
+    CUresult result = get_attribute(pool, attribute, value);
+    pthread_mutex_unlock(&pools_lock);
+    return result;
+}
+
+CUresult stub_cuMemPoolSetAttribute(CUmemoryPool pool, CUmemPool_attribute attribute, void *value) {
+    REQUIRE(pool_lives(pool) && value, CUDA_ERROR_INVALID_VALUE);
+    pthread_mutex_lock(&pools_lock);
+    CUresult result = set_attribute(pool, attribute, value);
+    pthread_mutex_unlock(&pools_lock);
+    return result;
 }
 
 CUresult stub_cuMemPoolSetAccess(CUmemoryPool pool, const CUmemAccessDesc *map, size_t count) {

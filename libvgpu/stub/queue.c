@@ -356,6 +356,14 @@ bool queue_stream_idle(CUstream stream) {
 
 /* ---- Streams as objects ---- */
 
+void queue_hold(CUcontext context) {
+    pthread_mutex_lock(&context->device->executor->lock);
+}
+
+void queue_let_go(CUcontext context) {
+    pthread_mutex_unlock(&context->device->executor->lock);
+}
+
 CUstream queue_stream_make(CUcontext context, unsigned flags, int priority) {
     static unsigned long long last_id;
     CUstream stream = handle_take(HANDLE_STREAM, sizeof *stream);

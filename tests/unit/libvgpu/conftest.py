@@ -171,16 +171,24 @@ def machine(tmp_path: Path, built: Path) -> Machine:
     return Machine(tmp_path / "root", built / "libvgpu.so", tmp_path / "shares")
 
 
+def _compile_threads(built: Path, name: str) -> Path:
+    program = built / name
+    stub = [f"-L{library_directory()}", "-l:libcuda.so.1", "-lpthread"]
+    source = SOURCES / f"{name}.c"
+    subprocess.run(["cc", *FLAGS, *SANITIZE, *INCLUDES, "-o", str(program), str(source), *stub], check=True)
+    return program
+
+
 @pytest.fixture(scope="session")
 def threads_program(built: Path) -> Path:
     """Compile the program with many threads."""
-    program = built / "threads"
-    stub = [f"-L{library_directory()}", "-l:libcuda.so.1", "-lpthread"]
-    subprocess.run(
-        ["cc", *FLAGS, *SANITIZE, *INCLUDES, "-o", str(program), str(SOURCES / "threads.c"), *stub],
-        check=True,
-    )
-    return program
+    return _compile_threads(built, "threads")
+
+
+@pytest.fixture(scope="session")
+def churn_program(built: Path) -> Path:
+    """Compile the program whose threads make and destroy one of everything."""
+    return _compile_threads(built, "churn")
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ checks that it did. The books are compared with the card's own count, mostly wit
 alone shows what was forgotten, and what was not.
 """
 
+import subprocess
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from libvgpu.shares import read_books
 from libvgpu.stub import StubGPU, StubSettings, create_driver_root, read_card
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.unit.libvgpu.conftest import Machine
 
 MIB = 1 << 20
@@ -681,3 +684,16 @@ check(cuda.cuGreenCtxDestroy(second))
 assert exact() == [0, 0]
 """
     )
+
+
+# ---- All at once ----
+
+
+def test_threads_that_make_and_destroy_one_of_everything_leave_nothing_charged(two: Two, churn_program: "Path") -> None:
+    environment = two.machine.environment()
+    run = subprocess.run([churn_program], env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout == 2 * f"{256 * MIB} of {256 * MIB}\n"
+    for card, share in zip(two.cards, two.shares, strict=True):
+        assert read_books(share).used_bytes == 0
+        assert read_card(card).peak_bytes > 0
