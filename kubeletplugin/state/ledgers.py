@@ -11,6 +11,7 @@ the folder before the next one looks. A number beside the folder says whether th
 
 import logging
 import os
+import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ _DECISION_S = 10.0
 """What a decision of others may take at most: it does no network I/O. Less where the deadline of a call is nearer."""
 _NUMBER_BYTES = 8
 _NUMBERS = 1 << 8 * _NUMBER_BYTES
-"""Whatever the file may say after an accident: they begin anew behind the largest."""
+"""Behind the largest, which only an accident leaves in the file, comes any other that nobody has seen."""
 _UNKNOWN = -1
 
 Prepared = Mapping[ClaimUID, PreparedClaim]
@@ -59,6 +60,10 @@ class Ledger:
         """Number of the last change that is in `_claims`."""
         self._change: int | None = None
         """Number of the change that is being made."""
+        self._is_sure = True
+        """Whether a change that is being made is on the disk as in memory: one that failed may be there or not."""
+        self._is_numbered = True
+        """Whether the disk took the last number."""
         self._is_reserving = False
 
     def load(self) -> None:
@@ -221,14 +226,35 @@ class Ledger:
             self._change = change
         try:
             yield
+        except BaseException:
+            self._is_sure = False
+            raise
         finally:
             if not self._is_reserving:  # else all that is reserved together is one change
                 self._end_change()
 
     def _end_change(self) -> None:
         if self._change is not None:
-            self._seen, self._change = (self._change + 1) % _NUMBERS, None
-            self._set_number(self._seen)
+            change, self._change = self._change, None
+            number = self._set_even(change)
+            self._seen = number if self._is_sure else _UNKNOWN
+            self._is_sure = True
+
+    def _set_even(self, change: int) -> int:
+        """Say that a change is made; return the number of what was seen with it.
+
+        A disk that does not take that leaves an odd number, by which everybody reads the folder anew at each look.
+        """
+        number = change + 1 if change + 1 < _NUMBERS else secrets.randbits(_NUMBER_BYTES * 8 - 2) & ~1
+        try:
+            self._set_number(number)
+        except OSError as error:
+            if self._is_numbered:
+                _log.error("changes of records cannot be numbered: all are read each time", extra={"error": str(error)})
+            self._is_numbered = False
+            return _UNKNOWN
+        self._is_numbered = True
+        return number
 
     def _number(self) -> int:
         return int.from_bytes(os.pread(self._instances.descriptor, _NUMBER_BYTES, 0), "little")
@@ -249,8 +275,7 @@ class Ledger:
         self._signatures = found
         self._seen = self._number()
         if self._seen % 2:  # whoever was at it has died; what came of it has just been read
-            self._seen = (self._seen + 1) % _NUMBERS
-            self._set_number(self._seen)
+            self._seen = self._set_even(self._seen)
 
     def _read(self, uid: ClaimUID) -> None:
         self._claims.pop(uid, None)

@@ -15,7 +15,17 @@ from typing import Any
 
 from libvgpu import limitsfile
 
-_EVENTS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.chmod", "os.link"}
+_EVENTS = {
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.mkdir",
+    "os.truncate",
+    "os.chmod",
+    "os.link",
+    "os.setxattr",
+    "os.removexattr",
+}
 _CALLS = ("write", "pwrite", "fsync", "posix_fallocate")
 _NEEDS_SPACE = {"create", "os.mkdir", "os.rename", "os.link", "write", "fsync", "posix_fallocate"}
 """What fails on a full disk. Writing over what is there (pwrite, a mapping) and removing need none."""
@@ -91,9 +101,11 @@ def _killed_before_change(number: int, action: Callable[[], object]) -> bool:
 
 
 class Disk:
-    """A disk that can be full, in a child's process."""
+    """A disk that can be full, or fail, in a child's process."""
 
-    def __init__(self) -> None:
+    def __init__(self, error: int = errno.ENOSPC) -> None:
+        """Take what it says: where that is not for want of space, it refuses whatever changes something."""
+        self._error = error
         self._left = -1
         self._lasting = False
         self.refused = 0
@@ -109,7 +121,8 @@ class Disk:
             self._left = -1
 
     def _check(self, change: str) -> None:
-        if change not in _NEEDS_SPACE or self._left < 0:
+        full = self._error in {errno.ENOSPC, errno.EDQUOT}
+        if self._left < 0 or (change not in _NEEDS_SPACE if full else change == "store"):  # stores are to memory
             return
         if self._left > 0:
             self._left -= 1
@@ -117,7 +130,7 @@ class Disk:
         self.refused += 1
         if not self._lasting:
             self._left = -1
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OSError(self._error, os.strerror(self._error))
 
 
 def in_child(action: Callable[[], object]) -> None:

@@ -1,5 +1,6 @@
-"""A disk that is full, at each thing that needs space in turn, and what is right then and when there is space again."""
+"""A disk that is full or fails, at each thing that it is asked for in turn: what is right then, and when it is well."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -28,16 +29,18 @@ def _fails(node: BareNode, preparer: Preparer) -> bool:
     return False
 
 
-@pytest.mark.parametrize("lasting", [False, True], ids=["for-a-moment", "for-long"])
+@pytest.mark.parametrize(
+    ("lasting", "error"), [(False, errno.ENOSPC), (True, errno.EDQUOT)], ids=["for-a-moment", "for-long"]
+)
 def test_a_claim_that_cannot_be_prepared_leaves_nothing_and_is_prepared_when_there_is_space(
-    node: BareNode, lasting: bool
+    node: BareNode, lasting: bool, error: int
 ) -> None:
     ids, limits = node.prepare(), node.limits()
     node.unprepare()
 
     def each_in_turn() -> None:
         state, preparer, unpreparer = node.start()
-        disk = Disk()
+        disk = Disk(error)
         for number in range(_MOST):
             with disk.full_from(number, lasting=lasting):
                 failed = _fails(node, preparer)
@@ -48,6 +51,42 @@ def test_a_claim_that_cannot_be_prepared_leaves_nothing_and_is_prepared_when_the
             assert [state.cdi_ids(device) for device in preparer.prepare(node.claim).devices] == ids, number
             assert node.limits() == limits, number
             unpreparer.unprepare(node.claim.uid)
+        raise AssertionError(f"more than {_MOST} changes")
+
+    in_child(each_in_turn)
+
+
+@pytest.mark.parametrize(
+    ("lasting", "error"), [(False, errno.EIO), (True, errno.EROFS)], ids=["for-a-moment", "for-long"]
+)
+def test_a_disk_that_fails_at_any_change_costs_no_claim_once_it_is_well(
+    node: BareNode, lasting: bool, error: int
+) -> None:
+    ids, limits = node.prepare(), node.limits()
+    node.unprepare()
+
+    def each_in_turn() -> None:
+        state, preparer, unpreparer = node.start()
+        disk = Disk(error)
+        for number in range(_MOST):
+            with disk.full_from(number, lasting=lasting):
+                failed = _fails(node, preparer)
+            refused = disk.refused
+            assert failed or not refused or not lasting, number
+            node.check_that_no_share_is_unlimited()
+            assert [state.cdi_ids(device) for device in preparer.prepare(node.claim).devices] == ids, number
+            assert node.limits() == limits, number
+            with disk.full_from(number, lasting=lasting):
+                try:
+                    unpreparer.unprepare(node.claim.uid)
+                except (OSError, VGPUError):
+                    assert state.ledger.prepared() or node.files() == [], number  # nobody else would see to it
+            unpreparer.unprepare(node.claim.uid)
+            assert node.files() == [], number
+            assert node.start()[0].ledger.prepared() == {}, number
+            if not refused:
+                assert number > 10, number  # or the disk refuses nothing
+                return
         raise AssertionError(f"more than {_MOST} changes")
 
     in_child(each_in_turn)

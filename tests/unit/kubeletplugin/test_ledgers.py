@@ -315,3 +315,56 @@ def test_a_record_is_made_durable_by_the_one_who_answers_with_it(
         opened.settle(CLAIM.uid)
 
     assert len(synced) == 2  # the file and the folder, once
+
+
+def test_a_record_that_was_replaced_by_a_write_that_failed_is_seen_as_it_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store(tmp_path)
+    opened = ledger(tmp_path)
+    changed = replace(CLAIM, name="renamed")
+
+    def fail(_folder: str) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("kubeletplugin.files.fsync_directory", fail)  # behind the change of the name
+        with pytest.raises(OSError, match="Input/output error"):
+            opened.reserve(CLAIM.uid, lambda _prepared: changed)
+
+    assert opened.get(CLAIM.uid) == changed == ledger(tmp_path).get(CLAIM.uid)
+
+
+def test_a_disk_that_takes_no_number_costs_looks_and_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store(tmp_path)
+    opened = ledger(tmp_path)
+    write = os.pwrite
+
+    def refuse_even(descriptor: int, content: bytes, offset: int) -> int:
+        if content[0] % 2 == 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return write(descriptor, content, offset)
+
+    with monkeypatch.context() as patched, caplog.at_level(logging.ERROR):
+        patched.setattr(os, "pwrite", refuse_even)
+        opened.reserve(ClaimUID("u2"), lambda _prepared: replace(CLAIM, uid=ClaimUID("u2")))
+        assert [set(opened.prepared()) for _ in range(3)] == [{"u1", "u2"}] * 3
+        assert opened.remove(CLAIM.uid)
+        assert set(opened.prepared()) == {"u2"}
+    assert [record.getMessage() for record in caplog.records] == [
+        "changes of records cannot be numbered: all are read each time"
+    ]
+
+    assert set(opened.prepared()) == set(ledger(tmp_path).prepared()) == {"u2"}
+
+
+def test_the_largest_number_of_changes_is_followed_by_one_that_nobody_has_seen(tmp_path: Path) -> None:
+    store(tmp_path)
+    opened, other = ledger(tmp_path), ledger(tmp_path)
+    opened._set_number(2**64 - 1)  # as an accident of the disk may leave it
+
+    assert opened.remove(CLAIM.uid)
+
+    assert other.prepared() == {}
