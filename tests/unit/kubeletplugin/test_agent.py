@@ -15,7 +15,7 @@ from kubeletplugin.agent import NodeAgent
 from kubeletplugin.hardware.discovery import FakeDiscovery
 from libvgpu.shares import Limits, Policy, read_books, read_limits
 from tests.unit.kubeletplugin import fakekubelet
-from tests.unit.kubeletplugin.builders import GIB, NODE, add_claim, can_connect, gpu, result
+from tests.unit.kubeletplugin.builders import GIB, NODE, add_claim, can_connect, claim_object, gpu, result
 from tests.unit.kubeletplugin.fakekubelet import FakeKubelet, PrepareError, Ref
 
 A, B = gpu(0), gpu(1)
@@ -178,6 +178,24 @@ def test_one_bad_claim_does_not_fail_the_others_of_a_call(served: FakeKubelet, c
     )
     assert answers["../evil"].error == "uid '../evil': expected the UID of a ResourceClaim"
     assert files_of(root, foreign) == []
+
+
+def test_a_hundred_claims_of_one_name_in_a_call_have_each_the_share_of_their_own_namespace(
+    served: FakeKubelet, client: FakeKube, root: Path
+) -> None:
+    claims = []
+    for number in range(1, 101):
+        claim = claim_object("train", [result(A, f"{number}Mi", "0")])
+        claim["metadata"]["namespace"] = f"team-{number}"
+        uid = client.create(kube.claims("v1"), claim)["metadata"]["uid"]
+        claims.append(Ref(uid, f"team-{number}", "train"))
+
+    answered = served.prepare(*claims, claims[0])
+
+    assert set(answered) == {claim.uid for claim in claims}
+    assert [limits_of(root, claim).memory_bytes >> 20 for claim in claims] == list(range(1, 101))
+    assert served.unprepare(*claims) == {claim.uid: "" for claim in claims}
+    assert list((root / "state" / "shares").iterdir()) == []
 
 
 def test_a_claim_that_was_created_again_under_its_name_is_not_mistaken(served: FakeKubelet, client: FakeKube) -> None:
