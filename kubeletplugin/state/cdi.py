@@ -238,6 +238,16 @@ class SpecFolder:
             return []
         return [ClaimUID(match.group(1)) for match in found if match]
 
+    def is_of_shares_elsewhere(self, uid: ClaimUID, shares_dir: Path) -> bool:
+        """Say whether the spec of a claim mounts shares that are not in a folder; a damaged one mounts none."""
+        try:
+            devices = json.loads(read_if_there(self._path(uid)) or b"{}")["devices"]
+            mounts = [mount for device in devices for mount in device["containerEdits"]["mounts"]]
+            folders = {Path(mount["hostPath"]).parent.parent for mount in mounts}
+        except (ValueError, KeyError, TypeError):
+            return False
+        return bool(folders) and shares_dir not in folders
+
     def libraries(self) -> set[Path]:
         """Return the host files that the specs of all claims mount: the libraries among them may not go.
 

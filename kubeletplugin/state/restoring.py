@@ -57,6 +57,9 @@ def _bring_together(state: NodeState, uid: ClaimUID) -> None:
     if rebuilt is not None:
         state.ledger.add(rebuilt)
         _log.warning("share without a record found and counted again", extra={"claim_uid": uid})
+    elif state.specs.is_of_shares_elsewhere(uid, state.paths.shares_dir):
+        # The state folder was moved under pods that run: their containers need it to start again, until all is undone.
+        _log.warning("CDI spec of a claim of another state folder left as it is", extra={"claim_uid": uid})
     elif state.specs.remove_claim(uid):
         _log.warning("CDI spec of an unknown claim removed", extra={"claim_uid": uid})
 

@@ -36,9 +36,17 @@ _OF_OTHERS = {
     "cannot find -lcuda",
     "unable to validate against any security context constraint",
     "insufficient quota to match these scopes",
+    'the server doesn\'t have a resource type "nodeinventories"',
+    "Preemption is not helpful for scheduling",
 }
 """Messages on docs/troubleshooting.md of the kernel, a sanitizer, the loader and Kubernetes: not in our code."""
-_OPTIONS_OF_OTHERS = {"--reuse-values", "--runtime-config", "--take-ownership"}
+_OPTIONS_OF_OTHERS = {
+    "--reset-then-reuse-values",
+    "--reuse-values",
+    "--runtime-config",
+    "--skip-crds",
+    "--take-ownership",
+}
 """Of kube-apiserver and helm."""
 
 

@@ -94,14 +94,8 @@ def settings(root: Path, **fields: Any) -> AgentSettings:
     library = root / "libvgpu.so"
     if not library.exists():
         library.write_bytes(b"the library")
-    return AgentSettings(
-        node_name=NODE,
-        kubelet_dir=root / "kubelet",
-        cdi_dir=root / "cdi",
-        state_dir=root / "state",
-        library=library,
-        **fields,
-    )
+    files = {"kubelet_dir": root / "kubelet", "cdi_dir": root / "cdi", "state_dir": root / "state", "library": library}
+    return AgentSettings(node_name=NODE, **{**files, **fields})
 
 
 def can_connect(path: Path) -> bool:

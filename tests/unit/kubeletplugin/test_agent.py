@@ -390,6 +390,25 @@ def test_the_state_folder_of_another_driver_is_left_alone(start_agent: Callable[
     )
 
 
+def test_a_pod_from_before_the_state_folder_was_moved_can_start_its_containers_again_until_it_is_gone(
+    start_agent: Callable[..., NodeAgent], kubelet: FakeKubelet, client: FakeKube, root: Path
+) -> None:
+    before = start_agent()
+    kubelet.register()
+    claim = add_claim(client, "train", result(A))
+    kubelet.prepare(claim)
+    spec = root / "cdi" / f"vgpu.dra-driver.io-claim_{claim.uid}.json"
+    content = spec.read_bytes()
+    before.stop()
+
+    start_agent(state_dir=root / "moved")
+    kubelet.restart()
+
+    assert spec.read_bytes() == content
+    assert kubelet.unprepare(claim) == {claim.uid: ""}
+    assert not spec.exists()
+
+
 def test_the_health_of_all_devices_is_streamed_and_follows_changes(
     start_agent: Callable[..., NodeAgent], backend: FakeDiscovery, kubelet: FakeKubelet
 ) -> None:
