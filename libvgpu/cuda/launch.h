@@ -60,10 +60,6 @@ void vgpu__launch_capture(int change);
 /* True if the stream is being captured: what is put on it runs, and takes memory, when its graph is launched. */
 bool vgpu__launch_captured(CUstream stream, uint64_t *capture);
 
-/* True if that capture still goes on. Where it does not, another thread ended it, and what was put on the stream
- * meanwhile may have run. */
-bool vgpu__launch_captured_since(CUstream stream, uint64_t capture);
-
 /* Around a call that may end a context (NULL: none), and with it the events in it. */
 void vgpu__launch_context_ending(CUcontext context, bool surely);
 void vgpu__launch_context_ended(CUcontext context, bool ended);

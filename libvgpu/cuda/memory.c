@@ -53,7 +53,8 @@ static CUresult reserve_small(struct vgpu__taking *taking, struct vgpu_device *d
     return CUDA_SUCCESS;
 }
 
-CUresult vgpu__take_rounded(struct vgpu__taking *taking, uint64_t bytes) {
+/* Reserve for a plain allocation what the driver rounds it up to, or the block that it may lie in. */
+static CUresult take_rounded(struct vgpu__taking *taking, uint64_t bytes) {
     CUresult result = CUDA_SUCCESS;
     *taking = (struct vgpu__taking){0};
     struct vgpu_device *device = vgpu__cuda_current(&taking->context, &result);
@@ -192,7 +193,7 @@ void vgpu__memory_forget(void) {
 CUresult cuMemAlloc_v2(CUdeviceptr *dptr, size_t bytes) {
     struct vgpu__taking taking;
     CUdeviceptr made = 0;
-    CUresult result = vgpu__take_rounded(&taking, bytes);
+    CUresult result = take_rounded(&taking, bytes);
     if (result != CUDA_SUCCESS)
         return vgpu__oversubscribe(dptr, bytes, result);
     VGPU_CALL(result, cuMemAlloc_v2, VGPU_OUT(dptr, made), bytes);
@@ -205,7 +206,7 @@ CUresult cuMemAlloc_v2(CUdeviceptr *dptr, size_t bytes) {
 CUresult cuMemAlloc(CUdeviceptr_v1 *dptr, unsigned int bytes) {
     struct vgpu__taking taking;
     CUdeviceptr_v1 made = 0;
-    CUresult result = vgpu__take_rounded(&taking, bytes);
+    CUresult result = take_rounded(&taking, bytes);
     if (result != CUDA_SUCCESS)
         return result;
     VGPU_CALL(result, cuMemAlloc, VGPU_OUT(dptr, made), bytes);
@@ -266,7 +267,7 @@ CUresult cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pitch, size_t width_bytes
     struct vgpu__taking taking;
     CUdeviceptr made = 0;
     size_t row = 0;
-    CUresult result = vgpu__take_rounded(&taking, area(width_bytes, height));
+    CUresult result = take_rounded(&taking, area(width_bytes, height));
     if (result != CUDA_SUCCESS)
         return oversubscribe_pitch(dptr, pitch, width_bytes, height, result);
     VGPU_CALL(result, cuMemAllocPitch_v2, VGPU_OUT(dptr, made), VGPU_OUT(pitch, row), width_bytes, height,
@@ -286,7 +287,7 @@ CUresult cuMemAllocPitch(CUdeviceptr_v1 *dptr, unsigned int *pitch, unsigned int
     struct vgpu__taking taking;
     CUdeviceptr_v1 made = 0;
     unsigned int row = 0;
-    CUresult result = vgpu__take_rounded(&taking, area(width_bytes, height));
+    CUresult result = take_rounded(&taking, area(width_bytes, height));
     if (result != CUDA_SUCCESS)
         return result;
     VGPU_CALL(result, cuMemAllocPitch, VGPU_OUT(dptr, made), VGPU_OUT(pitch, row), width_bytes, height, element_bytes);

@@ -29,9 +29,6 @@ struct vgpu__taking {
 /* Reserve on the current context's device. CUDA_ERROR_OUT_OF_MEMORY over the limit. */
 CUresult vgpu__take(struct vgpu__taking *taking, uint64_t bytes);
 
-/* The same for a plain allocation: reserve what the driver rounds it up to, or the block that it may lie in. */
-CUresult vgpu__take_rounded(struct vgpu__taking *taking, uint64_t bytes);
-
 /* The same on a given device, for memory that no context owns. */
 CUresult vgpu__take_on(struct vgpu__taking *taking, CUdevice ordinal, uint64_t bytes);
 

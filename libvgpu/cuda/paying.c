@@ -220,7 +220,9 @@ bool vgpu__launch_captured(CUstream stream, uint64_t *capture) {
     return result == CUDA_SUCCESS && status != CU_STREAM_CAPTURE_STATUS_NONE;
 }
 
-bool vgpu__launch_captured_since(CUstream stream, uint64_t capture) {
+/* True if that capture still goes on. Where it does not, another thread ended it, and what was put on the stream
+ * meanwhile may have run. */
+static bool captured_since(CUstream stream, uint64_t capture) {
     uint64_t now;
     return vgpu__launch_captured(stream, &now) && now == capture;
 }
@@ -364,7 +366,7 @@ static void take_back(const struct vgpu__launch *launch) {
 /* What was to be captured ran instead, if another thread ended that capture in between. */
 static void pay_unless_captured(const struct vgpu__launch *launch) {
     CUresult result;
-    if (vgpu__launch_captured_since(launch->stream, launch->capture))
+    if (captured_since(launch->stream, launch->capture))
         return;
     struct vgpu_device *device = device_of(vgpu__process, launch->stream, &result);
     if (device != NULL)

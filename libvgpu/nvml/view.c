@@ -23,10 +23,9 @@ struct vgpu_device *vgpu__nvml_device(nvmlDevice_t handle, nvmlReturn_t *result)
     return vgpu_device_by_uuid(process, uuid);
 }
 
-nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t handle, nvmlMemory_t *memory) {
-    nvmlReturn_t result = VGPU_NVML(nvmlDeviceGetMemoryInfo)(handle, memory);
-    if (result != NVML_SUCCESS)
-        return result;
+/* The memory of the share; of a GPU without one, none. */
+static nvmlReturn_t shown_memory(nvmlDevice_t handle, nvmlMemory_t *memory) {
+    nvmlReturn_t result = NVML_SUCCESS;
     struct vgpu_device *device = vgpu__nvml_device(handle, &result);
     uint64_t total = 0, used = 0;
     if (device != NULL)
@@ -37,19 +36,22 @@ nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t handle, nvmlMemory_t *memory) 
     return device != NULL ? NVML_SUCCESS : result;
 }
 
+nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t handle, nvmlMemory_t *memory) {
+    nvmlReturn_t result = VGPU_NVML(nvmlDeviceGetMemoryInfo)(handle, memory);
+    return result == NVML_SUCCESS ? shown_memory(handle, memory) : result;
+}
+
 nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t handle, nvmlMemory_v2_t *memory) {
     nvmlReturn_t result = VGPU_NVML(nvmlDeviceGetMemoryInfo_v2)(handle, memory);
     if (result != NVML_SUCCESS)
         return result;
-    struct vgpu_device *device = vgpu__nvml_device(handle, &result);
-    uint64_t total = 0, used = 0;
-    if (device != NULL)
-        vgpu_usage(device, &total, &used);
-    memory->total = total;
-    memory->used = used;
+    nvmlMemory_t shown;
+    result = shown_memory(handle, &shown);
+    memory->total = shown.total;
+    memory->used = shown.used;
     memory->reserved = 0; /* the driver's own part is outside the share */
-    memory->free = used < total ? total - used : 0;
-    return device != NULL ? NVML_SUCCESS : result;
+    memory->free = shown.free;
+    return result;
 }
 
 nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t handle, nvmlUtilization_t *utilization) {

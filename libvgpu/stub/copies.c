@@ -44,7 +44,8 @@ bool on_host(CUdeviceptr address) {
     return host;
 }
 
-uint64_t link_ns(CUcontext context, size_t bytes) {
+/* How long it takes to move so many bytes over the link: no engine's time. */
+static uint64_t link_ns(CUcontext context, size_t bytes) {
     uint64_t rate = context->device->card.shared->link_bytes_per_us;
     return rate ? bytes * 1000 / rate : 0;
 }

@@ -301,7 +301,6 @@ void queue_wait_stream(CUstream stream);
 void queue_wait_context(CUcontext context);
 void queue_wait_event(CUevent event, uint64_t generation);
 bool queue_stream_idle(CUstream stream);
-void event_reference(CUevent event);
 void event_release(CUevent event);
 void events_end(CUcontext context); /* with their context */
 void events_forget_all(void);
@@ -369,6 +368,5 @@ extern bool calls_itself;
 void *as_a_program_finds(const char *symbol);
 bool faults_armed_on_cards(void);
 bool faults_hit(const char *function, CUresult *result);
-void faults_start(void);
 
 #endif

@@ -10,7 +10,7 @@ static bool lives(CUevent event) {
     return handle_lives(event) && !__atomic_load_n(&event->gone, __ATOMIC_RELAXED);
 }
 
-void event_reference(CUevent event) {
+static void event_reference(CUevent event) {
     __atomic_fetch_add(&event->references, 1, __ATOMIC_RELAXED);
 }
 

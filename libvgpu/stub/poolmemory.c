@@ -4,7 +4,7 @@
 
 #include <stdlib.h>
 
-CUresult pool_allocate(CUcontext context, CUmemoryPool pool, size_t bytes, CUstream stream, CUdeviceptr *dptr) {
+static CUresult pool_allocate(CUcontext context, CUmemoryPool pool, size_t bytes, CUstream stream, CUdeviceptr *dptr) {
     struct allocation *record;
     REQUIRE(bytes <= pool->device->card.shared->memory_bytes, CUDA_ERROR_OUT_OF_MEMORY);
     REQUIRE(pool_take(pool, bytes, stream), CUDA_ERROR_OUT_OF_MEMORY);

@@ -209,9 +209,6 @@ static CUmemoryPool implicit_pool(struct device *device, CUmemoryPool *place, ui
     return *place;
 }
 
-CUmemoryPool pool_default(struct device *device) {
-    return implicit_pool(device, &device->default_pool, 0);
-}
 CUmemoryPool pool_of_graphs(struct device *device) {
     return implicit_pool(device, &device->graph_pool, UINT64_MAX); /* kept until cuDeviceGraphMemTrim */
 }
@@ -220,7 +217,7 @@ CUresult stub_cuDeviceGetDefaultMemPool(CUmemoryPool *out, CUdevice ordinal) {
     struct device *device;
     TRY(device_of(ordinal, &device));
     REQUIRE(out, CUDA_ERROR_INVALID_VALUE);
-    *out = pool_default(device);
+    *out = implicit_pool(device, &device->default_pool, 0);
     return *out ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 

@@ -29,10 +29,8 @@ void pool_give_done(struct pending_free *pending);
 void pools_settle(struct device *device);
 /* Gives back everything that pools keep for nobody. Returns whether that was anything. */
 bool pools_trim_all(struct device *device);
-CUresult pool_allocate(CUcontext context, CUmemoryPool pool, size_t bytes, CUstream stream, CUdeviceptr *dptr);
 CUresult pool_free(struct allocation *allocation, CUstream stream);
-/* The device's pools that need no creating. */
-CUmemoryPool pool_default(struct device *device);
+/* The device's pool for the memory of graphs, which needs no creating. */
 CUmemoryPool pool_of_graphs(struct device *device);
 void pool_trim(CUmemoryPool pool, uint64_t keep_bytes);
 void pools_forget_all(void);

@@ -78,9 +78,7 @@ enum direction { ANY_TO_ANY, HOST_TO_DEVICE, DEVICE_TO_HOST, DEVICE_TO_DEVICE };
 CUresult copy_linear(CUdeviceptr to, CUdeviceptr from, size_t bytes, enum direction direction, CUstream stream,
                      bool wait);
 CUresult copy_3d(const CUDA_MEMCPY3D *params, CUstream stream, bool wait);
-/* How long it takes to move so many bytes over the link (no engine's time), or to read and write so many on the card.
- */
-uint64_t link_ns(CUcontext context, size_t bytes);
+/* How long it takes to read and write so many bytes on the card. */
 uint64_t memory_ns(CUcontext context, size_t bytes);
 /* Is there host memory at this address? Managed memory is the device's. */
 bool on_host(CUdeviceptr address);

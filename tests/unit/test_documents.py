@@ -1,6 +1,7 @@
-"""The documents are true: every command in them is one that CI runs."""
+"""The documents are true: every command in them is one that CI runs, and what they name is there."""
 
 import argparse
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,6 +49,8 @@ _OPTIONS_OF_OTHERS = {
     "--take-ownership",
 }
 """Of kube-apiserver and helm."""
+_SAME = 0.38
+"""Entries of the changelog that have more of their words in common are about one thing; others had 0.33 at the most."""
 
 
 def _commands(document: Path) -> list[str]:
@@ -224,3 +227,15 @@ def test_every_document_can_be_reached_from_the_readme() -> None:
         ways += [path for path in found if path.suffix == ".md"]
         ways += [page for path in found if path.is_dir() for page in path.glob("*.md")]
     assert [str(path.relative_to(_ROOT)) for path in _DOCUMENTS if path not in reached] == []
+
+
+def test_the_changelog_says_each_thing_once() -> None:
+    """Two entries about one thing come of merges that keep the old wording beside the new one."""
+    entries = re.findall(r"^- (.*(?:\n  .*)*)", (_ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    words = [(entry, set(re.findall(r"\w+", entry.lower()))) for entry in entries]
+    assert len(words) > 50
+    assert [
+        (one[:60], other[:60])
+        for (one, ones), (other, others) in itertools.combinations(words, 2)
+        if len(ones & others) > _SAME * len(ones | others)
+    ] == []

@@ -30,8 +30,6 @@ nvmlReturn_t check_device(nvmlDevice_t device);
 nvmlReturn_t check_started(void);
 /* Copies a text with its end, or says that the room is too small. */
 nvmlReturn_t give_text(char *to, unsigned length, const char *text);
-/* Busy percent of the last second. */
-unsigned busy_percent(const struct stub_usage *history, uint32_t length);
 
 /* The parts of a card (MIG), in order, and the card of a part. NULL: there is none. */
 nvmlDevice_t part_of(nvmlDevice_t device, unsigned index);

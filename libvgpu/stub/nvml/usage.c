@@ -6,7 +6,8 @@
 #define IDLE_MILLIWATTS  70000u
 #define LIMIT_MILLIWATTS 700000u
 
-unsigned busy_percent(const struct stub_usage *history, uint32_t length) {
+/* Busy percent of the last second. */
+static unsigned busy_percent(const struct stub_usage *history, uint32_t length) {
     uint64_t percent = (usage_last_second(history, length, now_ns()) + 5000000u) / 10000000u;
     return percent > 100 ? 100 : (unsigned)percent;
 }
