@@ -139,6 +139,8 @@ CONTAINER_PRELOAD_FILE: Final = "/etc/ld.so.preload"
 
 ENV_SHARES_DIR: Final = "VGPU_SHARES_DIR"
 """Where libvgpu looks for shares when CONTAINER_SHARES_DIR does not exist: set by `dra-driver run`."""
+ENV_RUNTIME_DIR: Final = "DRA_DRIVER_RUNTIME_DIR"
+"""Where `dra-driver run` keeps its shares, if not in a folder of the user that a reboot empties."""
 ENV_STUB_DEVICE_DIR: Final = "VGPU_STUB_DEV_DIR"
 """Where the stub driver looks for its cards; /dev if unset. The real driver does not know it."""
 

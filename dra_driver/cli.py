@@ -98,6 +98,10 @@ def _add_run(commands: Commands) -> None:
         help="where the GPU driver is installed; default: %(default)s",
     )
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND...", help="what to run")
+    parser.epilog = (
+        f"Shares are kept in ${names.ENV_RUNTIME_DIR}; default: /run/dra-driver-vgpu/run for root, else a folder of "
+        "the user in $XDG_RUNTIME_DIR or the folder for temporary files."
+    )
 
 
 def _add_explain(commands: Commands) -> None:

@@ -31,7 +31,6 @@ from libvgpu.files import locked
 from libvgpu.paths import library_path
 from libvgpu.shares import Limits, create_share, read_limits
 
-ENV_RUNTIME_DIR = "DRA_DRIVER_RUNTIME_DIR"
 _LOCK = "lock"
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -47,7 +46,7 @@ class ShareRequest:
 
 def runtime_dir(environment: Mapping[str, str] = os.environ) -> Path:
     """Return where the shares of `run` live: a folder of this user that a reboot empties."""
-    if given := environment.get(ENV_RUNTIME_DIR):
+    if given := environment.get(names.ENV_RUNTIME_DIR):
         return Path(given)
     if os.geteuid() == 0:
         return Path("/run/dra-driver-vgpu/run")

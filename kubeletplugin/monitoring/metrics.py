@@ -197,7 +197,9 @@ def _strays(strays: StrayFigures) -> Iterator[Metric]:
 
 def _agent_states(node: NodeFigures) -> Iterator[Metric]:
     yield GaugeMetricFamily(
-        "vgpu_claims_gone", "Prepared claims that are gone, and that the kubelet has not unprepared.", value=node.leftovers
+        "vgpu_claims_gone",
+        "Prepared claims that are gone, and that the kubelet has not unprepared.",
+        value=node.leftovers,
     )
     yield GaugeMetricFamily("vgpu_shares_unreadable", "Shares whose files are damaged.", value=node.unreadable)
     yield GaugeMetricFamily(

@@ -92,7 +92,7 @@ class Card:
         pipe = subprocess.PIPE
         return subprocess.Popen(
             [*command, *options, "--", sys.executable, "-c", program],
-            env={**self.environment, running.ENV_RUNTIME_DIR: str(self.shares)},
+            env={**self.environment, names.ENV_RUNTIME_DIR: str(self.shares)},
             cwd=ROOT,
             stdin=pipe,
             stdout=pipe,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dra_driver import running
+from api import names
 
 if TYPE_CHECKING:
     from tests.gpu.conftest import Card
@@ -73,7 +73,7 @@ def test_nvidia_smi_shows_a_card_of_the_shares_size(card: "Card") -> None:
     query = ["--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     run = subprocess.run(
         [*command, "--memory", "2Gi", "--", "nvidia-smi", *query],
-        env={**card.environment, running.ENV_RUNTIME_DIR: str(card.shares)},
+        env={**card.environment, names.ENV_RUNTIME_DIR: str(card.shares)},
         capture_output=True,
         text=True,
         timeout=60,

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from api import names
 from dra_driver import running
 from libvgpu.stub import StubGPU, create_driver_root
 
@@ -40,7 +41,7 @@ def _command(root: Path, *arguments: str) -> list[str]:
 
 
 def _environment(shares: Path) -> dict[str, str]:
-    return {**os.environ, running.ENV_RUNTIME_DIR: str(shares)}
+    return {**os.environ, names.ENV_RUNTIME_DIR: str(shares)}
 
 
 def _run(shares: Path, root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
