@@ -13,7 +13,7 @@ from tests.bench.simulated import WAITING_NAMESPACE, Fleet, changes, for_each, f
 
 COUNT = 4000
 _EVENTS = "vgpu_controller_events_total"
-_WATCHED_S = 120.0
+_WATCHED_S = 60.0
 _SHAKEN = 20
 """Changes of what all wait for, in that time: a cordon that comes or goes."""
 
