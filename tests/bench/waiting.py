@@ -3,15 +3,18 @@
 Half of them ask for the same, and share explanations; the others ask each for an amount of its own.
 """
 
+import contextlib
 import time
 from dataclasses import dataclass
 
 from api import kube, names
+from api.claims import Object
+from api.errors import GoneError
 from api.kube import PODS, Selection
 from tests.bench.processes import resident_mb
 from tests.bench.simulated import WAITING_NAMESPACE, Fleet, changes, for_each, fraction_pod
 
-COUNT = 4000
+COUNT = 3000
 _EVENTS = "vgpu_controller_events_total"
 _WATCHED_S = 60.0
 _SHAKEN = 20
@@ -46,17 +49,24 @@ def measure(fleet: Fleet) -> None:
 
 
 def _create(fleet: Fleet) -> None:
-    client = fleet.client
-    pods = [f"waiting-{number}" for number in range(COUNT)]
+    """Create the pods, and wait until the scheduler has tried each of them."""
+    for_each([f"waiting-{number}" for number in range(COUNT)], lambda name: _create_one(fleet, name))
     selection = Selection(namespace=WAITING_NAMESPACE)
-    version = client.list(PODS, selection)["metadata"]["resourceVersion"]
-    for_each(pods, lambda name: _create_one(fleet, name))
-    left = set(pods)
-    for obj in changes(client, PODS, selection, version):
-        if any(condition.get("reason") == "Unschedulable" for condition in obj["status"].get("conditions") or []):
-            left.discard(obj["metadata"]["name"])
-            if not left:
-                return
+    while True:
+        listed = fleet.client.list(PODS, selection)
+        left = {pod["metadata"]["name"] for pod in listed["items"] if not _is_tried(pod)}
+        if not left:
+            return
+        with contextlib.suppress(GoneError):  # so many changes that the API server has forgotten the first by now
+            for pod in changes(fleet.client, PODS, selection, listed["metadata"]["resourceVersion"]):
+                if _is_tried(pod):
+                    left.discard(pod["metadata"]["name"])
+                if not left:
+                    return
+
+
+def _is_tried(pod: Object) -> bool:
+    return any(condition.get("reason") == "Unschedulable" for condition in pod["status"].get("conditions") or [])
 
 
 def _create_one(fleet: Fleet, name: str) -> None:
