@@ -7,14 +7,15 @@ from pydantic import ValidationError
 
 from api.offerrules import OfferRule
 from api.slices import render_device
+from controller.offers.composing import Composer
 from controller.offers.counters import CountersMode
-from controller.offers.forms import Amount
+from controller.offers.forms import Amount, Holding
 from controller.offers.layouts import default_menu, default_slots
 from controller.offers.offering import Offer
-from controller.offers.policies import Policy
+from controller.offers.policies import NodeDevices, Policy
 from controller.offers.publishing import render_content
 from controller.offers.slots import SlotsMode
-from tests.unit.controller.builders import GI, facts, offered
+from tests.unit.controller.builders import GI, facts, offered, status
 
 SLOTS = SlotsMode()
 A, B = facts(0).name, facts(1).name
@@ -138,3 +139,12 @@ def test_counters_have_slices_of_their_own_from_1_35_with_at_most_8_sets() -> No
 def test_a_part_that_the_hardware_made_is_offered_whole(mode: Any) -> None:
     part = facts(0, type="mig", memory_bytes=5 * GI)
     assert names(offered(mode, part)) == [A]
+
+
+def test_the_whole_gpu_stays_on_offer_where_a_slot_of_an_older_menu_takes_the_last_place_in_its_slice() -> None:
+    policy = Policy((OfferRule.model_validate({"menu": [{"memory": "64Mi", "count": 63}]}),), menu=True)
+    old = f"{A}-slot-1024m-10c-0"
+    node = NodeDevices(status(facts()), holdings={A: [Holding(old, Amount(GI, 10))]})
+    found = names(Composer().compose("n1", node, CountersMode(together=True), policy, []))
+    assert len(found) == 64
+    assert found[-2:] == [old, A]
