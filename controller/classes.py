@@ -33,7 +33,7 @@ class ClassSettings:
     vendors: tuple[str, ...] | None = None
     """One for all vendors, and one for each of these; None: no class at all."""
     owner: str = ""
-    """Name of the ClusterRole with which they go; empty: they stay."""
+    """Name of the release's ClusterRole, with which they go, and the driver's name too; empty: they stay."""
 
     def wanted(self, driver: str) -> dict[str, str]:
         """Return the CEL expression of each class, by name.

@@ -108,7 +108,11 @@ class ControllerOptions(CommonOptions):
         tuple[str, ...], BeforeValidator(_split), Field(description="vendors with a DeviceClass of their own")
     ] = ("nvidia",)
     device_class_owner: Annotated[
-        str, Field(description="ClusterRole with which the DeviceClasses are removed; default: none, they stay")
+        str,
+        Field(
+            description="ClusterRole with which the DeviceClasses are removed, and by which releases of one driver "
+            "know each other; default: none, they stay"
+        ),
     ] = ""
     update_crd: Annotated[bool, Field(description="update the CRD of an older release")] = True
     identity: Annotated[
