@@ -14,6 +14,6 @@ look:
 - `cluster`, what is known: `watching` keeps one kind, `kinds` and `records` say which and what of it, `indexing` what
   follows from a change (`waiting`, `followedclaims`), `caching` holds all, `rulewatching` what few clusters serve;
 - what is written: `choosing` the mode, `keeping` the slices (as often as `restoring` lets it), `telling` inventories
-  (`damping`), `classes` the DeviceClasses, `crds` the CRD; `pending` and `eventing` tell why claims wait, as far as
-  `explanationbudgets` and `eventbudgets` let them, `explaining` on a terminal.
+  (`damping`), both with a `backoff`, `classes` the DeviceClasses, `crds` the CRD; `pending` and `eventing` tell why
+  claims wait, as far as `explanationbudgets` and `eventbudgets` let them, `explaining` on a terminal.
 """

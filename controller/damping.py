@@ -9,22 +9,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from api.names import ClaimUID
-
-_FIRST_PAUSE_S = 1.0
-_LAST_PAUSE_S = 60.0
+from controller.backoff import Backoff, backoff
 
 
 @dataclass(frozen=True)
 class _Change:
     digest: str | None
     """What was told then; None: that there is nothing to follow any more."""
-    at_s: float
-    pause_s: float
-
-    @property
-    def due_s(self) -> float:
-        """From when on the next change may be told."""
-        return self.at_s + self.pause_s
+    backoff: Backoff
+    """When that was, and from when on the next change may be told."""
 
 
 class Damper:
@@ -46,18 +39,17 @@ class Damper:
         """
         now_s = self._clock()
         before = self._changes.pop(node, {})
-        changes = {uid: change for uid, change in before.items() if now_s < change.due_s + change.pause_s}
+        changes = {uid: change for uid, change in before.items() if not change.backoff.is_over(now_s)}
         self._due_s.pop(node, None)
         admitted = dict(wanted)
         for uid in told.keys() | wanted.keys() | changes.keys():
             digest, last = wanted.get(uid), changes.get(uid)
             if digest == (last.digest if last is not None else told.get(uid)):
                 continue
-            if last is None or now_s >= last.due_s:
-                pause_s = min(2 * last.pause_s, _LAST_PAUSE_S) if last is not None else _FIRST_PAUSE_S
-                changes[uid] = _Change(digest, now_s, pause_s)
+            if last is None or now_s >= last.backoff.due_s:
+                changes[uid] = _Change(digest, backoff(last.backoff if last is not None else None, now_s))
                 continue
-            self._due_s[node] = min(self._due_s.get(node, last.due_s), last.due_s)
+            self._due_s[node] = min(self._due_s.get(node, last.backoff.due_s), last.backoff.due_s)
             admitted.pop(uid, None)
             if last.digest is not None:
                 admitted[uid] = last.digest

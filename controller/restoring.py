@@ -7,27 +7,14 @@ What is our own wish, such as a device that broke, is written at once all the sa
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from controller.backoff import Backoff, backoff
 from controller.offers.publishing import Pool
 
 log = logging.getLogger(__name__)
 
-_FIRST_PAUSE_S = 1.0
-_LAST_PAUSE_S = 60.0
 _TOLD_FROM_S = 8.0
 """Of a pause that is as long, the log tells."""
-
-
-@dataclass(frozen=True)
-class _Restored:
-    at_s: float
-    pause_s: float
-
-    @property
-    def due_s(self) -> float:
-        """When the pool may be put right again."""
-        return self.at_s + self.pause_s
 
 
 class Restores:
@@ -37,7 +24,7 @@ class Restores:
         """Begin with nothing written; `clock` gives seconds."""
         self._clock = clock
         self._written: dict[str, Pool] = {}
-        self._restored: dict[str, _Restored] = {}
+        self._restored: dict[str, Backoff] = {}
         self._due_s: dict[str, float] = {}
 
     def may_write(self, node: str, pool: Pool) -> bool:
@@ -50,12 +37,10 @@ class Restores:
         if last is not None and now_s < last.due_s:
             self._due_s[node] = last.due_s
             return False
-        is_again = last is not None and now_s < last.due_s + last.pause_s
-        pause_s = min(2 * last.pause_s, _LAST_PAUSE_S) if last is not None and is_again else _FIRST_PAUSE_S
-        if pause_s >= _TOLD_FROM_S:
-            details = {"node": node, "pause_s": pause_s}
+        restored = self._restored[node] = backoff(last, now_s)
+        if restored.pause_s >= _TOLD_FROM_S:
+            details = {"node": node, "pause_s": restored.pause_s}
             log.warning("somebody else changes the slices of a node again and again; put right", extra=details)
-        self._restored[node] = _Restored(now_s, pause_s)
         return True
 
     def note_written(self, node: str, pool: Pool) -> None:
