@@ -243,23 +243,25 @@ def inventories(kube: FakeKube) -> list[str]:
 
 
 def test_the_inventory_of_a_node_that_is_gone_goes_once_its_agent_is_silent(
-    kube: FakeKube, controller: Controller
+    kube: FakeKube, request: pytest.FixtureRequest
 ) -> None:
     state_inventory(kube, "gone", status(facts(), heartbeat=datetime.now(UTC) - timedelta(minutes=5)))
     state_inventory(kube, "young", status(facts()))
+    controller: Controller = request.getfixturevalue("controller")  # only now: it takes away what states nothing yet
     wait_until(lambda: inventories(kube) == ["young"])
     wait_until(controller.idle)
     assert inventories(kube) == ["young"]
 
 
 def test_a_cordon_outlives_its_node_and_holds_when_the_node_is_registered_again(
-    kube: FakeKube, controller: Controller
+    kube: FakeKube, request: pytest.FixtureRequest
 ) -> None:
     long_ago = datetime.now(UTC) - timedelta(minutes=5)
     state_inventory(kube, "n1", status(facts(0), facts(1), heartbeat=long_ago))
     spec = {"cordonedDevices": [facts(1).uuid]}
     kube.patch(kube_api.NODE_INVENTORIES, {"metadata": {"name": "n1"}}, {"spec": spec})
     state_inventory(kube, "gone", status(facts(2), heartbeat=long_ago))
+    request.getfixturevalue("controller")  # only now: it takes away what states nothing yet
     wait_until(lambda: inventories(kube) == ["n1"])
     wait_until(lambda: events(kube, "n1"))
     (event,) = events(kube, "n1")

@@ -158,7 +158,7 @@ def go_on(program: "subprocess.Popen[str]") -> None:
 def finish(program: "subprocess.Popen[str]") -> str:
     """Wait until a program has ended well; return what it said until then."""
     with program:
-        output, _ = program.communicate(timeout=120)
+        output, _ = program.communicate(timeout=500)  # the longest take ten seconds, and minutes on a busy machine
     assert program.returncode == 0
     return output
 
