@@ -81,7 +81,7 @@ def behind(function, action):
     def act():
         action()
         done.append(True)
-    between, done, thread = Between.in_dll(cuda, "vgpu_stub_between"), [], threading.Thread(target=act)
+    between, done, thread = Between.in_dll(cuda, "vgpu_stub_between"), [], threading.Thread(target=act, daemon=True)
     between.after = ctypes.CFUNCTYPE(None)(start_action)
     between.function = function
     def wait():
@@ -205,7 +205,7 @@ def use():
     check(cuda.cuCtxSetCurrent(second))
     alloc(20 * MIB)
 turn, results = threading.Barrier(2), []
-thread = threading.Thread(target=use)
+thread = threading.Thread(target=use, daemon=True)
 thread.start()
 turn.wait()
 check(cuda.cuCtxDestroy_v2(first))
@@ -287,7 +287,7 @@ synchronize()
 for _ in range(20):
     launch(function, 1000)
 if {elsewhere}:
-    thread = threading.Thread(target=reload)
+    thread = threading.Thread(target=reload, daemon=True)
     thread.start()
     thread.join()
 else:
@@ -318,7 +318,7 @@ def again_of(loaded):
 def in_turn(local):
     if not {elsewhere}:
         return reload(local)
-    thread = threading.Thread(target=reload, args=(local,))
+    thread = threading.Thread(target=reload, args=(local,), daemon=True)
     thread.start()
     thread.join()
 module, function = load(16)
@@ -501,7 +501,7 @@ def first():
     check(cuda.cuGraphLaunch(graphs[0], stream))
     turn.wait(); turn.wait()
 turn = threading.Barrier(2)
-thread = threading.Thread(target=first)
+thread = threading.Thread(target=first, daemon=True)
 thread.start()
 turn.wait()
 if "{line}" == "contexts":

@@ -124,7 +124,7 @@ def use():
     gpu.cuCtxSetCurrent(second)
     codes.append(code_of("cuCtxGetDevice", byref(c_int())))
 turn, codes = threading.Barrier(2), []
-thread = threading.Thread(target=use)
+thread = threading.Thread(target=use, daemon=True)
 thread.start()
 turn.wait()
 gpu.cuCtxDestroy_v2(first)
@@ -149,7 +149,7 @@ for _ in range(5):
 def wait():
     gpu.cuCtxSetCurrent(gpu.context)
     gpu.cuCtxSynchronize()
-thread = threading.Thread(target=wait)
+thread = threading.Thread(target=wait, daemon=True)
 thread.start()
 gpu.cuStreamDestroy_v2(first)
 second = gpu.create("cuStreamCreate", c_uint(1))
