@@ -140,6 +140,9 @@ class NodeAgentOptions(CommonOptions):
     ignored_xids: Annotated[
         tuple[int, ...], BeforeValidator(_split), Field(description="Xid errors that leave a device healthy")
     ] = ()
+    uncounted_apis: Annotated[
+        bool, Field(description="give containers the libraries of OpenCL and graphics, which no share holds to limits")
+    ] = False
     monitor_interval_s: Annotated[
         float, Field(ge=0.1, le=60, description="seconds between two looks at the books of all shares")
     ] = 1.0

@@ -78,6 +78,7 @@ def run_node_agent(config: Path | None, flags: Mapping[str, object]) -> int:
         pod_uid=options.pod_uid,
         hold_back=options.hold_back,
         ignored_xids=options.ignored_xids,
+        uncounted_apis=options.uncounted_apis,
         monitor_interval_s=options.monitor_interval_s,
         driver_interval_s=options.driver_interval_s,
         steering_interval_s=options.steering_interval_s,

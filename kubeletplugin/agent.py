@@ -84,6 +84,7 @@ class NodeAgent:
                 cdi_dir=settings.cdi_dir,
                 faults_file=settings.state_dir / FAULTS_FILE,
                 seen_file=settings.state_dir / SEEN_FILE,
+                uncounted_apis=settings.uncounted_apis,
             ),
         )
         self._sockets = SocketPaths.of(settings.kubelet_dir, settings.driver_name, settings.pod_uid)

@@ -41,6 +41,8 @@ class AgentSettings:
     """GPUs that are not offered: UUIDs, indices, model:NAME."""
     ignored_xids: tuple[int, ...] = ()
     """Xid errors that do not make a device unhealthy, beside those of programs."""
+    uncounted_apis: bool = False
+    """Whether containers get the libraries of OpenCL and graphics, whose use of a GPU no share counts."""
     context_bytes: int = 0
     """What a context takes of a device, charged where the driver does not say it in a container; 0: learned."""
     overuse_slack: Slack = DEFAULT_SLACK

@@ -2,8 +2,9 @@
 
 Called by the NVIDIA backend. `nvidia-ctk cdi generate` knows more of a driver than we do (firmware, application
 profiles, the hook that brings the loader's cache up to date, Tegra's files), so where it was run, its edits are taken
-over. What we have a say in stays ours: the driver's two libraries behind the gate, and neither nodes nor libraries of
-APIs that no share counts: graphics and OpenCL. Source: Container Device Interface specification.
+over. What we have a say in stays ours: the driver's two libraries behind the gate, and, unless an operator wants them,
+neither nodes nor libraries of APIs that no share counts: graphics and OpenCL. Source: Container Device
+Interface specification.
 """
 
 import json
@@ -50,14 +51,19 @@ class ToolkitSpec:
         return self.by_device.get(uuid, self.by_device.get(str(index)))
 
 
-def find_spec(root: DriverRoot, cdi_dir: Path) -> ToolkitSpec | None:
+def find_spec(root: DriverRoot, cdi_dir: Path, uncounted_apis: bool = False) -> ToolkitSpec | None:
     """Return the toolkit's spec on this node, None if there is none that can be used.
 
     A spec whose files are gone is of a driver that was replaced since: it is left alone, and told.
+
+    Args:
+        root: where the driver is.
+        cdi_dir: another folder in which tools may have written specs.
+        uncounted_apis: also take over what programs of APIs that no share counts need.
     """
     folders = [*(root.path / folder for folder in _FOLDERS if root.on_host == Path("/")), cdi_dir]
     for path in (path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())):
-        spec = None if _OURS in path.name else _read(path)
+        spec = None if _OURS in path.name else _read(path, uncounted_apis)
         if spec is None:
             continue
         missing = next(_missing(spec, root), None)
@@ -78,7 +84,7 @@ def is_uncounted(container_path: str) -> bool:
     return Path(container_path).name.startswith(_UNCOUNTED)
 
 
-def _read(path: Path) -> ToolkitSpec | None:
+def _read(path: Path, uncounted_apis: bool) -> ToolkitSpec | None:
     try:
         text = path.read_text()
         content = (
@@ -89,23 +95,24 @@ def _read(path: Path) -> ToolkitSpec | None:
         return ToolkitSpec(
             path,
             str(content["cdiVersion"]),
-            _kept(content.get("containerEdits") or {}),
-            {str(device["name"]): _kept(device["containerEdits"]) for device in content.get("devices") or []},
+            _kept(content.get("containerEdits") or {}, uncounted_apis),
+            {
+                str(device["name"]): _kept(device["containerEdits"], uncounted_apis)
+                for device in content.get("devices") or []
+            },
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         _log.warning("CDI spec cannot be read", extra={"file": str(path), "error": str(error)})
         return None
 
 
-def _kept(edits: Edits) -> Edits:
-    """Return what is taken over: no environment (ours says that nobody else shall add devices), nothing uncounted."""
+def _kept(edits: Edits, uncounted_apis: bool) -> Edits:
+    """Return what is taken over: no environment (ours says that nobody else shall add devices), no gated library."""
     kept = {name: list(edits.get(name) or []) for name in _LISTS}
-    kept["mounts"] = [
-        mount
-        for mount in kept["mounts"]
-        if not is_gated(mount["containerPath"]) and not is_uncounted(mount["containerPath"])
-    ]
-    kept["deviceNodes"] = [node for node in kept["deviceNodes"] if not Path(node["path"]).is_relative_to(_GRAPHICS)]
+    kept["mounts"] = [mount for mount in kept["mounts"] if not is_gated(mount["containerPath"])]
+    if not uncounted_apis:
+        kept["mounts"] = [mount for mount in kept["mounts"] if not is_uncounted(mount["containerPath"])]
+        kept["deviceNodes"] = [node for node in kept["deviceNodes"] if not Path(node["path"]).is_relative_to(_GRAPHICS)]
     return {name: entries for name, entries in kept.items() if entries}
 
 

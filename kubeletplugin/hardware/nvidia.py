@@ -14,18 +14,18 @@ from typing_extensions import override
 
 from api import names
 from api.errors import StateError
-from kubeletplugin.hardware.ctkspecs import ToolkitSpec, find_spec
-from kubeletplugin.hardware.devices import Device, DeviceFigures, Discovery, Driver, DriverProcess
+from kubeletplugin.hardware.ctkspecs import find_spec
+from kubeletplugin.hardware.devices import Device, DeviceFigures, Discovery, DriverProcess
 from kubeletplugin.hardware.discovery import DiscoveryBackend
 from kubeletplugin.hardware.driverroots import DriverRoot
 from kubeletplugin.hardware.faults import Faults
 from kubeletplugin.hardware.holdingback import Filter
 from kubeletplugin.hardware.keptfiles import KeptFiles
 from kubeletplugin.hardware.nvidiadevices import Machine, Versions, describe, unseen, without_a_name
+from kubeletplugin.hardware.nvidiafiles import driver_of, with_edits
 from kubeletplugin.hardware.nvidiasigns import Judge, is_settled, read_ecc, read_repairs, read_signs
 from kubeletplugin.hardware.nvidiatimes import NvmlGpuTimes
 from kubeletplugin.hardware.nvml import (
-    LIBRARY,
     NvmlSession,
     Opened,
     ask,
@@ -35,23 +35,6 @@ from kubeletplugin.hardware.nvml import (
 )
 from kubeletplugin.hardware.seendevices import SeenDevices
 
-_LIBRARIES = (
-    "libcuda.so.1",
-    LIBRARY,
-    "libcudadebugger.so.1",
-    "libnvidia-cfg.so.1",
-    "libnvidia-gpucomp.so.*",
-    "libnvidia-nvvm.so.4",
-    "libnvidia-nvvm70.so.4",
-    "libnvidia-ptxjitcompiler.so.1",
-    "libnvidia-tileiras.so.*",
-    *("libnvrm_*.so", "libnvos.so", "libnvsocsys.so", "libnvsci*.so*"),  # what libcuda needs on Jetson Linux
-)
-_PROGRAMS = ("nvidia-smi",)
-_CONTROL_NODES = (
-    *("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools"),
-    *("nvmap", "nvhost-ctrl", "host1x-fence", "nvsciipc"),  # of a Tegra chip
-)
 _EVENTS = pynvml.nvmlEventTypeXidCriticalError | pynvml.nvmlEventTypeDoubleBitEccError
 _WAIT_MS = 1000
 """NVML cannot be begun anew while somebody waits for its events."""
@@ -69,6 +52,8 @@ class NvidiaOptions:
     """Where faults are kept for the agent that comes after this one."""
     seen_file: Path | None = None
     """Where GPUs and their links are kept for it."""
+    uncounted_apis: bool = False
+    """Give containers what programs of APIs need that no share counts: OpenCL, and graphics from a toolkit's spec."""
 
 
 _DEFAULTS = NvidiaOptions()
@@ -161,11 +146,11 @@ class NvidiaDiscovery(DiscoveryBackend):
         self._seen.note(devices, {uuid: judge.links_seen for uuid, judge in self._judges.items()})
         devices += unseen(self._machine)
         root = self._machine.root
-        toolkit = find_spec(root, self._options.cdi_dir)
-        driver = _driver(root, toolkit)
+        toolkit = find_spec(root, self._options.cdi_dir, self._options.uncounted_apis)
+        driver = driver_of(root, toolkit, self._options.uncounted_apis)
         self._kept.keep(driver)
         return Discovery(
-            tuple(self._options.hold_back.apply(_fitted(device, toolkit)) for device in devices),
+            tuple(self._options.hold_back.apply(with_edits(device, toolkit)) for device in devices),
             driver,
             # Without a UUID there is no name to state it under.
             "; ".join(f"device {index}: {error}" for index, error in silent.items()),
@@ -240,19 +225,6 @@ class NvidiaDiscovery(DiscoveryBackend):
             return self._faults.tell_xid(uuid, int(event.eventData))
         self._faults.count(uuid, "ecc-uncorrected")
         return True
-
-
-def _driver(root: DriverRoot, toolkit: ToolkitSpec | None) -> Driver:
-    """Return what each container gets: all of it found by us, or the rest by the toolkit."""
-    if toolkit is None:
-        return Driver((*root.device_files(_CONTROL_NODES), *root.libraries(_LIBRARIES), *root.binaries(_PROGRAMS)))
-    files = (*root.device_files(_CONTROL_NODES), *root.libraries(names.GATED_LIBRARIES))
-    return Driver(files, toolkit.common, toolkit.version)
-
-
-def _fitted(device: Device, toolkit: ToolkitSpec | None) -> Device:
-    edits = toolkit.of_device(device.uuid, device.index) if toolkit and device.type == names.DEVICE_TYPE_GPU else None
-    return replace(device, toolkit=edits) if edits else device
 
 
 def _count() -> int:

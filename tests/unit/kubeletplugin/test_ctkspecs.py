@@ -11,11 +11,13 @@ import yaml
 from kubeletplugin.hardware.ctkspecs import find_spec
 from kubeletplugin.hardware.devices import DeviceFile, Driver
 from kubeletplugin.hardware.driverroots import DriverRoot
+from kubeletplugin.hardware.nvidiafiles import driver_of
 from kubeletplugin.state import cdi
 from tests.unit.kubeletplugin.builders import gpu
 from tests.unit.kubeletplugin.cdischema import schema
 
 LIBRARY = "/usr/lib/x86_64-linux-gnu"
+OPENCL = "libnvidia-opencl.so.1"
 # How OpenCL, OpenGL, EGL and Vulkan programs find the GPU.
 UNCOUNTED = ("libnvidia-opencl.so.570.1", "libGLX_nvidia.so.570.1", "libEGL_nvidia.so.570.1", "libcuda.so")
 SPEC: dict[str, Any] = {
@@ -94,6 +96,30 @@ def test_a_spec_is_taken_over_without_what_no_share_counts_and_without_what_the_
     assert [node["path"] for node in common["deviceNodes"]] == ["/dev/nvidiactl", "/dev/nvidia-modeset"]
     assert common["hooks"] == SPEC["containerEdits"]["hooks"]
     assert common["env"] == ["NVIDIA_VISIBLE_DEVICES=void"]
+
+
+def test_a_spec_is_taken_over_with_what_no_share_counts_where_an_operator_wants_that(host: Path) -> None:
+    (host / "etc/cdi/nvidia.yaml").write_text(yaml.safe_dump(SPEC))
+    found = find_spec(root_of(host), host / "none", uncounted_apis=True)
+    assert found is not None
+    assert [mount["containerPath"] for mount in found.common["mounts"]] == [
+        *(f"{LIBRARY}/{name}" for name in UNCOUNTED if name != "libcuda.so"),  # the gate stands for that all the same
+        "/lib/firmware/gsp.bin",
+    ]
+    device = found.of_device("GPU-x", 0)
+    assert device is not None
+    assert [node["path"] for node in device["deviceNodes"]] == ["/dev/nvidia0", "/dev/dri/card1"]
+
+
+@pytest.mark.parametrize(("uncounted_apis", "expected"), [(False, {"libcuda.so.1"}), (True, {"libcuda.so.1", OPENCL})])
+def test_without_a_spec_containers_get_the_library_of_opencl_where_an_operator_wants_that(
+    tmp_path: Path, uncounted_apis: bool, expected: set[str]
+) -> None:
+    (tmp_path / LIBRARY[1:]).mkdir(parents=True)
+    for name in ("libcuda.so.1", OPENCL):
+        (tmp_path / LIBRARY[1:] / name).touch()
+    driver = driver_of(root_of(tmp_path), None, uncounted_apis)
+    assert {file.container_path.name for file in driver.files} == expected
 
 
 def test_a_spec_of_a_driver_that_is_gone_is_left_alone_and_told(host: Path, caplog: pytest.LogCaptureFixture) -> None:
