@@ -67,7 +67,8 @@ class DriverName:
             raise ConfigError(
                 f"driver {self._driver}: found ResourceSlice {self._name} of another release (ClusterRole {other}), "
                 "expected none: a cluster has one release with a driver's name; remove one, or give one another "
-                "driverName"
+                "driverName. If that release had the name once and has another now: kubectl delete resourceslice "
+                f"{self._name}"
             )
         owners = wanted["metadata"]["ownerReferences"]
         if stored["metadata"].get("ownerReferences") != owners:

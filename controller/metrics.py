@@ -8,7 +8,11 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.leader = Gauge("vgpu_controller_leader", "1 while this controller leads.", registry=registry)
-        self.slices = Gauge("vgpu_controller_slices", "ResourceSlices of the driver.", registry=registry)
+        self.slices = Gauge(
+            "vgpu_controller_slices",
+            "ResourceSlices of the driver, with the one that holds its name.",
+            registry=registry,
+        )
         self.devices = Gauge("vgpu_controller_devices", "Devices by state.", ["state"], registry=registry)
         self.writes = Counter(
             "vgpu_controller_slice_writes", "ResourceSlices written.", ["operation"], registry=registry

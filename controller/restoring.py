@@ -44,8 +44,9 @@ class Restores:
         return True
 
     def note_written(self, node: str, pool: Pool) -> None:
-        """Remember that the slices of a node are those of a pool now."""
+        """Remember that the slices of a node are those of a pool now, by a write of ours or by somebody else's."""
         self._written[node] = pool
+        self._due_s.pop(node, None)
 
     def due_in_s(self, node: str) -> float | None:
         """Return after how many seconds a node's pool may be put right; None: it is right."""

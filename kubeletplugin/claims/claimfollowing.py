@@ -152,6 +152,7 @@ class ClaimFollower:
             return replace(prepared[claim.uid], pods=pods)
 
         try:
+            self._meet(found)  # before: pods that are noted are not looked at again
             self._ledger.reserve(claim.uid, change)
         except _UndoneError:
             return True
@@ -159,7 +160,6 @@ class ClaimFollower:
             _log.warning("pods of a claim not noted", extra={"claim_uid": claim.uid, "error": str(error)})
             return False
         _log.info("pods of a claim noted", extra={"claim_uid": claim.uid, "pods": pods})
-        self._meet(found)
         return True
 
     def _follow_annotation(self, claim: PreparedClaim, found: ClaimView) -> bool:

@@ -72,7 +72,8 @@ class Collector:
     def run_once(self) -> None:
         """Look at everything once."""
         claims = self._state.ledger.prepared()
-        self._looks = {uid: look for uid, look in self._looks.items() if uid in claims}
+        for uid in [uid for uid in list(self._looks) if uid not in claims]:
+            self._looks.pop(uid, None)  # in place: calls of the kubelet note what they see, too
         for claim in claims.values():
             try:
                 self._look_at(claim)

@@ -10,6 +10,7 @@ got together.
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -44,6 +45,7 @@ class RuntimeGuard:
         self._tell_owner = tell
         self._told_s: dict[tuple[ClaimUID, str], float] = {}
         """When what was told last, by claim and pod."""
+        self._telling = threading.Lock()
         self._patterns = tuple(patterns)
         self._refused: Mapping[str, str] = {}
         """Handlers by the name of their RuntimeClass."""
@@ -85,7 +87,8 @@ class RuntimeGuard:
 
     def _sort_pods(self, claims: Sequence[ClaimView]) -> Iterable[tuple[ClaimView, tuple[Mapping[Consumer, str], int]]]:
         """Yield each claim with its pods in sandboxes (and what is to be said of each), and the number of others."""
-        if not self._refused:
+        refused = self._refused  # another thread may hear of other classes meanwhile
+        if not refused:
             return
         users = {claim.uid: [one for one in claim.reserved_for if one.resource == "pods"] for claim in claims}
         wanted = [Wanted(PODS, user.name, claim.namespace) for claim in claims for user in users[claim.uid]]
@@ -96,25 +99,20 @@ class RuntimeGuard:
             for user in users[claim.uid]:
                 pod = next(pods)
                 name = self._class_of(user, pod)
-                if name in self._refused:
-                    sandboxed[user] = self._describe(claim, user, name)
+                if name in refused:
+                    sandboxed[user] = _describe(claim, user, name, refused[name])
                 elif _is_served(user, pod):
                     others += 1
             yield claim, (sandboxed, others)
 
-    def _describe(self, claim: ClaimView, user: Consumer, name: str) -> str:
-        return (
-            f"{claim}: pod {user.name}: found runtimeClassName {name} with handler {self._refused[name]}, expected a "
-            "runtime that shares the node's kernel: in a sandbox the GPU driver is out of reach, and no share of it "
-            "can be enforced; give the pod another runtimeClassName, or none"
-        )
-
     def _tell_once(self, claim: ClaimView, user: Consumer, reason: str) -> None:
         now_s = time.monotonic()
-        self._told_s = {key: told_s for key, told_s in self._told_s.items() if now_s < told_s + _TELL_AGAIN_S}
-        if (claim.uid, user.uid) not in self._told_s:
+        with self._telling:
+            self._told_s = {key: told_s for key, told_s in self._told_s.items() if now_s < told_s + _TELL_AGAIN_S}
+            if (claim.uid, user.uid) in self._told_s:
+                return
             self._told_s[claim.uid, user.uid] = now_s
-            self._tell_owner(claim, user, names.EVENT_SANDBOXED, reason)
+        self._tell_owner(claim, user, names.EVENT_SANDBOXED, reason)
 
     def _is_refused(self, handler: str) -> bool:
         return any(fnmatchcase(handler, pattern) for pattern in self._patterns)
@@ -130,6 +128,14 @@ class RuntimeGuard:
         if not self._outage:
             _log.warning(what, extra={"error": str(error)})
         self._outage = str(error)
+
+
+def _describe(claim: ClaimView, user: Consumer, name: str, handler: str) -> str:
+    return (
+        f"{claim}: pod {user.name}: found runtimeClassName {name} with handler {handler}, expected a runtime that "
+        "shares the node's kernel: in a sandbox the GPU driver is out of reach, and no share of it can be enforced; "
+        "give the pod another runtimeClassName, or none"
+    )
 
 
 def _is_served(user: Consumer, pod: JSON | KubeError) -> bool:

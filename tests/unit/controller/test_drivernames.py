@@ -25,7 +25,8 @@ _EVERYTHING = Selection()
 HELD = f"{DRIVER}.name"
 REFUSAL = (
     f"driver {DRIVER}: found ResourceSlice {HELD} of another release (ClusterRole theirs), expected none: a "
-    "cluster has one release with a driver's name; remove one, or give one another driverName"
+    "cluster has one release with a driver's name; remove one, or give one another driverName. If that release had the "
+    f"name once and has another now: kubectl delete resourceslice {HELD}"
 )
 
 

@@ -59,6 +59,15 @@ def test_after_a_quiet_time_a_change_is_put_right_at_once_again() -> None:
     assert node.restores.due_in_s("n1") == 1.0
 
 
+def test_what_came_right_by_itself_while_it_had_to_wait_is_due_no_more() -> None:
+    node = Node()
+    assert node.write(POOL)
+    assert not node.write(POOL)
+    node.restores.note_written("n1", POOL)  # whoever had changed them has changed them back
+    node.now_s += 3600
+    assert node.restores.due_in_s("n1") is None
+
+
 def test_who_changes_slices_again_and_again_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
     node = Node()
     for _ in range(8):
