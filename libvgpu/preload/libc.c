@@ -6,6 +6,7 @@
 
 #include <dlfcn.h>
 #include <elf.h>
+#include <limits.h>
 #include <link.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -70,12 +71,12 @@ static uint32_t hash_of(const char *name) {
 }
 
 /* The symbol of this name and type in its default version, else in any. */
-static void *find_symbol(const struct symbols *symbols, const char *name, int type) {
+static const ElfW(Sym) * find_symbol(const struct symbols *symbols, const char *name, int type) {
     const uint32_t *header = symbols->gnu_hash; /* buckets, first symbol, bloom words, bloom shift */
     const uint32_t *bucket = header + 4 + header[2] * (sizeof(ElfW(Addr)) / 4);
     const uint32_t *chain = bucket + header[0];
     uint32_t hash = hash_of(name), i = bucket[hash % header[0]];
-    void *found = NULL;
+    const ElfW(Sym) *found = NULL;
     if (i < header[1])
         return NULL;
     for (bool last = false; !last; i++) {
@@ -84,7 +85,7 @@ static void *find_symbol(const struct symbols *symbols, const char *name, int ty
         if ((chain[i - header[1]] | 1) != (hash | 1) || symbol->st_shndx == SHN_UNDEF ||
             (symbol->st_info & 0xf) != type || !same(symbols->strings + symbol->st_name, name))
             continue;
-        found = (void *)(symbols->base + symbol->st_value);
+        found = symbol;
         if (symbols->versions == NULL || !(symbols->versions[i] & 0x8000)) /* not a hidden, old version */
             break;
     }
@@ -92,7 +93,8 @@ static void *find_symbol(const struct symbols *symbols, const char *name, int ty
 }
 
 static void *find_function(const struct symbols *symbols, const char *name) {
-    return find_symbol(symbols, name, STT_FUNC);
+    const ElfW(Sym) *symbol = find_symbol(symbols, name, STT_FUNC);
+    return symbol != NULL ? (void *)(symbols->base + symbol->st_value) : NULL;
 }
 
 static void *search_libc(const char *name) {
@@ -140,17 +142,22 @@ struct search {
     bool lacks; /* known not to have it */
 };
 
+static const ElfW(Dyn) * dynamic_of(const struct dl_phdr_info *object) {
+    for (int i = 0; i < object->dlpi_phnum; i++)
+        if (object->dlpi_phdr[i].p_type == PT_DYNAMIC)
+            return (const ElfW(Dyn) *)(object->dlpi_addr + object->dlpi_phdr[i].p_vaddr);
+    return NULL;
+}
+
 static int search_object(struct dl_phdr_info *object, size_t size, void *argument) {
     struct search *search = argument;
     struct symbols symbols;
-    const ElfW(Dyn) *dynamic = NULL;
+    const ElfW(Dyn) *dynamic = dynamic_of(object);
     bool inside = false;
     (void)size;
     for (int i = 0; i < object->dlpi_phnum; i++) {
         const ElfW(Phdr) *header = &object->dlpi_phdr[i];
         uintptr_t start = object->dlpi_addr + header->p_vaddr;
-        if (header->p_type == PT_DYNAMIC)
-            dynamic = (const ElfW(Dyn) *)start;
         inside |= header->p_type == PT_LOAD && search->address >= start && search->address - start < header->p_memsz;
     }
     if (inside && dynamic != NULL && read_dynamic(object->dlpi_addr, dynamic, &symbols))
@@ -173,14 +180,19 @@ const char *vgpu__libc_own_path(void) {
     return NULL;
 }
 
-void *vgpu__libc_in_front(const char *library, const char *function) {
+/* Without a lock: nobody unloads what was there before us while we are constructed. */
+void *vgpu__libc_in_front(const char *library, const char *function, size_t *size) {
     const struct link_map *object = _r_debug.r_map;
     void *found = NULL;
     for (; object != NULL && object->l_ld != _DYNAMIC; object = object->l_next) {
         struct symbols symbols;
-        if (found == NULL && read_dynamic(object->l_addr, object->l_ld, &symbols) && same(symbols.soname, library) &&
-            find_symbol(&symbols, "vgpu_is_gate", STT_OBJECT) == NULL)
-            found = find_function(&symbols, function);
+        const ElfW(Sym) * symbol;
+        if (found != NULL || !read_dynamic(object->l_addr, object->l_ld, &symbols) || !same(symbols.soname, library) ||
+            find_symbol(&symbols, "vgpu_is_gate", STT_OBJECT) != NULL ||
+            (symbol = find_symbol(&symbols, function, STT_FUNC)) == NULL)
+            continue;
+        found = (void *)(symbols.base + symbol->st_value);
+        *size = symbol->st_size;
     }
     return object != NULL ? found : NULL; /* a copy in a namespace of its own is in no list that we see */
 }
@@ -189,6 +201,13 @@ static void *open_library(const char *library, int flags) {
     static void *found;
     void *(*open_function)(const char *, int) = (void *(*)(const char *, int))vgpu__libc_function("dlopen", &found);
     return open_function != NULL ? open_function(library, flags) : NULL;
+}
+
+static void close_library(void *handle) {
+    static void *found;
+    int (*close_function)(void *) = (int (*)(void *))vgpu__libc_function("dlclose", &found);
+    if (close_function != NULL)
+        close_function(handle);
 }
 
 void *vgpu__libc_loaded(const char *library) {
@@ -211,6 +230,7 @@ static bool is_cuda(const char *library) {
     return library[3] == 'c'; /* not libnvidia-ml.so.1 */
 }
 
+/* Of an object that we have a handle of, so that it stays. */
 static ElfW(Dyn) * soname_of(const struct link_map *object, const char *library) {
     struct symbols symbols;
     if (!read_dynamic(object->l_addr, object->l_ld, &symbols) || !same(symbols.soname, library))
@@ -221,14 +241,32 @@ static ElfW(Dyn) * soname_of(const struct link_map *object, const char *library)
     return entry;
 }
 
-/* The library of this name that was loaded first. Not by asking the loader for the name: it would note the answer. */
+struct first {
+    const char *library;
+    char path[PATH_MAX];
+};
+
+static int is_first(struct dl_phdr_info *object, size_t size, void *argument) {
+    struct first *first = argument;
+    struct symbols symbols;
+    const ElfW(Dyn) *dynamic = dynamic_of(object);
+    size_t length = 0;
+    (void)size;
+    if (dynamic == NULL || !read_dynamic(object->dlpi_addr, dynamic, &symbols) || !same(symbols.soname, first->library))
+        return 0;
+    while (object->dlpi_name[length] != '\0' && length < sizeof first->path - 1) {
+        first->path[length] = object->dlpi_name[length];
+        length++;
+    }
+    first->path[length] = '\0';
+    return length > 0; /* the program itself has no name */
+}
+
+/* The library of this name that was loaded first. Not by asking the loader for the name: it would note the answer.
+ * Other threads may unload what we look at, but not while the C library goes through its list for us. */
 static void *loaded_first(const char *library) {
-    if (vgpu__libc_own_path() == NULL) /* a copy in a namespace of its own, in which there may be another */
-        return vgpu__libc_loaded(library);
-    for (const struct link_map *object = _r_debug.r_map; object != NULL; object = object->l_next)
-        if (soname_of(object, library) != NULL)
-            return open_library(object->l_name, RTLD_LAZY | RTLD_NOLOAD);
-    return NULL;
+    struct first first = {.library = library};
+    return dl_iterate_phdr(is_first, &first) != 0 ? open_library(first.path, RTLD_LAZY | RTLD_NOLOAD) : NULL;
 }
 
 /* A gate with no driver behind it leads back to us. */
@@ -260,8 +298,11 @@ static void give_name_to_gate(const char *library, void *driver) {
         return;
     name->d_un.d_val += SHORTER;
     void *gate = open_library(library, RTLD_LAZY | RTLD_LOCAL);
-    if (gate == NULL || unless_gate(gate) != NULL)
-        name->d_un.d_val -= SHORTER; /* there is none, or the program's own is the usual one */
+    if (gate != NULL && unless_gate(gate) == NULL)
+        return;
+    name->d_un.d_val -= SHORTER; /* there is none, or the program's own is the usual one, or hides another driver */
+    if (gate != NULL)
+        close_library(gate);
 }
 
 /* Decided once: functions of two drivers do not go together. */

@@ -11,6 +11,7 @@
 #define VGPU_PRELOAD_LIBC_H
 
 #include <stdbool.h>
+#include <stddef.h>
 
 typedef void *(*vgpu_dlsym_function)(void *handle, const char *name);
 typedef void *(*vgpu_dlvsym_function)(void *handle, const char *name, const char *version);
@@ -32,8 +33,9 @@ bool vgpu__libc_object_has(const void *address, const char *function);
 /* The path that the loader opened this library by; NULL in a namespace of its own. */
 const char *vgpu__libc_own_path(void);
 
-/* A function of a driver's own library that was loaded before this one; NULL: there is none, or it is a gate. */
-void *vgpu__libc_in_front(const char *library, const char *function);
+/* A function of a driver's own library that was loaded before this one, and its length in bytes; NULL: there is none,
+ * or it is a gate. Only while this library is constructed. */
+void *vgpu__libc_in_front(const char *library, const char *function, size_t *size);
 
 /* The library if it is loaded already (by its soname, whatever path it came from), NULL if not. */
 void *vgpu__libc_loaded(const char *library);

@@ -98,12 +98,52 @@ def test_a_driver_that_is_preloaded_in_front_of_the_library_cannot_be_started(
 
 
 @pytest.mark.no_sanitizer  # the same
+def test_a_driver_that_is_preloaded_in_front_of_the_library_hands_out_no_functions(
+    machine: "Machine", hostile_program: Callable[..., Path]
+) -> None:
+    machine.share(64 * MIB)
+    program = hostile_program("asks", f"-L{library_directory()}", "-l:libcuda.so.1")
+    environment = machine.environment() | {"LD_PRELOAD": f"{DRIVER}:{machine.library}"}
+    run = subprocess.run([program], env=environment, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "800 800\n", 2 * REFUSED.format("libcuda.so.1"))
+
+
+@pytest.mark.no_sanitizer  # the same
+def test_a_program_ends_where_a_library_has_started_a_driver_in_front_before_the_library_could_refuse(
+    machine: "Machine", hostile_program: Callable[..., Path]
+) -> None:
+    machine.share(64 * MIB)
+    early = hostile_program("early", "-shared", "-fPIC", f"-L{library_directory()}", "-l:libcuda.so.1")
+    program = hostile_program("grab", "-Wl,--no-as-needed,--allow-shlib-undefined", str(early))
+    environment = machine.environment() | {"LD_PRELOAD": f"{DRIVER}:{machine.library}"}
+    run = subprocess.run([program, "scope"], env=environment, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout, run.stderr) == (127, "", REFUSED.format("libcuda.so.1"))
+    assert read_card(machine.card).peak_bytes == 0
+
+
+@pytest.mark.no_sanitizer  # the same
 def test_an_nvml_that_is_preloaded_in_front_of_the_library_shows_nothing(machine: "Machine") -> None:
     machine.share(64 * MIB)
     environment = machine.environment() | {"LD_PRELOAD": f"{DRIVER.with_name('libnvidia-ml.so.1')}:{machine.library}"}
     program = "import ctypes; print(ctypes.CDLL(None).nvmlInit_v2())"
     run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
     assert (run.returncode, run.stdout, run.stderr) == (0, "4\n", REFUSED.format("libnvidia-ml.so.1"))
+
+
+@pytest.mark.no_sanitizer  # the same: its runtime keeps what was loaded
+def test_a_driver_that_the_program_opens_by_path_stays_alone(machine: "Machine", tmp_path: Path) -> None:
+    machine.share(64 * MIB)
+    usual, own = tmp_path / "usual" / "libcuda.so.1", tmp_path / "own" / "libcuda.so.1"
+    own.parent.mkdir()
+    usual.parent.mkdir()
+    shutil.copy(DRIVER, own)
+    source = "int cuInit(unsigned flags) { return (int)flags; }"
+    command = ["cc", "-shared", "-fPIC", f"-Wl,-soname,{usual.name}", "-o", str(usual), "-x", "c", "-"]
+    subprocess.run(command, input=source, text=True, check=True)
+    program = f"import ctypes; print(ctypes.CDLL({str(own)!r}).cuInit(0)); print(open('/proc/self/maps').read())"
+    environment = machine.environment() | {"LD_LIBRARY_PATH": str(usual.parent)}
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert (run.stdout[:2], str(own) in run.stdout, str(usual) in run.stdout) == ("0\n", True, False)
 
 
 # A library like libfaketime, for the application's sake: with ten times as much time the share had all of the GPU.
