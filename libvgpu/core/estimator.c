@@ -19,9 +19,13 @@ enum {
 
 static struct vgpu_estimate entries[ENTRIES];
 
+/* Where the probes for a key begin: the bits that all of it has a part in. */
+static uint32_t first_of(uint64_t key) {
+    return (uint32_t)((key * UINT64_C(0x9E3779B97F4A7C15)) >> 52) % ENTRIES;
+}
+
 struct vgpu_estimate *vgpu_estimate_of(uint64_t key) {
-    uint64_t hashed = key * UINT64_C(0x9E3779B97F4A7C15);
-    uint32_t first = (uint32_t)(hashed >> 52) % ENTRIES; /* the bits that all of the key has a part in */
+    uint32_t first = first_of(key);
     for (uint32_t i = 0; i < PROBES; i++) {
         struct vgpu_estimate *entry = &entries[(first + i) % ENTRIES];
         uint64_t seen = __atomic_load_n(&entry->key, __ATOMIC_RELAXED);
@@ -31,6 +35,15 @@ struct vgpu_estimate *vgpu_estimate_of(uint64_t key) {
             return entry;
     }
     return &entries[first];
+}
+
+struct vgpu_estimate *vgpu_estimate_find(uint64_t key) {
+    for (uint32_t i = 0; i < PROBES; i++) {
+        struct vgpu_estimate *entry = &entries[(first_of(key) + i) % ENTRIES];
+        if (__atomic_load_n(&entry->key, __ATOMIC_RELAXED) == key)
+            return entry;
+    }
+    return NULL;
 }
 
 static uint32_t load32(const uint32_t *value) {

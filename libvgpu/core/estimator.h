@@ -69,6 +69,9 @@ struct vgpu_estimate {
 /* The estimate of a key (not 0). Never NULL: when the table is full, work shares estimates. */
 struct vgpu_estimate *vgpu_estimate_of(uint64_t key);
 
+/* The estimate that a key has for itself; NULL: none (yet). */
+struct vgpu_estimate *vgpu_estimate_find(uint64_t key);
+
 /* Count a launch. Returns what to charge now; *sample says whether to measure this one. */
 uint64_t vgpu_estimate_launch(struct vgpu_estimate *estimate, bool *sample);
 

@@ -23,15 +23,15 @@ static void capture_ended(CUstream stream) {
         vgpu__launch_capture(-1);
 }
 
-/* The context whose end ends it. */
-static CUresult context_of(CUstream stream, CUcontext *context) {
+/* The context whose end ends it. NULL: the driver does not say. */
+static CUcontext context_of(CUstream stream) {
     CUresult result;
-    *context = NULL;
+    CUcontext context = NULL;
     if (stream == NULL || stream == CU_STREAM_LEGACY || stream == CU_STREAM_PER_THREAD)
-        VGPU_CALL(result, cuCtxGetCurrent, context);
+        VGPU_CALL(result, cuCtxGetCurrent, &context);
     else
-        VGPU_CALL(result, cuStreamGetCtx, stream, context);
-    return result;
+        VGPU_CALL(result, cuStreamGetCtx, stream, &context);
+    return result == CUDA_SUCCESS ? context : NULL;
 }
 
 static void capture_began(CUstream stream, CUcontext context) {
@@ -43,12 +43,11 @@ static void capture_began(CUstream stream, CUcontext context) {
 
 #define BEGIN(stream, symbol, ...)                                                                                     \
     do {                                                                                                               \
-        CUresult result, known = CUDA_ERROR_UNKNOWN;                                                                   \
-        CUcontext context;                                                                                             \
-        if (!VGPU_BY_DRIVER() && vgpu__attached())                                                                     \
-            known = context_of(stream, &context);                                                                      \
+        CUresult result;                                                                                               \
+        bool ours = !VGPU_BY_DRIVER() && vgpu__attached();                                                             \
+        CUcontext context = ours ? context_of(stream) : NULL;                                                          \
         VGPU_CALL(result, symbol, __VA_ARGS__);                                                                        \
-        if (result == CUDA_SUCCESS && known == CUDA_SUCCESS)                                                           \
+        if (result == CUDA_SUCCESS && ours)                                                                            \
             capture_began(stream, context);                                                                            \
         return result;                                                                                                 \
     } while (0)

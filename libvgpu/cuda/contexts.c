@@ -13,13 +13,18 @@
 
 static unsigned int endings; /* of contexts, and forks: what a thread has seen before may be another one now */
 
-/* Held from before a call that may end a context until all that was known of it is forgotten, and while what another
- * call has made is remembered: the driver may give the handle again at once. And whether a call makes or ends a primary
- * context must not change before it is made. */
+/* Held from before a call that may end a context (but cuCtxDestroy: below) until all that was known of it is forgotten,
+ * and while what another call has made is remembered: the driver may give the handle again at once. And whether a call
+ * makes or ends a primary context must not change before it is made. */
 static struct vgpu_lock lives = VGPU_UNLOCKED;
+
+/* The context that may be ending with the lock held. It is so before `endings` is another one, and no longer once it is
+ * forgotten: a thread that uses any other context that is known need not wait for that. */
+static CUcontext ending_now;
 
 void vgpu__contexts_forget(void) {
     endings++;
+    ending_now = NULL;
     vgpu_lock_renew(&lives);
 }
 
@@ -43,6 +48,7 @@ static char aside;
 static void ending(CUcontext context, bool surely) {
     if (context == NULL)
         return;
+    __atomic_store_n(&ending_now, context, __ATOMIC_RELEASE);
     __atomic_fetch_add(&endings, 1, __ATOMIC_RELEASE); /* whoever has seen it waits for us */
     vgpu__launch_context_ending(context, surely);
     vgpu__pools_context_ending(context);
@@ -51,20 +57,24 @@ static void ending(CUcontext context, bool surely) {
 }
 
 /* What was allocated in it is freed, and what it took itself. */
-static void ended(CUcontext context, bool over) {
+static void forget(CUcontext context) {
     struct vgpu_charge known;
-    if (context == NULL)
-        return;
-    vgpu__launch_context_ended(context, over);
-    vgpu__pools_context_ended(context, over);
-    if (!over) {
-        vgpu_ptrmap_put_back(&aside, context);
-        return;
-    }
     vgpu__memory_gone(&aside);
     vgpu__memory_gone(context);
     if (vgpu_ptrmap_take((uintptr_t)context, VGPU_KIND_CONTEXT, &known))
         vgpu__footprint_context_gone(known.device);
+}
+
+static void ended(CUcontext context, bool over) {
+    if (context == NULL)
+        return;
+    vgpu__launch_context_ended(context, over);
+    vgpu__pools_context_ended(context, over);
+    if (over)
+        forget(context);
+    else
+        vgpu_ptrmap_put_back(&aside, context);
+    __atomic_store_n(&ending_now, NULL, __ATOMIC_RELEASE);
 }
 
 /* A context on a device without a share is refused; so no other call can reach that device. `unmake` undoes the call,
@@ -143,12 +153,70 @@ CUresult cuCtxCreate_v4(CUcontext *ctx, CUctxCreateParams *params, unsigned int 
         return result;                                                                                                 \
     } while (0)
 
+/* A created context is destroyed without the lock: the driver waits for its work, which may wait for what other threads
+ * do meanwhile. So all that is known of it is taken away before, and nothing is looked up by its handle later: that may
+ * be another's. What somebody allocates in it while it ends stays charged. */
+struct destroyed {
+    CUcontext context;
+    bool was_known;
+    struct vgpu_charge known;
+    void *keeper; /* of what it has owned: odd, and none is ever used again */
+};
+
+static void destroying(struct destroyed *d) {
+    static uintptr_t last = 1;
+    if (d->context == NULL)
+        return;
+    d->keeper = (void *)__atomic_add_fetch(&last, 2, __ATOMIC_RELAXED);
+    d->was_known = vgpu_ptrmap_take((uintptr_t)d->context, VGPU_KIND_CONTEXT, &d->known);
+    __atomic_fetch_add(&endings, 1, __ATOMIC_RELEASE);
+    vgpu__launch_context_ending(d->context, true);
+    vgpu__pools_context_ending(d->context);
+    vgpu_ptrmap_set_aside(d->context, d->keeper);
+}
+
+/* A primary context, which the driver does not destroy so, may have been found again meanwhile. */
+static void not_destroyed(const struct destroyed *d) {
+    struct vgpu_charge replaced = {.kind = 0};
+    vgpu_ptrmap_put_back(d->keeper, d->context);
+    if (d->was_known && vgpu_ptrmap_put(&d->known, &replaced) && replaced.kind != 0)
+        vgpu__footprint_context_gone(d->known.device);
+}
+
+static void destroyed(const struct destroyed *d, bool over) {
+    if (d->context == NULL)
+        return;
+    __atomic_fetch_add(&endings, 1, __ATOMIC_RELEASE); /* for who has looked at it while it ended */
+    vgpu__launch_context_ended(d->context, over);
+    vgpu__pools_context_ended(d->context, over);
+    if (!over) {
+        not_destroyed(d);
+        return;
+    }
+    vgpu__memory_gone(d->keeper);
+    if (d->was_known)
+        vgpu__footprint_context_gone(d->known.device);
+}
+
+#define DESTROY(symbol, ctx)                                                                                           \
+    do {                                                                                                               \
+        CUresult result;                                                                                               \
+        VGPU_ENTER(symbol, ctx);                                                                                       \
+        if (!vgpu__attached())                                                                                         \
+            return VGPU_REAL(symbol)(ctx);                                                                             \
+        struct destroyed what = {.context = ctx};                                                                      \
+        destroying(&what);                                                                                             \
+        VGPU_CALL(result, symbol, ctx);                                                                                \
+        destroyed(&what, result == CUDA_SUCCESS);                                                                      \
+        return result;                                                                                                 \
+    } while (0)
+
 CUresult cuCtxDestroy(CUcontext ctx) {
-    ENDS((context = ctx, CUDA_SUCCESS), true, true, cuCtxDestroy, ctx);
+    DESTROY(cuCtxDestroy, ctx);
 }
 
 CUresult cuCtxDestroy_v2(CUcontext ctx) {
-    ENDS((context = ctx, CUDA_SUCCESS), true, true, cuCtxDestroy_v2, ctx);
+    DESTROY(cuCtxDestroy_v2, ctx);
 }
 
 /* Is it alive, and the same as it was? Another thread may have been given its handle. (Drivers before CUDA 12 do not
@@ -266,6 +334,12 @@ void vgpu__contexts_see(CUcontext context, struct vgpu_device *device, CUdevice 
     CUcontext primary;
     if (__builtin_expect(seen.context == context && seen.endings == now, 1) || vgpu__holding > 0 || vgpu__inside > 0)
         return;
+    bool ends = __atomic_load_n(&ending_now, __ATOMIC_ACQUIRE) == context; /* in this order: see there */
+    if (!ends && vgpu_ptrmap_look((uintptr_t)context, VGPU_KIND_CONTEXT, &known)) {
+        seen.context = context;
+        seen.endings = now;
+        return;
+    }
     vgpu__enter(&lives);
     bool looked = vgpu_ptrmap_look((uintptr_t)context, VGPU_KIND_CONTEXT, &known);
     if (!looked && find_primary(ordinal, &primary) == CUDA_SUCCESS) {

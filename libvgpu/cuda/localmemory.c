@@ -67,7 +67,8 @@ static CUresult ask_need(uint64_t thread_bytes, uint64_t *bytes) {
 /* The difference between what the context is charged and what it is to be. The lock is held. */
 static CUresult grow(struct vgpu_device *device, CUcontext context, uint64_t need, uint64_t *grown) {
     struct vgpu_charge replaced, charge = {.bytes = 0};
-    vgpu_ptrmap_look((uintptr_t)context, VGPU_KIND_LOCAL, &charge);
+    if (vgpu_ptrmap_look((uintptr_t)context, VGPU_KIND_LOCAL, &charge) && charge.device != device)
+        charge.bytes = 0; /* somebody took it in an earlier one of its handle, while that ended */
     if (need <= charge.bytes)
         return CUDA_SUCCESS;
     if (vgpu__reserve(device, need - charge.bytes) != VGPU_OK)

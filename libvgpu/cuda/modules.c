@@ -144,11 +144,12 @@ static uint64_t limit_key(CUcontext context, CUlimit limit) {
 }
 
 /* The charge as it is, and the size that is free of charge. */
-static CUresult look_up(CUcontext context, CUlimit limit, struct vgpu_charge *charge, uint64_t *free_bytes) {
+static CUresult look_up(struct vgpu_device *device, CUcontext context, CUlimit limit, struct vgpu_charge *charge,
+                        uint64_t *free_bytes) {
     CUresult result = CUDA_SUCCESS;
     size_t now = 0;
     VGPU_CALL(result, cuCtxGetLimit, &now, limit);
-    if (!vgpu_ptrmap_look(limit_key(context, limit), VGPU_KIND_LIMIT, charge))
+    if (!vgpu_ptrmap_look(limit_key(context, limit), VGPU_KIND_LIMIT, charge) || charge->device != device)
         *charge = (struct vgpu_charge){
             .key = limit_key(context, limit), .kind = VGPU_KIND_LIMIT, .owner = context, .bytes = 0};
     *free_bytes = now > charge->bytes ? now - charge->bytes : 0;
@@ -184,7 +185,7 @@ CUresult cuCtxSetLimit(CUlimit limit, size_t value) {
     if (!heap)
         return set_other_limit(limit, value);
     if ((device = vgpu__cuda_current(&context, &result)) == NULL ||
-        (result = look_up(context, limit, &charge, &free_bytes)) != CUDA_SUCCESS)
+        (result = look_up(device, context, limit, &charge, &free_bytes)) != CUDA_SUCCESS)
         return result;
     uint64_t before = charge.bytes, after = value > free_bytes ? value - free_bytes : 0;
     if (after > before && vgpu__reserve(device, after - before) != VGPU_OK)

@@ -40,7 +40,7 @@ enum {
 void vgpu__launch_capture(int change) {
     __atomic_fetch_add(&vgpu__captures, change, __ATOMIC_RELAXED);
     if (change > 0)
-        __atomic_fetch_add(&vgpu__plan_turn, 1, __ATOMIC_RELAXED);
+        __atomic_fetch_add(&vgpu__plan_turn, 1, __ATOMIC_RELEASE);
 }
 
 void vgpu__launch_forget(void) {
@@ -62,17 +62,19 @@ static uint64_t key_here(uint64_t key, const struct vgpu_device *device) {
 
 void vgpu__launch_renew(uint64_t key) {
     for (uint32_t i = 0; i < vgpu__process->device_count; i++) {
-        struct vgpu_estimate *estimate = vgpu_estimate_of(key_on(key, i));
+        struct vgpu_estimate *estimate = vgpu_estimate_find(key_on(key, i)); /* one of its own */
         struct vgpu_charge launched;
-        vgpu__sample_disown(estimate);
-        vgpu_estimate_renew(estimate);
+        if (estimate != NULL) {
+            vgpu__sample_disown(estimate);
+            vgpu_estimate_renew(estimate);
+        }
         vgpu_ptrmap_take(key_on(key, i), VGPU_KIND_LAUNCHED, &launched);
     }
 }
 
 static void renew_all(void) {
     __atomic_fetch_add(&vgpu__handles, 1, __ATOMIC_RELAXED);
-    __atomic_fetch_add(&vgpu__plan_turn, 1, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&vgpu__plan_turn, 1, __ATOMIC_RELEASE);
     vgpu_estimator_renew();
 }
 

@@ -213,19 +213,28 @@ static void give_up(struct vgpu__sample *sample, uint64_t *paid_from_ns) {
         owe(sample->device, owed_ns);
 }
 
-/* Until a thread that looks at it, of whatever context, is done. Not for ever: it may be interrupted by us. */
-static void wait_for_look(const struct vgpu__sample *sample) {
+/* Look at one that is IDLE or PENDING: *waits says which. Another thread that looks at it, of whatever context, is
+ * waited for; not for ever: it may be interrupted by us. */
+static bool look(struct vgpu__sample *sample, bool *waits) {
     enum { TRIES = 1000, STEP_NS = 20 * 1000 };
-    for (int i = 0; i < TRIES && __atomic_load_n(&sample->state, __ATOMIC_RELAXED) == LOOKED_AT; i++)
-        vgpu_sleep_ns(STEP_NS);
+    for (int i = 0; i < TRIES; i++) {
+        *waits = become(sample, PENDING, LOOKED_AT);
+        if (*waits || become(sample, IDLE, LOOKED_AT))
+            return true;
+        int state = __atomic_load_n(&sample->state, __ATOMIC_RELAXED);
+        if (state == LOOKED_AT)
+            vgpu_sleep_ns(STEP_NS);
+        else if (state != PENDING && state != IDLE)
+            return false;
+    }
+    return false;
 }
 
 void vgpu__sample_hold(CUcontext context) {
     for (int i = 0; i < __atomic_load_n(&known, __ATOMIC_RELAXED); i++) {
         struct vgpu__sample *sample = &samples[i];
-        wait_for_look(sample);
-        bool waits = become(sample, PENDING, LOOKED_AT);
-        if (!waits && !become(sample, IDLE, LOOKED_AT))
+        bool waits;
+        if (!look(sample, &waits))
             continue;
         if (sample->context == context)
             leave(sample, waits ? HELD_PENDING : HELD_IDLE);

@@ -49,7 +49,8 @@ struct vgpu__plan *vgpu__plan_of(CUfunction function, uint64_t xy, unsigned int 
 /* Half of the credit: the next kernel may want some too. */
 void vgpu__plan(CUfunction function, uint64_t xy, unsigned int z) {
     const struct vgpu_process *process = vgpu__process;
-    uint32_t turn = __atomic_load_n(&vgpu__plan_turn, __ATOMIC_RELAXED);
+    uint32_t turn =
+        __atomic_load_n(&vgpu__plan_turn, __ATOMIC_ACQUIRE); /* before what made it another one is looked at */
     if (vgpu__inside > 0 || thread.busy > 0 || thread.device == NULL || thread.device->count != 1 ||
         thread.credit_ns < 0 || __atomic_load_n(&vgpu__captures, __ATOMIC_RELAXED) > 0 ||
         __atomic_load_n(&process->only_device, __ATOMIC_RELAXED) != thread.device)

@@ -193,6 +193,60 @@ assert exact() == [0, 6 + 1 + 6 + 128 + 6]
     )
 
 
+@pytest.mark.parametrize("end", ["cuCtxDestroy(first)", "cuCtxDestroy_v2(first)", "cuDevicePrimaryCtxReset_v2(0)"])
+def test_others_take_and_free_memory_while_the_driver_waits_for_the_work_of_a_context_that_ends(
+    end: str, two: Two
+) -> None:
+    two.run(
+        f"""
+def use():
+    check(cuda.cuCtxSetCurrent(other))
+    alloc(10 * MIB)
+    info()
+    load(16)
+    if created:
+        context_on(0)
+        alloc(4 * MIB)
+    done.set()
+def wait_for_others():
+    between.function = None
+    threading.Thread(target=use, daemon=True).start()
+    in_time.append(done.wait(60))
+    if created:
+        free(spare)
+        in_time.append(True)
+created, done, in_time = "Primary" not in "{end}", threading.Event(), []
+other = context_on(1)
+spare = alloc(2 * MIB)
+first = context_on(0) if created else start()
+alloc(20 * MIB)
+between = Between.in_dll(cuda, "vgpu_stub_between")
+kept = ctypes.CFUNCTYPE(None)(wait_for_others)
+between.before, between.function = ctypes.cast(kept, ctypes.c_void_p), "{end}".partition("(")[0].encode()
+assert exact() == [20, 2]
+check(cuda.{end})
+assert in_time == ([True, True] if created else [True]), in_time
+assert exact() == ([4, 10] if created else [0, 12])
+"""
+    )
+
+
+def test_a_context_that_the_driver_does_not_destroy_keeps_what_it_has(machine: "Machine") -> None:
+    Two(machine, nvml=True, context_bytes=MIB).run(
+        FILL_CONTEXT
+        + """
+first = fill(0, 10)
+held = exact()
+inject_fault(CARDS[0], "cuCtxDestroy_v2", 1, 999)
+assert cuda.cuCtxDestroy_v2(first) == 999
+assert exact() == held
+alloc(MIB)
+check(cuda.cuCtxDestroy_v2(first))
+assert exact() == [0, 0]
+"""
+    )
+
+
 def test_a_thread_whose_context_was_destroyed_pays_for_none_until_it_has_the_next(two: Two) -> None:
     two.run(
         """
@@ -555,6 +609,24 @@ launch(kernel(), 100_000_000, streams[0])
 """
     )
     assert read_card(one.cards[0]).gpu_time_ns == read_books(one.shares[0]).gpu_time_ns == 0
+
+
+def test_what_is_captured_is_not_paid_where_the_driver_does_not_say_in_which_context(one: Two) -> None:
+    one.run(
+        """
+start()
+spin, stream, graph = kernel(), new_stream(), c_void_p()
+for _ in range(10):
+    launch(spin, 10_000_000, stream)
+    synchronize()
+inject_fault(CARDS[0], "cuStreamGetCtx", 1, 999)
+check(cuda.cuStreamBeginCapture_v2(stream, 2))
+for _ in range(50):
+    launch(spin, 10_000_000, stream)
+check(cuda.cuStreamEndCapture(stream, byref(graph)))
+"""
+    )
+    assert read_books(one.shares[0]).gpu_time_ns <= 2 * read_card(one.cards[0]).gpu_time_ns
 
 
 # ---- Memory ----

@@ -134,7 +134,9 @@ static uint64_t estimate_ns(struct vgpu_estimate *estimate) {
 }
 
 static void new_work_is_measured_and_paid_for_once_it_is_known(void) {
+    CHECK(vgpu_estimate_find(4711) == NULL, 1);
     struct vgpu_estimate *estimate = vgpu_estimate_of(4711);
+    CHECK(vgpu_estimate_find(4711) == estimate, 1);
     bool sample;
     CHECK(vgpu_estimate_launch(estimate, &sample), 0);
     CHECK(sample, 1);
