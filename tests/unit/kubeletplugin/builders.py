@@ -1,9 +1,12 @@
 """Claims, devices and agents for the tests of the node agent."""
 
 import socket
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from api import kube, names
 from api.kubefake import FakeKube
@@ -106,3 +109,17 @@ def can_connect(path: Path) -> bool:
         except OSError:
             return False
     return True
+
+
+def hold_gets(client: FakeKube, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Keep the API server from answering a get; return what says that one was asked, and what lets them go on."""
+    asked, goes_on = threading.Event(), threading.Event()
+    get = client.get
+
+    def slow(*where: Any) -> kube.JSON:
+        asked.set()
+        goes_on.wait()
+        return get(*where)
+
+    monkeypatch.setattr(client, "get", slow)
+    return asked, goes_on

@@ -15,7 +15,7 @@ from kubeletplugin.agent import NodeAgent
 from kubeletplugin.hardware.discovery import FakeDiscovery
 from libvgpu.shares import Limits, Policy, read_books, read_limits
 from tests.unit.kubeletplugin import fakekubelet
-from tests.unit.kubeletplugin.builders import GIB, NODE, add_claim, can_connect, claim_object, gpu, result
+from tests.unit.kubeletplugin.builders import GIB, NODE, add_claim, can_connect, claim_object, gpu, hold_gets, result
 from tests.unit.kubeletplugin.fakekubelet import FakeKubelet, PrepareError, Ref
 
 A, B = gpu(0), gpu(1)
@@ -265,15 +265,7 @@ def test_a_call_that_waits_for_another_is_answered_while_the_kubelet_still_liste
     served: FakeKubelet, client: FakeKube, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     claim = add_claim(client, "train", result(A))
-    asked, goes_on = threading.Event(), threading.Event()
-    get = client.get
-
-    def slow(*where: Any) -> kube.JSON:
-        asked.set()
-        goes_on.wait()
-        return get(*where)
-
-    monkeypatch.setattr(client, "get", slow)
+    asked, goes_on = hold_gets(client, monkeypatch)
     first = threading.Thread(target=served.prepare, args=(claim,))
     first.start()
     assert asked.wait(60)

@@ -4,18 +4,16 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from api import kube
 from api.errors import ClaimError
 from api.kubefake import FakeKube
 from kubeletplugin.claims.claimreading import ClaimReader, ClaimReference
 from kubeletplugin.claims.preparing import Hooks, LateCallError, Preparer
 from kubeletplugin.claims.unpreparing import Unpreparer
 from tests.unit.kubeletplugin.barenode import A, BareNode
-from tests.unit.kubeletplugin.builders import CLAIMS, add_claim, result
+from tests.unit.kubeletplugin.builders import CLAIMS, add_claim, hold_gets, result
 from tests.unit.kubeletplugin.fakekubelet import FakeKubelet
 
 
@@ -84,15 +82,7 @@ def test_a_call_that_is_cancelled_at_its_work_leaves_nothing_once_the_claim_is_u
     served: FakeKubelet, client: FakeKube, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     claim = add_claim(client, "train", result(A))
-    asked, goes_on = threading.Event(), threading.Event()
-    get = client.get
-
-    def slow(*where: Any) -> kube.JSON:
-        asked.set()
-        goes_on.wait()
-        return get(*where)
-
-    monkeypatch.setattr(client, "get", slow)
+    asked, goes_on = hold_gets(client, monkeypatch)
     call = served.begin_prepare(claim)
     assert asked.wait(60)
     call.cancel()

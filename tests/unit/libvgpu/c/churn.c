@@ -4,6 +4,7 @@
  * devices, so that handles go from thread to thread. Prints free and total memory of both devices at the end.
  */
 #include "abi/cuda.h"
+#include "must.h"
 
 #include <pthread.h>
 #include <stdbool.h>
@@ -13,15 +14,6 @@
 enum { THREADS = 4, ROUNDS = 150, DEVICES = 2 };
 
 static CUcontext shared[DEVICES];
-
-#define MUST(call)                                                                                                     \
-    do {                                                                                                               \
-        CUresult must_result = (call);                                                                                 \
-        if (must_result != CUDA_SUCCESS) {                                                                             \
-            fprintf(stderr, "%s: %d\n", #call, must_result);                                                           \
-            exit(1);                                                                                                   \
-        }                                                                                                              \
-    } while (0)
 
 struct things {
     CUstream stream;

@@ -4,6 +4,7 @@
  * Prints free and total memory at the end.
  */
 #include "abi/cuda.h"
+#include "must.h"
 
 #include <pthread.h>
 #include <stdio.h>
@@ -15,15 +16,6 @@ enum { THREADS = 8, WAVES = 4, ROUNDS = 3000, LIVE = 16, MOST = 1 << 20 };
 
 static CUcontext context;
 static CUfunction function;
-
-#define MUST(call)                                                                                                     \
-    do {                                                                                                               \
-        CUresult must_result = (call);                                                                                 \
-        if (must_result != CUDA_SUCCESS) {                                                                             \
-            fprintf(stderr, "%s: %d\n", #call, must_result);                                                           \
-            exit(1);                                                                                                   \
-        }                                                                                                              \
-    } while (0)
 
 static void *work(void *argument) {
     unsigned int seed = (unsigned int)(size_t)argument;
